@@ -1,0 +1,1 @@
+"""Requests and blocks, in plain Python. No torch."""

@@ -1,0 +1,1 @@
+"""Arithmetic that depends on the device."""

@@ -1,0 +1,1 @@
+"""Between strings and token ids. No torch, no HTTP."""
