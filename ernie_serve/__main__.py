@@ -1,0 +1,5 @@
+"""`python -m ernie_serve` is the command line."""
+
+from ernie_serve.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""The command line: a few lines a verb.
+
+Knows the verbs and how flags become settings. Knows nothing of what a verb does. The flags of the verbs that
+take settings are made from the fields of `Settings`, so a setting is named and explained in one place.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ernie_serve import config
+from ernie_serve.config import Settings
+from ernie_serve.errors import StartupError
+
+Origins = dict[str, str]
+
+_SOURCES = (
+    "Every flag has an environment name (--max-model-len is ERNIE_SERVE_MAX_MODEL_LEN) and a line in a TOML file "
+    "(max-model-len = 8192). A flag beats the environment, which beats the file."
+)
+
+app = typer.Typer(
+    name="ernie-serve",
+    help="Serve ERNIE 4.5 text models over an OpenAI-compatible API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Run the command line; what cannot start is said in one line, with exit code 1."""
+    try:
+        app()
+    except StartupError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]ernie-serve:[/] {error}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb a flag for every setting; the verb receives `settings` and `origins` instead."""
+    own = inspect.signature(command).parameters
+    parameters = [_parameter(name) for name in Settings.model_fields]
+    help_text = "TOML file with settings; a flag or an environment name beats it."
+    parameters.append(
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option("--config", help=help_text, rich_help_panel="Model")],
+        )
+    )
+    kept = [p for name, p in own.items() if name not in ("settings", "origins")]
+    parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept]
+
+    def run(**given: Any) -> None:
+        extra = {name: given.pop(name) for name in own if name in given}
+        file = given.pop("config")
+        flags = {name: value for name, value in given.items() if value is not None and value != []}
+        settings, origins = config.load(flags, config=file)
+        command(settings=settings, origins=origins, **extra)
+
+    run.__name__ = command.__name__
+    run.__doc__ = f"{command.__doc__}\n\n{_SOURCES}"
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """The flag of one setting. Its value stays text: `Settings` is what validates, whatever the source."""
+    field = Settings.model_fields[name]
+    kind: Any = bool if field.annotation is bool else list[str] if get_origin(field.annotation) is tuple else str
+    if name == "model":
+        option = typer.Argument(help=field.description, show_default=False)
+    else:
+        flag = config.flag_name(name)
+        default = field.default if isinstance(field.default, str | int | float) and field.default != "" else None
+        shown = f" [default: {default}]" if default is not None and kind is not bool else ""
+        option = typer.Option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            help=f"{field.description}{shown}".replace("[", r"\["),
+            rich_help_panel=config.group_of(name),
+            show_default=False,
+            metavar=None if kind is bool else "N" if field.annotation in (int, int | None) else "TEXT",
+        )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+@app.command()
+@takes_settings
+def serve(settings: Settings, origins: Origins) -> None:
+    """Serve a checkpoint over HTTP."""
+    from ernie_serve import launch
+
+    raise typer.Exit(launch.serve(settings))
+
+
+@app.command()
+@takes_settings
+def generate(
+    settings: Settings,
+    origins: Origins,
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue, or with --chat the user's message.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Render the prompt with the chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to make.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.", min=0, max=2)] = 0.0,
+) -> None:
+    """Continue one prompt in this process and print the text as it comes."""
+    from ernie_serve import launch
+
+    launch.generate(settings, prompt, chat=chat, max_tokens=max_tokens, temperature=temperature)
+
+
+@config_app.command("show")
+@takes_settings
+def show(settings: Settings, origins: Origins) -> None:
+    """Print every setting, its value and where the value came from."""
+    table = Table("setting", "value", "origin", box=None, header_style="bold")
+    for name, origin in origins.items():
+        value = getattr(settings, name)
+        table.add_row(name.replace("_", "-"), "(set)" if name == "api_key" and value else str(value), origin)
+    Console().print(table)

@@ -1,0 +1,154 @@
+"""Settings from flags, environment and a TOML file, validated once and then frozen.
+
+Knows every setting's name, type, default, limits and help. Knows nothing of what a setting does. A flag
+beats an environment name, which beats the file, which beats the default; `origins` tells which one won.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ernie_serve.errors import SettingsError
+
+ENV_PREFIX = "ERNIE_SERVE_"
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def _byte_count(value: object) -> object:
+    """Read `4GiB`, `512M` or a plain number as a count of bytes; leave anything else to the validator."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|m|g|ki|mi|gi|)b?\s*", value, re.IGNORECASE)
+    return int(float(match[1]) * _UNITS[match[2].lower()]) if match else value
+
+
+def _names(value: object) -> object:
+    """Read `a,b` as two names."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_byte_count)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+class Settings(BaseModel):
+    """Every setting of the server. Field names are the flags' names with underscores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = _setting("Model", "", "Folder or hub name of the checkpoint. Empty: the bundled one.")
+    revision: str | None = _setting("Model", None, "Branch, tag or commit of a hub checkpoint.")
+    served_model_name: Names = _setting("Model", (), "Names that requests may use; the first is reported.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
+        "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
+    )
+    device: str = _setting(
+        "Model", "auto", "cpu, cuda or cuda:N. auto: a GPU where there is one.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+    max_model_len: int | None = _setting(
+        "Model",
+        None,
+        "Longest prompt plus answer, in tokens. Default: what the checkpoint allows and memory holds.",
+        ge=1,
+    )
+
+    max_num_seqs: int = _setting("Engine", 64, "Requests that run at once.", ge=1, le=4096)
+    max_num_batched_tokens: int = _setting("Engine", 2048, "Tokens computed in one step.", ge=1, le=1_048_576)
+    block_size: int = _setting("Engine", 16, "Tokens in one block of the KV cache.", ge=1, le=1024)
+    kv_cache_memory_bytes: Bytes | None = _setting(
+        "Engine",
+        None,
+        "Size of the KV cache, such as 4GiB. Default: what the device has left, on a CPU at most 4GiB.",
+        ge=1,
+    )
+    gpu_memory_utilization: float = _setting("Engine", 0.92, "Share of the GPU's memory to use.", gt=0, le=1)
+    enable_prefix_caching: bool = _setting("Engine", True, "Reuse the KV cache of prompts that begin alike.")
+    threads: int | None = _setting("Engine", None, "CPU threads of the engine. Default: one a core.", ge=1, le=1024)
+
+    host: str = _setting("API", "127.0.0.1", "Address to listen on.")
+    port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    api_key: Names = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
+    max_output_tokens: int | None = _setting("API", None, "Most tokens that one answer may have.", ge=1)
+    shutdown_timeout: int = _setting(
+        "API", 30, "Seconds that running requests may take to end after SIGTERM or Ctrl-C.", ge=0, le=86_400
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("API", "info", "What is logged.")
+
+
+def load(
+    flags: Mapping[str, Any], *, config: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> tuple[Settings, dict[str, str]]:
+    """Merge all sources into settings, and say for each field where its value came from.
+
+    `flags` holds only what was given on the command line. Raises `SettingsError`, naming the source.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+
+    def take(name: str, value: Any, origin: str) -> None:
+        values[name], origins[name] = value, origin
+
+    for name, value in (_read_toml(config) if config else {}).items():
+        take(name, value, f"file {config}")
+    for name in Settings.model_fields:
+        if (text := environ.get(env_name(name))) is not None:
+            take(name, text, f"environment {env_name(name)}")
+    for name, value in flags.items():
+        take(name, value, f"flag {flag_name(name)}")
+    try:
+        return Settings.model_validate(values), origins
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        value = "…" if name == "api_key" else repr(problem["input"])
+        meaning = Settings.model_fields[name].description
+        raise SettingsError(f"{name} = {value} (from {origins[name]}): {problem['msg']}. {meaning}") from None
+
+
+def flag_name(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "MODEL" if name == "model" else "--" + name.replace("_", "-")
+
+
+def env_name(name: str) -> str:
+    """The environment spelling of a field."""
+    return ENV_PREFIX + name.upper()
+
+
+def group_of(name: str) -> str:
+    """The heading under which `--help` shows a field."""
+    extra = Settings.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["group"])
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from None
+    settings = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in Settings.model_fields:
+            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name)}.")
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return settings
+
+
+def _suggestion(name: str) -> str:
+    nearest = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
