@@ -1,0 +1,229 @@
+"""Measures speed: one load generator, two targets (the engine in this process, or a server over HTTP).
+
+Knows clocks, percentiles and how to ask for tokens. Knows nothing of how tokens are made. A load is closed
+(a fixed number of requests in flight) or open (requests arrive by a Poisson process at a rate).
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+from ernie_serve.engine.client import EngineClient
+from ernie_serve.messages import EngineRequest, SamplingParams
+
+
+class Target(Protocol):
+    """Something that continues a prompt of token ids and yields how many tokens came each time."""
+
+    def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
+        """Make exactly `output_len` tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What to ask for. Lengths in tokens; `request_rate` in requests a second, `None` for a closed load."""
+
+    num_prompts: int
+    input_len: int
+    output_len: int
+    max_concurrency: int
+    request_rate: float | None = None
+    temperature: float = 1.0
+    seed: int = 0
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Random prompts: no two share a prefix, so that no cache helps."""
+        chance = random.Random(self.seed)  # noqa: S311  # a reproducible load, not a secret
+        return [[chance.randrange(3, vocab_size) for _ in range(self.input_len)] for _ in range(self.num_prompts)]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When one request began and when its tokens came, in seconds of one clock."""
+
+    start: float
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def first_token_seconds(self) -> float:
+        """Time to first token."""
+        return self.arrivals[0][0] - self.start
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between the arrivals of tokens; tokens that come together share the time they took."""
+        pairs = zip(self.arrivals, self.arrivals[1:], strict=False)
+        return [gap for (a, _), (b, n) in pairs for gap in [(b - a) / n] * n]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One measured load. Times in milliseconds, rates in tokens a second."""
+
+    target: str
+    input_len: int
+    output_len: int
+    concurrency: int
+    request_rate: float | None
+    requests: int
+    seconds: float
+    output_tok_s: float
+    total_tok_s: float
+    ttft_ms_p50: float
+    ttft_ms_p99: float
+    itl_ms_p50: float
+    itl_ms_p99: float
+    decode_tok_s: float
+
+
+async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Result:
+    """Run a load against a target, after one request that is not counted."""
+    prompts = load.prompts(vocab_size)
+    await _run(target, list(reversed(prompts[0])), min(4, load.output_len), seed=0)
+    lines: list[Timeline] = []
+    gate = asyncio.Semaphore(load.max_concurrency)
+
+    async def one(index: int, prompt: list[int]) -> None:
+        async with gate:
+            lines.append(await _run(target, prompt, load.output_len, seed=index))
+
+    chance = random.Random(load.seed)  # noqa: S311
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for index, prompt in enumerate(prompts):
+            group.create_task(one(index, prompt))
+            if load.request_rate is not None:
+                await asyncio.sleep(chance.expovariate(load.request_rate))
+    return _summarise(name, load, lines, time.perf_counter() - began)
+
+
+async def _run(target: Target, prompt: list[int], output_len: int, seed: int) -> Timeline:
+    line = Timeline(time.perf_counter())
+    async for count in target.stream(prompt, output_len, seed):
+        if count:
+            line.arrivals.append((time.perf_counter(), count))
+    return line
+
+
+def _summarise(name: str, load: Load, lines: Sequence[Timeline], seconds: float) -> Result:
+    made = sum(count for line in lines for _, count in line.arrivals)
+    first = [line.first_token_seconds * 1e3 for line in lines]
+    gaps = [gap * 1e3 for line in lines for gap in line.gaps] or [0.0]
+    last_first = max(line.arrivals[0][0] for line in lines)
+    first_end = min(line.arrivals[-1][0] for line in lines)
+    together = sum(n for line in lines for at, n in line.arrivals if last_first < at <= first_end)
+    return Result(
+        target=name,
+        input_len=load.input_len,
+        output_len=load.output_len,
+        concurrency=load.max_concurrency,
+        request_rate=load.request_rate,
+        requests=len(lines),
+        seconds=round(seconds, 3),
+        output_tok_s=round(made / seconds, 2),
+        total_tok_s=round((made + load.input_len * len(lines)) / seconds, 2),
+        ttft_ms_p50=round(statistics.median(first), 1),
+        ttft_ms_p99=round(_percentile(first, 0.99), 1),
+        itl_ms_p50=round(statistics.median(gaps), 2),
+        itl_ms_p99=round(_percentile(gaps, 0.99), 2),
+        decode_tok_s=round(together / (first_end - last_first), 2) if first_end > last_first else 0.0,
+    )
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class EngineTarget:
+    """An engine in this process."""
+
+    def __init__(self, client: EngineClient, temperature: float = 1.0) -> None:
+        self._client = client
+        self._temperature = temperature
+        self._count = 0
+
+    async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
+        """Make exactly `output_len` tokens."""
+        self._count += 1
+        sampling = SamplingParams(max_tokens=output_len, seed=seed, temperature=self._temperature)
+        request = EngineRequest(request_id=f"bench-{self._count}", prompt_token_ids=prompt, sampling=sampling)
+        async for output in self._client.generate(request):
+            if output.finish_reason == "error":
+                raise RuntimeError(output.error)
+            yield len(output.token_ids)
+
+
+class HttpTarget:
+    """A server that speaks the completions API; prompts go out as token ids, answers come as a stream."""
+
+    def __init__(self, base_url: str, model: str, *, api_key: str = "none", temperature: float = 1.0) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        headers = {"authorization": f"Bearer {api_key}"}
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=600, limits=limits)
+        self._model = model
+        self._temperature = temperature
+
+    async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
+        """Make exactly `output_len` tokens; what a last usage chunk adds is counted as coming with it."""
+        body = {
+            "model": self._model,
+            "prompt": prompt,
+            "max_tokens": output_len,
+            "temperature": self._temperature,
+            "seed": seed,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        seen = 0
+        async with self._http.stream("POST", "/completions", json=body) as response:
+            if response.status_code != 200:
+                raise RuntimeError((await response.aread()).decode())
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                if chunk.get("error"):
+                    raise RuntimeError(chunk["error"]["message"])
+                usage = chunk.get("usage")
+                count = usage["completion_tokens"] - seen if usage else len(chunk["choices"])
+                seen += count
+                yield count
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def table(results: Sequence[Result], emit: Callable[[Any], None]) -> None:
+    """Hand a printable table of the results to `emit`."""
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="bold")
+    columns = {
+        "target": "target",
+        "in": "input_len",
+        "out": "output_len",
+        "streams": "concurrency",
+        "req/s": "request_rate",
+        "tok/s": "output_tok_s",
+        "decode tok/s": "decode_tok_s",
+        "TTFT p50 ms": "ttft_ms_p50",
+        "p99": "ttft_ms_p99",
+        "ITL p50 ms": "itl_ms_p50",
+        "p99 ": "itl_ms_p99",
+    }
+    for heading in columns:
+        shown.add_column(heading, justify="left" if heading == "target" else "right")
+    for result in results:
+        values = asdict(result)
+        shown.add_row(*("-" if values[key] is None else str(values[key]) for key in columns.values()))
+    emit(shown)
