@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ernie_serve"
-FLOORS = "__main__ cli bench launch api billing text worker model kernels engine grammar".split()
+_ORDER = "__main__ > cli > bench > launch > api > billing > text > worker > model > kernels > engine > grammar"
+FLOORS = _ORDER.split(" > ")
 BASEMENT = {"messages", "config", "errors", "observe"}
 FREE_OF_TORCH = [
     "api",

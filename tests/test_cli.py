@@ -1,0 +1,45 @@
+"""The command line: help, suggestions, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ernie_serve import config
+from ernie_serve.config import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ERNIE_SERVE_")}
+    environ = clean | {"COLUMNS": "200", "NO_COLOR": "1"} | environ
+    command = [sys.executable, "-m", "ernie_serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, cwd=ROOT)
+
+
+def test_help_names_every_setting() -> None:
+    shown = _run("serve", "--help").stdout
+    for name in Settings.model_fields:
+        assert config.flag_name(name) in shown or name == "model"
+
+
+def test_an_unknown_flag_suggests_the_nearest() -> None:
+    done = _run("serve", "--max-model-length", "5")
+    assert done.returncode == 2
+    assert "--max-model-len" in done.stderr.replace("--max-model-length", "")
+
+
+def test_a_wrong_value_ends_in_one_line_and_exit_code_1() -> None:
+    done = _run("serve", "--port", "99999")
+    assert done.returncode == 1
+    assert "flag --port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_show_prints_values_and_origins_but_no_key() -> None:
+    done = _run("config", "show", "--no-enable-prefix-caching", "--api-key", "sk-secret", ERNIE_SERVE_PORT="9")
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    assert "environment ERNIE_SERVE_PORT" in lines["port"]
+    assert "False" in lines["enable-prefix-caching"]
+    assert "sk-secret" not in done.stdout

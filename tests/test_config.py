@@ -1,0 +1,89 @@
+"""Settings: sources, precedence, and errors that name what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from ernie_serve import config
+from ernie_serve.errors import SettingsError
+
+PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "preset.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
+    file = _file(tmp_path, "port = 1\nmax-num-seqs = 2\nthreads = 3\n")
+    environ = {"ERNIE_SERVE_PORT": "4", "ERNIE_SERVE_MAX_NUM_SEQS": "5", "OTHER": "6"}
+    settings, origins = config.load({"port": "7"}, config=file, environ=environ)
+    assert (settings.port, settings.max_num_seqs, settings.threads, settings.block_size) == (7, 5, 3, 16)
+    assert origins["port"] == "flag --port"
+    assert origins["max_num_seqs"] == "environment ERNIE_SERVE_MAX_NUM_SEQS"
+    assert origins["threads"] == f"file {file}"
+    assert origins["block_size"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4GiB", 4 << 30), ("512m", 512_000_000), ("1.5gib", 3 << 29), ("1000", 1000), (7, 7), ("2 kib", 2048)],
+)
+def test_byte_counts_are_read_with_units(text: str | int, count: int) -> None:
+    assert config.load({"kv_cache_memory_bytes": text}, environ={})[0].kv_cache_memory_bytes == count
+
+
+def test_names_are_read_from_lists_and_from_commas(tmp_path: Path) -> None:
+    file = _file(tmp_path, 'served-model-name = ["a", "b"]\n')
+    assert config.load({}, config=file, environ={})[0].served_model_name == ("a", "b")
+    assert config.load({}, environ={"ERNIE_SERVE_SERVED_MODEL_NAME": "a, b"})[0].served_model_name == ("a", "b")
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max_model_len'"):
+        config.load({}, config=_file(tmp_path, "max-model-length = 5\n"), environ={})
+
+
+@pytest.mark.parametrize("text", ["port = ", "= 1", "\x00"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
+    file = _file(tmp_path, text)
+    with pytest.raises(SettingsError, match="not valid TOML") as caught:
+        config.load({}, config=file, environ={})
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        config.load({}, config=tmp_path / "none.toml", environ={})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", "x"), ("port", "65536"), ("dtype", "int3"), ("device", "tpu"), ("kv_cache_memory_bytes", "4 pounds")],
+)
+def test_a_wrong_value_is_told_with_its_name_and_source(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        config.load({}, environ={config.env_name(name): value})
+    assert name in str(caught.value)
+    assert config.env_name(name) in str(caught.value)
+
+
+def test_a_key_is_never_shown_in_an_error() -> None:
+    with pytest.raises(SettingsError) as caught:
+        config.load({"api_key": 5}, environ={})
+    assert "5" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid(path: Path) -> None:
+    config.load({"model": "x"}, config=path, environ={})
+
+
+def test_the_card_s_preset_has_the_card_s_limits() -> None:
+    path = next(path for path in PRESETS if path.stem == "ernie-4.5-21b-a3b")
+    settings, _ = config.load({}, config=path, environ={})
+    assert settings.max_model_len == 131_072
+    assert settings.max_output_tokens == 8_000
+    assert "baidu/ernie-4.5-21b-a3b" in settings.served_model_name
