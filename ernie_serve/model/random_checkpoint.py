@@ -1,0 +1,223 @@
+"""Writes a checkpoint folder with random weights that can be served: for a first start, for tests and for speed.
+
+Knows the published geometries and what belongs into a folder. Knows nothing of the network beyond the shapes
+of its parameters. The weights are made and written one tensor at a time, so a 43 GB checkpoint needs no memory.
+"""
+
+import argparse
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ernie_serve.errors import CheckpointError
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.random_tokenizer import CHAT_TEMPLATE, random_tokenizer, random_tokenizer_config
+from ernie_serve.model.safetensors_file import write_safetensors
+from ernie_serve.model.weights import tensors_of
+
+Geometry = Literal["tiny", "0.3b", "21b", "300b"]
+
+_FAMILY: dict[str, Any] = {
+    "vocab_size": 103424,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+    "use_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_DENSE = _FAMILY | {"architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5"}
+_MOE = _FAMILY | {
+    "architectures": ["Ernie4_5_MoeForCausalLM"],
+    "model_type": "ernie4_5_moe",
+    "moe_layer_end_index": -1,
+    "moe_layer_interval": 1,
+    "moe_norm_min": 1e-12,
+}
+GEOMETRIES: dict[Geometry, dict[str, Any]] = {
+    "tiny": _MOE
+    | {
+        "vocab_size": 1024,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_intermediate_size": 32,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
+    "0.3b": _DENSE
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+    },
+    "21b": _MOE
+    | {
+        "hidden_size": 2560,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 4,
+        "moe_num_experts": 64,
+        "moe_k": 6,
+        "moe_intermediate_size": 1536,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
+    "300b": _MOE
+    | {
+        "tie_word_embeddings": False,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 54,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "moe_num_experts": 64,
+        "moe_k": 8,
+        "moe_intermediate_size": 3584,
+        "moe_num_shared_experts": 0,
+        "moe_layer_start_index": 3,
+    },
+}
+"""The published `config.json`s, and one of 0.3 million parameters."""
+
+_BITS = {"bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16), "float32": ("F32", torch.float32)}
+
+
+def write_random_checkpoint(
+    folder: Path,
+    geometry: Geometry = "tiny",
+    seed: int = 0,
+    *,
+    layers: int | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a whole `-PT` checkpoint folder: config, weights, tokenizer and chat template.
+
+    A tensor depends on its name and the seed alone, so fewer `layers` are the first of more. Matrices keep the
+    size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction bias is of
+    the size of a probability's spread: experts are used about evenly, but not quite. `config.json` comes last,
+    so a folder that has one is complete.
+
+    Raises `CheckpointError` when the geometry is unknown, the folder is not empty, or the disk is full.
+    """
+    if geometry not in GEOMETRIES:
+        raise CheckpointError(f"There is no geometry {geometry!r}; choose one of {', '.join(get_args(Geometry))}.")
+    values = GEOMETRIES[geometry] | {"torch_dtype": dtype}
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+    config = ModelConfig.from_dict(values, source=f"geometry {geometry}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise CheckpointError(f"{folder} is not empty; name a new folder.")
+        _write_weights(folder, parameter_shapes(config), seed, dtype, shard_bytes)
+        _write_json(folder / "generation_config.json", {name: values[name] for name in values if name.endswith("_id")})
+        _write_json(folder / "tokenizer.json", random_tokenizer(config.vocab_size))
+        _write_json(folder / "tokenizer_config.json", random_tokenizer_config())
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        _write_json(folder / "config.json", values)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}.") from error
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Name and shape of every parameter of the network."""
+    # H hidden size, Q query rows, KV key rows, E experts
+    H, E = config.hidden_size, config.moe_num_experts
+    Q, KV = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, H), "norm.weight": (H,)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, H)
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}."
+        shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (H,)
+        shapes[layer + "self_attn.qkv_proj.weight"] = (Q + 2 * KV, H)
+        shapes[layer + "self_attn.o_proj.weight"] = (H, Q)
+        if config.is_moe_layer(index):
+            shapes[layer + "mlp.router.weight"] = (E, H)
+            shapes[layer + "mlp.router.correction_bias"] = (E,)
+            shapes[layer + "mlp.experts.gate_up"] = (E, 2 * config.moe_intermediate_size, H)
+            shapes[layer + "mlp.experts.down"] = (E, H, config.moe_intermediate_size)
+        mlp = layer + ("mlp.shared." if config.is_moe_layer(index) else "mlp.")
+        width = config.shared_intermediate_size if config.is_moe_layer(index) else config.intermediate_size
+        if width:
+            shapes[mlp + "gate_up_proj.weight"] = (2 * width, H)
+            shapes[mlp + "down_proj.weight"] = (H, width)
+    return {name: torch.Size(shape) for name, shape in shapes.items()}
+
+
+def _write_weights(folder: Path, shapes: dict[str, torch.Size], seed: int, dtype: str, shard_bytes: int) -> None:
+    word, bits = _BITS[dtype]
+    shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    size = total = 0
+    for name, place in tensors_of(shapes, "-PT"):
+        kind = "F32" if place.parameter.split(".")[-2] == "router" else word
+        num_bytes = math.prod(place.shape) * (4 if kind == "F32" else bits.itemsize)
+        if size and size + num_bytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = (kind, place.shape)
+        size, total = size + num_bytes, total + num_bytes
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard, _random_tensors(shard, seed, bits))
+    if len(shards) > 1:
+        where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _random_tensors(shard: dict[str, tuple[str, tuple[int, ...]]], seed: int, bits: torch.dtype) -> Iterator[Tensor]:
+    for name, (kind, shape) in shard.items():
+        chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        values = torch.randn(shape, generator=chance, dtype=torch.float32)
+        if "norm" in name:
+            values.mul_(0.1).add_(1)
+        elif "bias" in name:
+            values.mul_(0.25 / shape[-1])
+        else:
+            values.mul_(shape[-1] ** -0.5)
+        yield values if kind == "F32" else values.to(bits)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line of `scripts/make_random_checkpoint`."""
+    parser = argparse.ArgumentParser(prog="make_random_checkpoint", description="Write a checkpoint of random weights.")
+    parser.add_argument("--geometry", choices=get_args(Geometry), default="tiny")
+    parser.add_argument("--out", type=Path, required=True, help="a folder that is new or empty")
+    parser.add_argument("--layers", type=int, help="fewer layers than the geometry has")
+    parser.add_argument("--dtype", choices=list(_BITS), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    try:
+        write_random_checkpoint(given.out, given.geometry, given.seed, layers=given.layers, dtype=given.dtype)
+    except CheckpointError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The safetensors files of a checkpoint folder, opened together.
+
+Knows the folder: a single file, or an index and its shards. Knows nothing of what the tensors mean.
+"""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ernie_serve.errors import CheckpointError
+from ernie_serve.model.safetensors_file import SafetensorsFile, StoredTensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pdparams", "*.gguf")
+
+
+class Shards:
+    """All tensors of a folder by name, in file order. A context manager: leaving it closes the files.
+
+    Raises `CheckpointError` when there is nothing to read, a file is absent or broken, or the index and the
+    files disagree. Only headers are read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = {}
+        with ExitStack() as files:
+            if (folder / SINGLE).exists():
+                self.tensors |= self._open(SINGLE, files)
+            else:
+                self._open_index(files)
+            self._files = files.pop_all()
+
+    def __enter__(self) -> "Shards":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._files.close()
+
+    def _open(self, name: str, files: ExitStack) -> dict[str, StoredTensor]:
+        file = SafetensorsFile(self.folder / name)
+        files.callback(file.close)
+        return file.tensors
+
+    def _open_index(self, files: ExitStack) -> None:
+        """Open every shard that the index names, in the order of their names."""
+        where = self._read_index()
+        names = sorted(set(where.values()))
+        if absent := [name for name in names if not (self.folder / name).is_file()]:
+            raise CheckpointError(
+                f"{self.folder / INDEX} names {len(absent)} of {len(names)} files that are not there: {some(absent)}. "
+                "Complete the download."
+            )
+        for name in names:
+            stored = self._open(name, files)
+            listed = {tensor for tensor, file in where.items() if file == name}
+            if lost := sorted(listed - stored.keys()):
+                raise CheckpointError(
+                    f"{self.folder / name} lacks {len(lost)} tensors that the index lists there: {some(lost)}."
+                )
+            if twice := sorted(stored.keys() & self.tensors.keys()):
+                raise CheckpointError(f"{self.folder / name} repeats tensors of another shard: {some(twice)}.")
+            self.tensors |= stored
+
+    def _read_index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        if not path.exists():
+            raise CheckpointError(self._nothing_to_read())
+        try:
+            index: Any = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        where = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+            raise CheckpointError(f"{path} has no `weight_map` from tensor names to file names.")
+        for file in where.values():
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise CheckpointError(f"{path} names {file!r}; a shard is a .safetensors file in the same folder.")
+        return where
+
+    def _nothing_to_read(self) -> str:
+        if not self.folder.is_dir():
+            return f"{self.folder} is not a folder."
+        others = sorted(path.name for pattern in _OTHER_FORMATS for path in self.folder.glob(pattern))
+        message = f"{self.folder} has neither {SINGLE} nor {INDEX}."
+        if others:
+            message += f" It has {some(others)}, which are not read: only safetensors is, convert the checkpoint to it."
+        return message
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
