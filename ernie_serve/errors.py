@@ -12,6 +12,7 @@
         ├── ModelNotFound       404
         ├── UnknownUrl          404
         ├── MethodNotAllowed    405
+        ├── RequestTimeout      408
         ├── RequestTooLarge     413
         ├── UnsupportedMedia    415
         ├── EngineUnavailable   503  loading, or ended; try again later
@@ -100,6 +101,14 @@ class MethodNotAllowed(RequestError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class RequestTooLarge(RequestError):
