@@ -1,0 +1,53 @@
+"""Where the tokens of one step stand: in the batch, in their texts, and in the paged KV cache.
+
+Knows positions, slots and block tables as tensors. Knows nothing of requests, plans or the network.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """T tokens of R requests, flattened one request after the other.
+
+    Request r owns tokens `query_starts[r] : query_starts[r + 1]`; they are the last of the `context_lens[r]` tokens
+    that it has in the cache once the step has written its own. Position p of request r lies in block
+    `block_tables[r, p // block_size]` at offset `p % block_size`, and `slots` says the same for the tokens of the
+    step as `block * block_size + offset`. Columns of `block_tables` beyond a request's blocks mean nothing.
+    """
+
+    positions: Tensor  # [T] int64
+    slots: Tensor  # [T] int64
+    block_tables: Tensor  # [R, blocks] int32
+    query_starts: Tensor  # [R + 1] int32
+    context_lens: Tensor  # [R] int32
+    spans: tuple["Span", ...]
+    block_size: int
+
+    @cached_property
+    def first_blocks(self) -> list[int | None]:
+        """For each request the first of its blocks if they follow one another in memory, else `None`."""
+        tables = self.block_tables.numpy(force=True)
+        counts = [-(-span.context_len // self.block_size) for span in self.spans]
+        return [
+            int(table[0]) if bool((np.diff(table[:count]) == 1).all()) else None
+            for table, count in zip(tables, counts, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One request of a layout, in plain numbers, for code that loops over requests on the host."""
+
+    query_start: int
+    query_len: int
+    context_len: int
+
+    @property
+    def start(self) -> int:
+        """Position of the first token that the step computes."""
+        return self.context_len - self.query_len

@@ -1,0 +1,141 @@
+"""Every verb of the network in plain torch: the meaning of correct.
+
+Knows tensors and nothing else: no layers, no requests, no device. `cpu.py` and `cuda.py` subclass this and override
+what they do better; every override is tested against the verb here on the same inputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ernie_serve.kernels.layout import Layout
+
+# T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
+# I MLP width, E experts, A active experts, L tokens of one request in the cache
+
+
+class ReferenceKernels:
+    """Plain torch on any device. Statistics, rotary, router and softmax run in float32, as the family was trained."""
+
+    def empty_cache(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, each [num_blocks, block_size, K, D], zeroed."""
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T]."""
+        return F.embedding(ids, weight)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x` [T, in] by `weight` [out, in]: [T, out]."""
+        return F.linear(x, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x` [T, N] over its root mean square, rounded to its dtype, then times `weight` [N]."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * wide.to(x.dtype)
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The sum of both [T, N], and its norm. The caller gives up both inputs: an override may write into them."""
+        residual = residual + delta
+        return residual, self.rms_norm(residual, weight, eps)
+
+    def rotary(self, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """Cosine and sine of position times frequency: [T, D / 2, 2] in float32, once a step."""
+        angles = positions[:, None].float() * frequencies
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+    def rope_and_write(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+    ) -> Tensor:
+        """Turn queries and keys of `qkv` [T, (H + 2K) D], write keys and values to their slots; the queries [T, H, D].
+
+        Turning is over pairs of neighbours (2i, 2i + 1), in float32.
+        """
+        K, D = k_cache.shape[2:]
+        heads = qkv.view(qkv.shape[0], -1, D)
+        q, k, v = heads[:, :num_heads], heads[:, num_heads:-K], heads[:, -K:]
+        k_cache.view(-1, K, D)[slots] = _turn(k, rotary)
+        v_cache.view(-1, K, D)[slots] = v
+        return _turn(q, rotary)
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
+        """Causal attention of `q` [T, H, D] over each request's own cache, scaled by D^-1/2: [T, H D].
+
+        Query head h reads key/value head h // (H / K). Memory stays bounded however long a context is: scores
+        are made for a slice of the queries at a time.
+        """
+        T, H, D = q.shape
+        K = k_cache.shape[2]
+        out = torch.empty_like(q)
+        for span, table in zip(layout.spans, layout.block_tables, strict=True):
+            L = span.context_len
+            keys, values = (self._gather(cache, table, L).float() for cache in (k_cache, v_cache))
+            rows = max(1, _MAX_SCORES // (H * L))
+            for first in range(0, span.query_len, rows):
+                last = min(first + rows, span.query_len)
+                piece = slice(span.query_start + first, span.query_start + last)
+                position = torch.arange(span.start + first, span.start + last, device=q.device)
+                later = torch.arange(L, device=q.device) > position[:, None]  # [rows, L]
+                heads = q[piece].float().view(-1, K, H // K, D)
+                scores = torch.einsum("tkgd,lkd->kgtl", heads, keys) * D**-0.5
+                shares = scores.masked_fill(later, float("-inf")).softmax(-1)
+                out[piece] = torch.einsum("kgtl,lkd->tkgd", shares, values).reshape(-1, H, D).to(q.dtype)
+        return out.view(T, H * D)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of `gate_up` [T, 2I], gate first: [T, I]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def route(
+        self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float
+    ) -> tuple[Tensor, Tensor]:
+        """Which A experts each token of `x` [T, N] goes to: their weights in x's dtype and their ids, both [T, A].
+
+        Softmax over all E experts in float32. The bias [E] takes part in the choice only: the weights are the
+        unbiased probabilities of the chosen, divided by their sum or `norm_min`, whichever is larger.
+        """
+        probabilities = F.linear(x.float(), weight).softmax(-1)
+        ids = (probabilities + correction_bias).topk(top_k, dim=-1).indices
+        weights = probabilities.gather(-1, ids)
+        return (weights / weights.sum(-1, keepdim=True).clamp(min=norm_min)).to(x.dtype), ids
+
+    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """The weighted sum of the chosen experts' SwiGLU MLPs: [T, N].
+
+        `gate_up` [E, 2I, N], gate rows first; `down` [E, N, I]. An id below 0 routes nowhere.
+        """
+        T, A = ids.shape
+        rows = x.new_zeros(T * A, x.shape[1])
+        flat = ids.flatten()
+        for expert in sorted(set(flat.tolist())):
+            if expert < 0:
+                continue
+            at = (flat == expert).nonzero().flatten()
+            rows[at] = self.linear(self.swiglu(self.linear(x[at // A], gate_up[expert])), down[expert])
+        return (rows.view(T, A, -1) * weights[..., None]).sum(1)
+
+    def _gather(self, cache: Tensor, table: Tensor, length: int) -> Tensor:
+        """The first `length` tokens of one request, in order: [L, K, D]."""
+        num_blocks = -(-length // cache.shape[1])
+        return cache[table[:num_blocks].long()].flatten(0, 1)[:length]
+
+
+_MAX_SCORES = 1 << 24
+
+
+def _turn(x: Tensor, rotary: Tensor) -> Tensor:
+    """`x` [T, heads, D] turned pair by pair by `rotary` [T, D / 2, 2]."""
+    cos, sin = rotary[:, None, :, 0], rotary[:, None, :, 1]
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,225 @@
+"""The network: ERNIE 4.5, dense or mixture of experts, on one page.
+
+Knows layers and how they connect. Knows no device, no weight format, no parallelism, no request: arithmetic is the
+kernels' that are handed in, and where tokens stand is the layout's.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.reference import ReferenceKernels as Kernels
+from ernie_serve.model.config import ModelConfig
+
+# T tokens in the batch, N hidden size, V vocabulary, H query heads, K key/value heads, D head size,
+# I MLP width, E experts, A active experts, B blocks of S tokens
+
+KVCache = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, each [B, S, K, D]."""
+
+
+class Ernie(nn.Module):
+    """From token ids to logits. Parameters are empty until a loader fills them; no gradient is ever kept.
+
+    Built under `torch.device("meta")` it takes no memory; `to_empty` then gives it some.
+    """
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.config = config
+        self.kernels = kernels
+        self.rotary = Rotary(config.head_dim, config.rope_theta, kernels)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, kernels, dtype)
+        self.layers = nn.ModuleList(Block(config, index, kernels, dtype) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, kernels, dtype)
+        self.requires_grad_(False)
+
+    def forward(self, ids: Tensor, layout: Layout, cache: KVCache, logit_indices: Tensor) -> Tensor:
+        """Logits [rows, V] after the tokens at `logit_indices` of `ids` [T]; writes all of them into `cache`."""
+        rotary = self.rotary(layout.positions)
+        residual, x = self.embed_tokens(ids), None
+        for block, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
+            residual, x = block(residual, x, rotary, k_cache, v_cache, layout)
+        residual, x = residual[logit_indices], None if x is None else x[logit_indices]
+        _, x = self.norm(residual, x)
+        return self.embed_tokens.project(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each added to the stream that runs past them."""
+
+    def __init__(self, config: ModelConfig, index: int, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
+        self.self_attn = Attention(config, kernels, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels, dtype)
+        self.mlp: nn.Module
+        if config.is_moe_layer(index):
+            self.mlp = MoE(config, kernels, dtype)
+        else:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size, kernels, dtype)
+
+    def forward(
+        self, residual: Tensor, x: Tensor | None, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """The stream so far, and what the block before still has to add to it; the same of this block."""
+        residual, x = self.input_layernorm(residual, x)
+        x = self.self_attn(x, rotary, k_cache, v_cache, layout)
+        residual, x = self.post_attention_layernorm(residual, x)
+        x = self.mlp(x)
+        return residual, x
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions over a paged cache."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.num_heads = H = config.num_attention_heads
+        K, D = config.num_key_value_heads, config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D, kernels, dtype)
+        self.o_proj = Linear(H * D, config.hidden_size, kernels, dtype)
+
+    def forward(self, x: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
+        """`x` [T, N] attends to everything before it; its keys and values are written on the way."""
+        qkv = self.qkv_proj(x)  # [T, (H + 2K) D]
+        q = self.kernels.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, self.num_heads)  # [T, H, D]
+        y: Tensor = self.o_proj(self.kernels.attention(q, k_cache, v_cache, layout))  # [T, N]
+        return y
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
+
+    def __init__(self, hidden_size: int, width: int, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.gate_up_proj = Linear(hidden_size, 2 * width, kernels, dtype)
+        self.down_proj = Linear(width, hidden_size, kernels, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, N] to [T, N]."""
+        y: Tensor = self.down_proj(self.kernels.swiglu(self.gate_up_proj(x)))
+        return y
+
+
+class MoE(nn.Module):
+    """A few routed experts a token, and beside them one shared MLP that every token takes."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.router = Router(config, kernels)
+        self.experts = Experts(config, kernels, dtype)
+        width = config.shared_intermediate_size
+        self.shared = MLP(config.hidden_size, width, kernels, dtype) if width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, N] to [T, N]."""
+        weights, ids = self.router(x)
+        y: Tensor = self.experts(x, weights, ids)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return y
+
+
+class Router(nn.Module):
+    """Chooses the experts of each token. Float32 whatever the model's dtype: a rounded score flips the choice."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.top_k = config.moe_k
+        self.norm_min = config.moe_norm_min
+        self.weight = _empty(config.moe_num_experts, config.hidden_size, dtype=torch.float32)
+        self.correction_bias = _empty(config.moe_num_experts, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and ids of the experts of `x` [T, N], both [T, A]."""
+        return self.kernels.route(x, self.weight, self.correction_bias, self.top_k, self.norm_min)
+
+
+class Experts(nn.Module):
+    """E SwiGLU MLPs in two stacked matrices, gate rows before up rows."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        E, N, width = config.moe_num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up = _empty(E, 2 * width, N, dtype=dtype)
+        self.down = _empty(E, N, width, dtype=dtype)
+
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """The weighted sum of each token's experts: [T, N]."""
+        return self.kernels.experts(x, weights, ids, self.gate_up, self.down)
+
+
+class RMSNorm(nn.Module):
+    """Adds what is pending to the stream, and norms the sum."""
+
+    def __init__(self, size: int, eps: float, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.eps = eps
+        self.weight = _empty(size, dtype=dtype)
+
+    def forward(self, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`residual` + `delta`, and the norm of that; both [T, N]."""
+        if delta is None:
+            return residual, self.kernels.rms_norm(residual, self.weight, self.eps)
+        return self.kernels.add_rms_norm(residual, delta, self.weight, self.eps)
+
+
+class Linear(nn.Module):
+    """A matrix [out, in] without bias."""
+
+    def __init__(self, in_features: int, out_features: int, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.weight = _empty(out_features, in_features, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] to [T, out]."""
+        return self.kernels.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """A row for every token id, and, where the head is tied, the matrix of the logits."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.weight = _empty(vocab_size, hidden_size, dtype=dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[T] to [T, N]."""
+        return self.kernels.embedding(ids, self.weight)
+
+    def project(self, x: Tensor) -> Tensor:
+        """[T, N] to logits [T, V]."""
+        return self.kernels.linear(x, self.weight)
+
+
+class Rotary:
+    """The turning speeds of the head's pairs: theta^(-2i/D) for pair i.
+
+    They are computed, not loaded, so they are no parameters and outlive `to_empty`; always on the CPU first, so that
+    every device turns by the same numbers.
+    """
+
+    def __init__(self, head_dim: int, theta: float, kernels: Kernels) -> None:
+        self.kernels = kernels
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        self.frequencies = 1.0 / theta**exponents
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Cosines and sines of `positions` [T]: [T, D / 2, 2]."""
+        if self.frequencies.device != positions.device:
+            self.frequencies = self.frequencies.to(positions.device)
+        return self.kernels.rotary(positions, self.frequencies)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
