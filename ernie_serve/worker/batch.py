@@ -1,0 +1,114 @@
+"""Turns a plan into the tensors of one step.
+
+Knows token ids, positions and blocks. Knows nothing about the network, sampling or memory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.messages import PlanRow, StepPlan
+from ernie_serve.worker.recent import Recent
+
+# T tokens of the step, R rows of the plan
+
+_Ints = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """What the network reads in a step, and the rows of the plan whose logits it yields, in order."""
+
+    ids: Tensor  # [T] int64
+    layout: Layout
+    logit_indices: Tensor  # [len(sampled_rows)] int64, into T
+    sampled_rows: list[PlanRow]
+
+
+class BatchBuilder:
+    """Builds batches for one device.
+
+    Block tables are kept from step to step as arrays, for up to `max_requests` requests, so that a decode step costs
+    the host a comparison and a copy of each table rather than a walk over it in Python.
+    """
+
+    def __init__(self, block_size: int, device: torch.device, max_requests: int) -> None:
+        self.block_size = block_size
+        self.device = device
+        self._tables: Recent[_Table] = Recent(max_requests)
+
+    def build(self, plan: StepPlan) -> ForwardBatch:
+        """The step's tensors. Every row of the plan has at least one token, and there is at least one row."""
+        rows = plan.rows
+        starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
+        lens = np.fromiter((len(row.token_ids) for row in rows), np.int64, len(rows))
+        contexts = starts + lens
+        assert bool((lens > 0).all()), "a row of a plan has tokens"
+        query_starts = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lens, out=query_starts[1:])
+
+        row_of = np.repeat(np.arange(len(rows)), lens)  # [T]
+        positions = np.arange(query_starts[-1]) + (starts - query_starts[:-1])[row_of]
+        tables = self._block_tables(rows, contexts)
+        slots = tables[row_of, positions // self.block_size].astype(np.int64) * self.block_size
+        slots += positions % self.block_size
+        wanted = np.fromiter((row.wants_token for row in rows), np.bool_, len(rows))
+        layout = Layout(
+            positions=self._upload(positions),
+            slots=self._upload(slots),
+            block_tables=self._upload(tables),
+            query_starts=self._upload(query_starts.astype(np.int32)),
+            context_lens=self._upload(contexts.astype(np.int32)),
+            spans=tuple(map(Span, query_starts[:-1].tolist(), lens.tolist(), contexts.tolist())),
+            block_size=self.block_size,
+        )
+        ids = [token_id for row in rows for token_id in row.token_ids]
+        return ForwardBatch(
+            ids=self._upload(np.array(ids, np.int64)),
+            layout=layout,
+            logit_indices=self._upload(query_starts[1:][wanted] - 1),
+            sampled_rows=[row for row in rows if row.wants_token],
+        )
+
+    def _block_tables(self, rows: list[PlanRow], contexts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> _Ints:
+        """[R, most blocks a row needs]; a shorter row ends in zeros."""
+        counts = (-(-contexts // self.block_size)).tolist()
+        tables = np.zeros((len(rows), max(counts)), np.int32)
+        for row, count, out in zip(rows, counts, tables, strict=True):
+            assert len(row.block_ids) >= count, "a row's blocks cover its tokens"
+            table = self._tables.get(row.request_id)
+            if table is None:
+                table = _Table()
+                self._tables.put(row.request_id, table)
+            out[:count] = table.follow(row.block_ids)[:count]
+        return tables
+
+    def _upload(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+class _Table:
+    """One request's block ids, as the list that came last and as an array with room to grow."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.array: _Ints = np.zeros(16, np.int32)
+
+    def follow(self, block_ids: list[int]) -> _Ints:
+        """The array of `block_ids`: what was added is appended; after a preemption all of it is read again."""
+        known = len(self.ids)
+        if known == len(block_ids) and self.ids == block_ids:
+            return self.array
+        if self.ids != block_ids[:known]:
+            known = 0
+            self.ids = []
+        if len(block_ids) > len(self.array):
+            grown = np.zeros(2 * len(block_ids), np.int32)
+            grown[:known] = self.array[:known]
+            self.array = grown
+        self.array[known : len(block_ids)] = block_ids[known:]
+        self.ids += block_ids[known:]
+        return self.array

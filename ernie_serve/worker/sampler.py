@@ -1,0 +1,260 @@
+"""Chooses the next tokens of a whole batch from their logits.
+
+Knows logits, sampling parameters and the texts so far. Knows nothing about the network, blocks or the schedule.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ernie_serve.messages import PlanRow, Sampled, SamplingParams, TokenLogprobs
+from ernie_serve.worker.recent import Recent
+
+# R rows that want a token, V token ids
+
+
+class Sampler:
+    """One token a row. The order is: logit bias, `min_tokens`, penalties, temperature, min_p, top_k, top_p, chance.
+
+    Chance is one number a token, a function of the request's seed and of how many tokens it has put out, and
+    nothing else: neither the batch nor a preemption changes it. That number picks from the cumulative distribution in
+    the order of token ids. Ids from `num_valid_ids` on are padding of the vocabulary and never chosen. Token
+    counts for penalties are kept for up to `max_requests` requests, and rebuilt from the plan when forgotten; a
+    request id never stands for two texts.
+    """
+
+    def __init__(self, max_requests: int, num_valid_ids: int | None = None) -> None:
+        self.num_valid_ids = num_valid_ids
+        self._histories: Recent[_History] = Recent(max_requests)
+
+    def sample(self, logits: Tensor, rows: list[PlanRow]) -> list[Sampled]:
+        """A token for every row of `logits` [R, V], in order."""
+        logits = logits[:, : self.num_valid_ids].float()
+        params = [row.sampling for row in rows]
+        scores = self._adjusted(logits, rows)
+        greedy = [p.temperature == 0 for p in params]
+        if all(greedy):
+            ids = scores.argmax(-1)
+        else:
+            uniforms = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
+            ids = scores.argmax(-1) if any(greedy) else scores.new_empty(len(rows), dtype=torch.int64)
+            chance = [i for i, is_greedy in enumerate(greedy) if not is_greedy]
+            for start in range(0, len(chance), _ROWS_AT_ONCE):
+                part = chance[start : start + _ROWS_AT_ONCE]
+                picked = _pick(_rows(scores, part), [params[i] for i in part], [uniforms[i] for i in part])
+                ids[torch.tensor(part, device=ids.device)] = picked
+        token_ids = ids.tolist()
+        logprobs = _logprobs(logits, token_ids, params)
+        return [
+            Sampled(row.request_id, token_id, logprobs.get(i))
+            for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
+        ]
+
+    def _adjusted(self, logits: Tensor, rows: list[PlanRow]) -> Tensor:
+        """`logits` after bias, `min_tokens` and penalties; a copy if anything changes."""
+        V = logits.shape[1]
+        bias, banned = _Edits(V), _Edits(V)
+        penalised: list[tuple[int, PlanRow]] = []
+        for i, row in enumerate(rows):
+            p = row.sampling
+            if p.logit_bias:
+                bias.add(i, list(p.logit_bias), list(p.logit_bias.values()))
+            if len(row.output_token_ids) < p.min_tokens and p.stop_token_ids:
+                banned.add(i, p.stop_token_ids, [0.0] * len(p.stop_token_ids))
+            if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
+                penalised.append((i, row))
+        if not (bias or banned or penalised):
+            return logits
+        scores = logits.clone()
+        if bias:
+            bias.apply(scores, lambda old, value: old + value)
+        if banned:
+            banned.apply(scores, lambda old, value: torch.full_like(old, float("-inf")))
+        if penalised:
+            self._penalise(scores, penalised)
+        return scores
+
+    def _penalise(self, scores: Tensor, rows: list[tuple[int, PlanRow]]) -> None:
+        """Repetition counts prompt and output; presence and frequency count the output only."""
+        repetition, additive = _Edits(scores.shape[1]), _Edits(scores.shape[1])
+        for i, row in rows:
+            ids, counts = self._history(row).read()
+            p = row.sampling
+            if p.repetition_penalty != 1:
+                repetition.add(i, ids, np.full(len(ids), p.repetition_penalty))
+            if p.presence_penalty or p.frequency_penalty:
+                out = counts > 0
+                additive.add(i, ids[out], p.frequency_penalty * counts[out] + p.presence_penalty)
+        if repetition:
+            repetition.apply(scores, lambda old, value: torch.where(old > 0, old / value, old * value))
+        if additive:
+            additive.apply(scores, lambda old, value: old - value)
+
+    def _history(self, row: PlanRow) -> "_History":
+        history = self._histories.get(row.request_id)
+        if history is None or history.num_output > len(row.output_token_ids):
+            history = _History(row.prompt_token_ids)
+            self._histories.put(row.request_id, history)
+        history.follow(row.output_token_ids)
+        return history
+
+
+_ROWS_AT_ONCE = 32  # bounds the memory of cumulative sums in float64
+_CANDIDATES = 512  # how many of the likeliest tokens top_p looks at before it looks at all
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+
+
+def uniform(seed: int, count: int) -> float:
+    """The number in [0, 1) that decides token `count` of a request: 53 bits of two rounds of splitmix64."""
+    return (_splitmix64(_splitmix64(seed) + count) >> 11) * 2.0**-53
+
+
+def _splitmix64(state: int) -> int:
+    """Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014."""
+    z = (state + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+_MASK = (1 << 64) - 1
+
+
+def _pick(scores: Tensor, params: list[SamplingParams], uniforms: list[float]) -> Tensor:
+    """Token ids [R] drawn from `scores` [R, V] at the given points of their cumulative distributions."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
+
+    x = scores - scores.amax(-1, keepdim=True)
+    if any(p.temperature != 1 for p in params):
+        x = x / column([p.temperature for p in params]).float()
+    weights = x.exp()
+    if any(p.min_p > 0 for p in params):
+        weights = weights.where(weights >= column([p.min_p for p in params]), 0.0)
+    limited = [i for i, p in enumerate(params) if 0 < p.top_k < x.shape[1] or p.top_p < 1]
+    if limited:
+        inside = _inside(_rows(x, limited), _rows(weights, limited), [params[i] for i in limited])
+        if len(limited) == len(params):
+            weights = weights.where(inside, 0.0)
+        else:
+            at = torch.tensor(limited, device=x.device)
+            weights[at] = weights[at].where(inside, 0.0)
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    target = torch.minimum(column(uniforms) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _inside(x: Tensor, weights: Tensor, params: list[SamplingParams], num_candidates: int = _CANDIDATES) -> Tensor:
+    """Which tokens top_k and then top_p leave [R, V]; on equal scores the lower ids stay.
+
+    `weights` are exp(x) with zeros where a token is out already. The likeliest token always stays. Only the likeliest
+    few are sorted; rows whose top_p reaches beyond them are done again with all.
+    """
+    V = x.shape[1]
+    top_k = [p.top_k if 0 < p.top_k < V else V for p in params]
+    num = min(V, max([num_candidates, *(k for k in top_k if k < V)]))
+    values = x.topk(num).values  # likeliest first
+    shares = values.exp().double()
+    rank = torch.arange(num, device=x.device)
+    k = torch.tensor(top_k, device=x.device)[:, None]
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=x.device)[:, None]
+    smallest = weights.where(weights > 0, float("inf")).amin(-1, keepdim=True)
+    alive = (rank < k) & (values.exp() >= smallest)
+    shares = shares.where(alive, 0.0)
+    total = torch.where(k < V, shares.sum(-1, keepdim=True), weights.sum(-1, keepdim=True, dtype=torch.float64))
+    before = shares.cumsum(-1) - shares
+    kept = alive & ((before < top_p * total) | (top_p >= 1) | (rank == 0))
+    num_kept = kept.sum(-1, keepdim=True)
+    threshold = values.gather(-1, num_kept - 1)
+    ties_kept = (kept & (values == threshold)).sum(-1, keepdim=True)
+    tied = x == threshold
+    inside = (x > threshold) | (tied & (tied.cumsum(-1) <= ties_kept))
+    short = [
+        i for i, n in enumerate(num_kept[:, 0].tolist()) if n == num < V and top_k[i] == V
+    ]  # may go on beyond the candidates
+    if short:
+        at = torch.tensor(short, device=x.device)
+        inside[at] = _inside(x[at], weights[at], [params[i] for i in short], V)
+    return inside
+
+
+def _logprobs(logits: Tensor, token_ids: list[int], params: list[SamplingParams]) -> dict[int, TokenLogprobs]:
+    """For the rows that ask, by row: the model's own log-probability of the chosen token and of the likeliest."""
+    wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
+    if not wanted:
+        return {}
+    logs = _rows(logits, wanted).log_softmax(-1)
+    chosen = logs.gather(-1, torch.tensor([[token_ids[i]] for i in wanted], device=logs.device))[:, 0].tolist()
+    values, ids = logs.topk(min(max(params[i].logprobs or 0 for i in wanted), logs.shape[1]))
+    tops = [
+        list(zip(some_ids[: params[i].logprobs], some_values[: params[i].logprobs], strict=True))
+        for i, some_ids, some_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
+    ]
+    return {i: TokenLogprobs(token_ids[i], logprob, top) for i, logprob, top in zip(wanted, chosen, tops, strict=True)}
+
+
+def _rows(x: Tensor, indices: list[int]) -> Tensor:
+    """The rows of `x` at `indices`; `x` itself when that is all of them."""
+    return x if len(indices) == x.shape[0] else x[torch.tensor(indices, device=x.device)]
+
+
+class _Edits:
+    """Values for single places of a score matrix, gathered row by row and written at once."""
+
+    def __init__(self, num_ids: int) -> None:
+        self.num_ids = num_ids
+        self.rows: list[_Array] = []
+        self.ids: list[_Array] = []
+        self.values: list[_Array] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def add(self, row: int, ids: "_Array | tuple[int, ...] | list[int]", values: "_Array | list[float]") -> None:
+        """One value for each of `ids`, which are distinct; ids outside the vocabulary are left out."""
+        at, new = np.asarray(ids, np.int64), np.asarray(values, np.float32)
+        valid = (at >= 0) & (at < self.num_ids)
+        self.ids.append(at[valid])
+        self.values.append(new[valid])
+        self.rows.append(np.full(int(valid.sum()), row, np.int64))
+
+    def apply(self, scores: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Replace each place of `scores` by `change(old, value)`."""
+        rows, ids, values = (
+            torch.from_numpy(np.concatenate(parts)).to(scores.device) for parts in (self.rows, self.ids, self.values)
+        )
+        scores[rows, ids] = change(scores[rows, ids], values)
+
+
+class _History:
+    """The distinct tokens of one text, and how often each stands in its output."""
+
+    def __init__(self, prompt_token_ids: list[int]) -> None:
+        self.num_output = 0
+        distinct = list(dict.fromkeys(prompt_token_ids))
+        self._place = {token_id: i for i, token_id in enumerate(distinct)}
+        self._ids = np.array([*distinct, *[0] * 64], np.int64)
+        self._counts = np.zeros(len(self._ids), np.float32)
+
+    def follow(self, output_token_ids: list[int]) -> None:
+        """Count the tokens that are new since the last call."""
+        for token_id in output_token_ids[self.num_output :]:
+            place = self._place.setdefault(token_id, len(self._place))
+            if place == len(self._ids):
+                self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
+                self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._ids[place] = token_id
+            self._counts[place] += 1
+        self.num_output = len(output_token_ids)
+
+    def read(
+        self,
+    ) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.int64]]", "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]:
+        """Token ids and their counts in the output."""
+        n = len(self._place)
+        return self._ids[:n], self._counts[:n]
