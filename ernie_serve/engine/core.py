@@ -1,0 +1,117 @@
+"""The engine's loop: plan a step, run it, take the results.
+
+Knows a scheduler, something that runs plans, and one pipe. Knows nothing about tensors, text or HTTP.
+"""
+
+import logging
+from contextlib import suppress
+from typing import Protocol
+
+from ernie_serve.engine import wire
+from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.messages import (
+    Abort,
+    EngineCommand,
+    EngineOutput,
+    EngineRequest,
+    Failed,
+    Generate,
+    Sampled,
+    Shutdown,
+    Stepped,
+    StepPlan,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """Turns plans into tokens."""
+
+    def execute(self, plan: StepPlan) -> list[Sampled]:
+        """Compute every row of the plan; a token for each row that wants one, in any order."""
+
+
+class EngineCore:
+    """One scheduler and one runner. Not safe for threads: one caller at a time."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
+        self._num_failures = 0  # steps in a row
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work or bool(self._ended)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request; all its outputs come from `step`."""
+        if output := self.scheduler.add(request):
+            self._ended.append(output)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; no output says so. Unknown ids are ignored."""
+        self.scheduler.abort(request_id)
+
+    def step(self) -> list[EngineOutput]:
+        """Run one step.
+
+        A step that fails ends its requests with an error and the engine goes on; a second failure in a row is
+        raised, because what broke does not heal.
+        """
+        outputs, self._ended = self._ended, []
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return outputs
+        try:
+            sampled = self.runner.execute(plan)
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures > 1:
+                raise RuntimeError(f"Two steps in a row failed; the last with {_told(error)}") from error
+            logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
+            return outputs + self.scheduler.fail(plan, f"The engine failed on this request ({type(error).__name__}).")
+        self._num_failures = 0
+        return outputs + self.scheduler.update(plan, sampled)
+
+    def serve(self, connection: wire.Connection) -> None:
+        """Obey commands until `Shutdown` or until the other side is gone; report every step in one message.
+
+        Waits without using the processor while there is no work. An exception that ends the engine is reported
+        as `Failed`, then raised.
+        """
+        try:
+            while self._obey_commands(connection):
+                wire.send(connection, Stepped(self.step(), self.scheduler.stats))
+        except (EOFError, ConnectionError):
+            logger.info("the other side of the pipe is gone; the engine ends")
+        except Exception as error:
+            logger.exception("the engine ends")
+            with suppress(OSError):
+                wire.send(connection, Failed(_told(error)))
+            raise
+
+    def _obey_commands(self, connection: wire.Connection) -> bool:
+        """Take all commands that are there, or wait for one when there is no work; False is the end."""
+        patience = 0.0 if self.has_work else None
+        while connection.poll(patience):
+            if not self._obey(wire.receive_command(connection)):
+                return False
+            patience = 0.0
+        return True
+
+    def _obey(self, command: EngineCommand) -> bool:
+        match command:
+            case Generate(request):
+                self.add(request)
+            case Abort(request_id):
+                self.abort(request_id)
+            case Shutdown():
+                return False
+        return True
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,90 @@
+"""One request's state: what it was asked, what it has said, how far its tokens are computed.
+
+Knows ids and counts. Knows nothing about who else runs, which blocks are free, tensors or text.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from struct import pack
+
+from ernie_serve.messages import EngineRequest, SamplingParams
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A request inside the engine; a handful of facts, the rest follows from them.
+
+    `num_computed` counts the tokens whose keys and values are in `block_ids`, or will be once the plans that are
+    under way have run. `num_cached` is how much of the prompt the prefix cache held when the request first ran.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    salt: str
+    order: tuple[int, int]
+    """Its place among all requests: priority, then arrival. Lower runs first."""
+
+    output_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_published: int = 0
+    num_cached: int | None = None
+    digests: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def arriving(cls, request: EngineRequest, arrival: int) -> "Request":
+        """A request that has just come in, as the `arrival`-th."""
+        return cls(
+            request_id=request.request_id,
+            prompt_ids=request.prompt_token_ids,
+            sampling=request.sampling,
+            salt=request.cache_salt,
+            order=(request.priority, arrival),
+        )
+
+    @property
+    def priority(self) -> int:
+        """Lower runs first."""
+        return self.order[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far: the prompt and the output."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens known but not computed."""
+        return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """The tokens at positions `start` to `stop` (exclusive), across prompt and output."""
+        split = len(self.prompt_ids)
+        if start >= split:
+            return self.output_ids[start - split : stop - split]
+        if stop <= split:
+            return self.prompt_ids[start:stop]
+        return self.prompt_ids[start:] + self.output_ids[: stop - split]
+
+    def block_digests(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Digests of at least the first `num_blocks` blocks, all of which must be full; each is hashed once.
+
+        A digest stands for every token up to the end of its block, and for the salt.
+        """
+        while len(self.digests) < num_blocks:
+            start = len(self.digests) * block_size
+            parent = self.digests[-1] if self.digests else _digest(self.salt.encode())
+            tokens = self.tokens(start, start + block_size)
+            self.digests.append(_digest(parent + pack(f"<{block_size}q", *tokens)))
+        return self.digests
+
+    def restart(self) -> None:
+        """Forget what is computed, keep what is said. The lists that a plan may hold are left as they are."""
+        self.block_ids = []
+        self.num_computed = 0
+        self.num_published = 0
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=32).digest()

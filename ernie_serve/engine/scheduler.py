@@ -1,0 +1,283 @@
+"""Decides which requests compute how many tokens in the next step.
+
+Knows block ids and token counts. Knows nothing about tensors, text or HTTP, and never meets a runner.
+
+There is no prefill phase and no decode phase: each request has known tokens and computed tokens, and every step,
+under one token budget, it catches up. A long prompt in chunks, a prefix found in the cache and a preempted request
+that starts over differ only in where they stand.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from operator import attrgetter
+
+from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.request import Request
+from ernie_serve.messages import (
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    PlanRow,
+    Sampled,
+    StepPlan,
+)
+
+_ORDER = attrgetter("order")
+
+
+class Scheduler:
+    """Keeps the requests in order of priority, then arrival; the first are served first, the last preempted first.
+
+    Once `schedule` has put tokens into a plan they count as computed, so that the next plan can be made before the
+    results of this one are in; `update` takes the results, and drops those of requests that have ended meanwhile.
+    """
+
+    def __init__(
+        self, pool: BlockPool, *, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192, max_model_len: int
+    ) -> None:
+        if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
+            raise ValueError("max_num_seqs, max_num_batched_tokens and max_model_len must be at least 1.")
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self._max_len = min(max_model_len, pool.num_blocks * pool.block_size)
+        self._requests: dict[str, Request] = {}
+        self._waiting: list[Request] = []  # both in order
+        self._running: list[Request] = []
+        self._num_arrived = 0
+        self._num_preempted = 0
+        self._step = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._requests)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The counts of now; `num_preempted` counts preemptions since the start."""
+        return EngineStats(
+            step=self._step,
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_preempted=self._num_preempted,
+            blocks_total=self.pool.num_blocks,
+            blocks_used=self.pool.num_used,
+            blocks_cached=self.pool.num_cached,
+            blocks_free=self.pool.num_free,
+        )
+
+    def add(self, request: EngineRequest) -> EngineOutput | None:
+        """Queue a request. One that has nothing to compute, or never could, ends here with the output returned."""
+        if reason := self._why_impossible(request):
+            return EngineOutput(request_id=request.request_id, finish_reason="error", error=reason)
+        if request.sampling.max_tokens < 1:
+            return EngineOutput(request_id=request.request_id, finish_reason="length")
+        self._num_arrived += 1
+        arrived = Request.arriving(request, self._num_arrived)
+        self._requests[arrived.request_id] = arrived
+        insort(self._waiting, arrived, key=_ORDER)
+        return None
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, waiting or running, also while it is in a plan. Unknown ids are ignored."""
+        if request := self._requests.get(request_id):
+            self._end(request)
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None when there is nothing to do.
+
+        Requests take their turn in order. Each leaves one token of the budget to every running request behind it,
+        so a long prompt never holds up the others. One that finds no block preempts from the far end; that only
+        ever hits requests that have not had their turn yet, so no row is ever taken back.
+        """
+        budget = self.max_num_batched_tokens
+        rows: list[PlanRow] = []
+        place = 0  # those that run before it have had their turn
+        admitting = True
+        while budget > 0:
+            if admitting and self._waiting and self._is_next(self._waiting[0], place):
+                admitting = self._admit(self._waiting[0])
+                if not admitting:
+                    continue
+            elif place == len(self._running) or not self._grow(self._running[place]):
+                break  # one that cannot grow has preempted itself, and it was the last
+            request = self._running[place]
+            place += 1
+            if request.num_pending:  # otherwise its next token is still under way
+                row = self._row(request, min(request.num_pending, max(1, budget - len(self._running) + place)))
+                budget -= len(row.token_ids)
+                rows.append(row)
+        if not rows:
+            return None
+        self._step += 1
+        return StepPlan(self._step, rows)
+
+    def update(self, plan: StepPlan, sampled: Iterable[Sampled]) -> list[EngineOutput]:
+        """Take the results of a plan: one sampled token for each row that wants one."""
+        tokens = {token.request_id: token for token in sampled}
+        outputs = []
+        for row in plan.rows:
+            request = self._request_of(row)
+            if request is None:
+                continue
+            stop = row.start + len(row.token_ids)
+            if row.block_ids is request.block_ids:  # otherwise it was preempted since, and its blocks are gone
+                self._publish(request, stop)
+            if row.wants_token and stop == request.num_tokens:  # otherwise it has that token from before
+                outputs.append(self._advance(request, tokens[row.request_id]))
+        return outputs
+
+    def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:
+        """End the requests of a plan that could not run."""
+        failed = [request for row in plan.rows if (request := self._request_of(row))]
+        for request in failed:
+            self._end(request)
+        return [EngineOutput(request_id=r.request_id, finish_reason="error", error=error) for r in failed]
+
+    def check(self) -> None:
+        """Assert that the blocks the pool holds for us are those in our block tables; slow, for tests."""
+        self.pool.check(request.block_ids for request in self._running)
+        assert not any(request.block_ids for request in self._waiting), "a waiting request holds blocks"
+        assert len(self._running) + len(self._waiting) == len(self._requests), "a request is lost or double"
+        assert [*self._running] == sorted(self._running, key=_ORDER), "running is out of order"
+        assert [*self._waiting] == sorted(self._waiting, key=_ORDER), "waiting is out of order"
+
+    def _why_impossible(self, request: EngineRequest) -> str:
+        num_tokens = len(request.prompt_token_ids)
+        if request.request_id in self._requests:
+            return f"A request with the id {request.request_id!r} is under way; ids must differ."
+        if not num_tokens:
+            return "The prompt has no tokens; it needs at least one."
+        if num_tokens > self.max_model_len:
+            return f"The prompt has {num_tokens} tokens; max_model_len is {self.max_model_len}."
+        if num_tokens > self._max_len:
+            return (
+                f"The prompt has {num_tokens} tokens; the KV cache holds {self._max_len}. "
+                "Shorten it, or give the KV cache more memory."
+            )
+        return ""
+
+    def _is_next(self, request: Request, place: int) -> bool:
+        return place == len(self._running) or request.order < self._running[place].order
+
+    def _admit(self, request: Request) -> bool:
+        """Start the first waiting request if it fits as a whole; it may push out those of a lower rank.
+
+        One block is left to each that runs, so that the newcomer is not preempted as soon as they grow.
+        """
+        pool = self.pool
+        prefix = self._cached_prefix(request)
+        needed = pool.blocks_for(request.num_tokens) - len(prefix)
+        while (
+            len(self._running) >= self.max_num_seqs
+            or pool.num_available_beside(prefix) < needed + len(self._running)
+        ):  # fmt: skip
+            if not self._running or self._running[-1].priority <= request.priority:
+                return False
+            self._preempt(self._running[-1])
+        pool.share(prefix)
+        request.block_ids = prefix + pool.take(needed)
+        request.num_computed = len(prefix) * pool.block_size
+        request.num_published = len(prefix)
+        if request.num_cached is None:
+            request.num_cached = request.num_computed
+        _remove(self._waiting, request)
+        insort(self._running, request, key=_ORDER)
+        return True
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """Blocks with the request's beginning; at least one token is left to compute, for its logits."""
+        if not self.pool.enable_prefix_caching:
+            return []
+        limit = (request.num_tokens - 1) // self.pool.block_size
+        return self.pool.find(request.block_digests(limit, self.pool.block_size), limit)
+
+    def _grow(self, request: Request) -> bool:
+        """Get the blocks its known tokens need, from the last in order where none is left, in the end itself."""
+        needed = self.pool.blocks_for(request.num_tokens) - len(request.block_ids)
+        while needed > self.pool.num_available:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        if needed > 0:
+            request.block_ids += self.pool.take(needed)
+        return True
+
+    def _row(self, request: Request, count: int) -> PlanRow:
+        start = request.num_computed
+        request.num_computed = stop = start + count
+        return PlanRow(
+            request_id=request.request_id,
+            token_ids=request.tokens(start, stop),
+            start=start,
+            block_ids=request.block_ids,
+            sampling=request.sampling,
+            wants_token=stop == request.num_tokens,
+            prompt_token_ids=request.prompt_ids,
+            output_token_ids=request.output_ids,
+        )
+
+    def _request_of(self, row: PlanRow) -> Request | None:
+        """The request a row was made for, unless it has ended, even if its id is in use again."""
+        request = self._requests.get(row.request_id)
+        return request if request is not None and row.output_token_ids is request.output_ids else None
+
+    def _publish(self, request: Request, num_computed: int) -> None:
+        """Let others find the blocks that are full now."""
+        num_full = num_computed // self.pool.block_size
+        if num_full <= request.num_published or not self.pool.enable_prefix_caching:
+            return
+        digests = request.block_digests(num_full, self.pool.block_size)
+        for index in range(request.num_published, num_full):
+            self.pool.publish(request.block_ids[index], digests[index])
+        request.num_published = num_full
+
+    def _advance(self, request: Request, sampled: Sampled) -> EngineOutput:
+        request.output_ids.append(sampled.token_id)
+        reason = self._finish_reason(request)
+        if reason:
+            self._end(request)
+        return EngineOutput(
+            request_id=request.request_id,
+            token_ids=[sampled.token_id],
+            logprobs=[sampled.logprobs] if sampled.logprobs else [],
+            finish_reason=reason,
+            stop_token_id=sampled.token_id if reason == "stop" else None,
+            num_cached_tokens=request.num_cached or 0,
+        )
+
+    def _finish_reason(self, request: Request) -> FinishReason | None:
+        sampling, num_output = request.sampling, len(request.output_ids)
+        if num_output > sampling.min_tokens and request.output_ids[-1] in sampling.stop_token_ids:
+            return "stop"
+        if num_output >= sampling.max_tokens or request.num_tokens >= self._max_len:
+            return "length"
+        return None
+
+    def _preempt(self, request: Request) -> None:
+        """Back to its place in the queue, with what it has said and without its blocks."""
+        _remove(self._running, request)
+        self.pool.release(request.block_ids)
+        request.restart()
+        insort(self._waiting, request, key=_ORDER)
+        self._num_preempted += 1
+
+    def _end(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        if not _remove(self._running, request):
+            _remove(self._waiting, request)
+        self.pool.release(request.block_ids)
+        request.restart()
+
+
+def _remove(requests: list[Request], request: Request) -> bool:
+    """Take a request out of a list that is in order; whether it was there."""
+    index = bisect_left(requests, request.order, key=_ORDER)
+    if index == len(requests) or requests[index] is not request:
+        return False
+    del requests[index]
+    return True

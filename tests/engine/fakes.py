@@ -1,0 +1,134 @@
+"""A runner with a memory instead of a model, and the plain loop it is compared with.
+
+What a token leaves in its slot depends on the slot before it, and the next token depends on everything that can be
+read through the block table, so a wrong table, a stale block or a missing token changes the text.
+As a script, `fakes.py FD` is an engine process that talks through an inherited pipe.
+"""
+
+import sys
+import zlib
+from multiprocessing.connection import Connection
+
+from ernie_serve.engine import wire
+from ernie_serve.engine.core import EngineCore
+from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.messages import EngineInfo, EngineRequest, Loading, Ready, Sampled, SamplingParams, StepPlan
+
+VOCAB_SIZE = 40
+
+
+class FakeRunner:
+    """Reads and writes `num_blocks * block_size` slots as a model would, and refuses what a model could not do."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: list[int | None] = [None] * (num_blocks * block_size)
+        self.num_computed = 0  # tokens, over all steps
+        self.failures: list[Exception] = []  # raised by the next steps, the last first
+
+    def execute(self, plan: StepPlan) -> list[Sampled]:
+        if self.failures:
+            raise self.failures.pop()
+        assert plan.rows, "a plan without rows"
+        assert len({row.request_id for row in plan.rows}) == len(plan.rows), "a request twice in a plan"
+        self._refuse_shared_writes(plan)
+        # As in a real step, nothing that a row writes may be needed by another row of the step.
+        states = [self._read(row.block_ids, row.start) for row in plan.rows]
+        return [
+            Sampled(row.request_id, token)
+            for row, state in zip(plan.rows, states, strict=True)
+            if (token := self._compute(row, state)) is not None
+        ]
+
+    def _compute(self, row, read: list[int]) -> int | None:
+        stop = row.start + len(row.token_ids)
+        assert row.token_ids, "a row without tokens"
+        assert len(row.block_ids) * self.block_size >= stop, "the block table is too short"
+        known = row.prompt_token_ids + row.output_token_ids
+        assert row.token_ids == known[row.start : stop], "the tokens are not those at their positions"
+        assert row.wants_token == (stop == len(known)), "a token is wanted in the middle, or not at the end"
+        self.num_computed += len(row.token_ids)
+        for position, token in enumerate(row.token_ids, row.start):
+            read.append(leave(read, token))
+            self.slots[self._slot(row.block_ids, position)] = read[-1]
+        return next_token(read, row.sampling.seed) if row.wants_token else None
+
+    def _read(self, block_ids: list[int], stop: int) -> list[int]:
+        read = [self.slots[self._slot(block_ids, position)] for position in range(stop)]
+        assert None not in read, "an unwritten slot is read"
+        return read
+
+    def _slot(self, block_ids: list[int], position: int) -> int:
+        return block_ids[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _refuse_shared_writes(self, plan: StepPlan) -> None:
+        size = self.block_size
+        writers: dict[int, str] = {}
+        for row in plan.rows:
+            stop = row.start + len(row.token_ids)
+            for block_id in row.block_ids[row.start // size : -(-stop // size)]:
+                assert block_id not in writers, "two rows write one block"
+                writers[block_id] = row.request_id
+        for row in plan.rows:
+            for block_id in row.block_ids[: -(-row.start // size)]:
+                assert writers.get(block_id, row.request_id) == row.request_id, "a row writes what another reads"
+
+
+def leave(read: list[int], token: int) -> int:
+    """What a token leaves in its slot, given what stands in all the slots before."""
+    return zlib.crc32(b"%d %d" % (token, len(read)), read[-1] if read else 0)
+
+
+def next_token(read: list[int], seed: int) -> int:
+    return zlib.crc32(repr(read).encode(), seed) % VOCAB_SIZE
+
+
+def plain_loop(request: EngineRequest, max_len: int) -> tuple[list[int], str, int | None]:
+    """Output, finish reason and stop token of a request that has the machine to itself."""
+    sampling, output, read = request.sampling, [], []
+    for token in request.prompt_token_ids:
+        read.append(leave(read, token))
+    while len(output) < sampling.max_tokens:
+        output.append(next_token(read, sampling.seed))
+        read.append(leave(read, output[-1]))
+        if output[-1] in sampling.stop_token_ids and len(output) > sampling.min_tokens:
+            return output, "stop", output[-1]
+        if len(request.prompt_token_ids) + len(output) >= max_len:
+            break
+    return output, "length", None
+
+
+def make_request(request_id: str, prompt: list[int], max_tokens: int = 8, **options) -> EngineRequest:
+    outer = {name: options.pop(name) for name in ("priority", "cache_salt") if name in options}
+    sampling = SamplingParams(max_tokens=max_tokens, seed=options.pop("seed", 7), **options)
+    return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling, **outer)
+
+
+def make_core(num_blocks: int = 64, block_size: int = 4, *, enable_prefix_caching: bool = True, **limits) -> EngineCore:
+    pool = BlockPool(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+    limits = {"max_num_seqs": 8, "max_num_batched_tokens": 32, "max_model_len": 200} | limits
+    return EngineCore(Scheduler(pool, **limits), FakeRunner(num_blocks, block_size))
+
+
+def make_info(core: EngineCore) -> EngineInfo:
+    return EngineInfo(
+        device="fake",
+        dtype="int",
+        weight_bytes=0,
+        kv_bytes=0,
+        num_blocks=core.scheduler.pool.num_blocks,
+        block_size=core.scheduler.pool.block_size,
+        max_model_len=core.scheduler.max_model_len,
+        max_num_seqs=core.scheduler.max_num_seqs,
+        max_num_batched_tokens=core.scheduler.max_num_batched_tokens,
+        load_seconds=0.0,
+    )
+
+
+if __name__ == "__main__":
+    pipe = Connection(int(sys.argv[1]))
+    engine = make_core(num_blocks=1000, max_model_len=4000)
+    wire.send(pipe, Loading(0.5, "half"))
+    wire.send(pipe, Ready(make_info(engine)))
+    engine.serve(pipe)
