@@ -108,7 +108,7 @@ class SafetensorsFile:
         if len(head) < 8:
             raise CheckpointError(f"{self.path} is truncated: expected at least 8 bytes, found {size}.")
         (length,) = struct.unpack("<Q", head[:8])
-        if not 2 <= length <= MAX_HEADER_BYTES or head[8:9] != b"{":
+        if not 2 <= length <= MAX_HEADER_BYTES or head[8:9] not in (b"{", b""):
             raise CheckpointError(f"{self.path} is not a safetensors file: it does not begin with a header.")
         if 8 + length > size:
             raise CheckpointError(
