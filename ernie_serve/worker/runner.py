@@ -5,7 +5,6 @@ Knows the model, the KV cache and the sampler. Knows nothing of why a plan is wh
 
 import torch
 
-from ernie_serve.kernels.reference import ReferenceKernels as Kernels
 from ernie_serve.messages import Sampled, StepPlan
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.worker.batch import BatchBuilder
@@ -22,7 +21,6 @@ class Runner:
     def __init__(
         self,
         model: Ernie,
-        kernels: Kernels,
         num_blocks: int,
         block_size: int,
         *,
@@ -32,7 +30,7 @@ class Runner:
         weight, config = model.norm.weight, model.config
         self.model = model
         self.cache = [
-            kernels.empty_cache(
+            model.kernels.empty_cache(
                 num_blocks, block_size, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
             )
             for _ in range(config.num_hidden_layers)

@@ -1,0 +1,167 @@
+"""How much memory there is, and how many KV blocks fit in it.
+
+Knows sizes of tensors and of the machine. Knows nothing about requests or plans.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.model.config import ModelConfig
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """The KV cache that will be made: its blocks, its size, and the longest text (prompt and answer) it serves."""
+
+    num_blocks: int
+    num_bytes: int
+    max_model_len: int
+
+
+def plan_cache(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    block_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int | None = None,
+    kv_cache_memory_bytes: int | None = None,
+    gpu_memory_utilization: float = 0.92,
+) -> CachePlan:
+    """Decide the cache, once the weights are in memory.
+
+    A given `kv_cache_memory_bytes` is taken at its word. Otherwise the cache gets what the device has left beside the
+    largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the checkpoint allows and
+    the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change.
+    """
+    limit = config.max_position_embeddings
+    if max_model_len is not None and max_model_len > limit:
+        raise SettingsError(f"--max-model-len {max_model_len}: this checkpoint reads at most {limit} tokens.")
+    budget = kv_cache_memory_bytes
+    if budget is None:
+        free = free_bytes(device)
+        if device.type == "cuda":
+            total = torch.cuda.mem_get_info(device)[1]
+            free -= int(total * (1 - gpu_memory_utilization))
+        step = step_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)
+        if step >= free:
+            raise NotEnoughMemory(
+                f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_gib(step)} "
+                f"beside the weights; {_gib(free)} are free. Lower --max-num-batched-tokens or --max-num-seqs."
+            )
+        budget = free - step
+        if device.type == "cpu":
+            budget = min(4 * GIB, int(0.9 * budget))
+    num_blocks = blocks_that_fit(config, dtype, budget, block_size=block_size, max_model_len=max_model_len)
+    length = max_model_len or min(limit, num_blocks * block_size)
+    if kv_cache_memory_bytes is None:
+        num_blocks = min(num_blocks, max_num_seqs * blocks_for(length, block_size))
+    return CachePlan(num_blocks, num_blocks * bytes_per_block(config, dtype, block_size), length)
+
+
+def blocks_that_fit(
+    config: ModelConfig, dtype: torch.dtype, num_bytes: int, *, block_size: int, max_model_len: int | None = None
+) -> int:
+    """Blocks of KV cache in `num_bytes`. Raises `NotEnoughMemory` if one text of `max_model_len` would not fit."""
+    each = bytes_per_block(config, dtype, block_size)
+    num_blocks = num_bytes // each
+    needed = blocks_for(max_model_len or 1, block_size)
+    if num_blocks < needed:
+        room = f"or lower --max-model-len to {num_blocks * block_size}" if num_blocks else "or use a smaller dtype"
+        raise NotEnoughMemory(
+            f"The KV cache of one text of {max_model_len or block_size} tokens needs {_gib(needed * each)}; "
+            f"{_gib(num_bytes)} are there for it. Raise --kv-cache-memory-bytes to {needed * each}, {room}."
+        )
+    return num_blocks
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-num_tokens // block_size)
+
+
+def bytes_per_block(config: ModelConfig, dtype: torch.dtype, block_size: int) -> int:
+    """Keys and values of `block_size` tokens in all layers."""
+    return 2 * config.num_hidden_layers * block_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
+def step_bytes(config: ModelConfig, dtype: torch.dtype, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """About the most that one step needs beside weights and cache: its widest layer, its logits and their sampling."""
+    c, size = config, dtype.itemsize
+    dense = 3 * c.intermediate_size
+    routed = c.moe_k * (3 * c.moe_intermediate_size + 2 * c.hidden_size) + 3 * c.shared_intermediate_size
+    attention = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+    token = 4 * c.hidden_size + max(dense, routed, attention)
+    logits = c.vocab_size * (size + 5 * 4)
+    return max_num_batched_tokens * token * size + max_num_seqs * logits
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Memory that can still be taken on a device.
+
+    On a CPU: what the machine has available, or what the control groups of this process leave, if that is less.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = [free for free in (_available(root), *_left_by_groups(root)) if free is not None]
+    if not known:
+        raise NotEnoughMemory("How much memory is free is not known here; set --kv-cache-memory-bytes.")
+    return max(0, min(known))
+
+
+def _available(root: Path) -> int | None:
+    """`MemAvailable` of /proc/meminfo."""
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_by_groups(root: Path) -> list[int | None]:
+    """What each control group above this process leaves, version 1 or 2; file cache can be taken back."""
+    left = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            top, limit, usage = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        elif not controllers:
+            top, limit, usage = "", "memory.max", "memory.current"
+        else:
+            continue
+        inside = PurePosixPath(path.lstrip("/"))
+        for group in (inside, *inside.parents):
+            folder = root / "sys/fs/cgroup" / top / group
+            most, used = _number(folder / limit), _number(folder / usage)
+            if most is not None and used is not None:
+                left.append(most - used + _inactive_file(folder))
+    return left
+
+
+def _inactive_file(folder: Path) -> int:
+    for line in _text(folder / "memory.stat").splitlines():
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
+            return int(line.split()[1])
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
