@@ -1,0 +1,36 @@
+"""GET /health/live and /health/ready: whether the server runs, and whether it answers requests yet.
+
+Knows the engine's state. Needs no key, and so tells nothing that only the operator should read.
+"""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ernie_serve.api.services import Services
+
+
+def router(services: Services) -> APIRouter:
+    """The endpoint's routes."""
+    routes = APIRouter()
+
+    @routes.api_route("/health/live", methods=["GET", "HEAD"])
+    async def live(request: Request) -> Response:
+        return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
+
+    @routes.api_route("/health/ready", methods=["GET", "HEAD"])
+    async def ready(request: Request) -> Response:
+        state = services.engine.state
+        told: dict[str, Any] = {"state": state}
+        headers = {"cache-control": "no-store"}
+        if state == "loading":
+            share, what = services.engine.progress
+            told |= {"progress": round(share, 4), "doing": what}
+            headers["retry-after"] = "1"
+        status = 200 if state == "ready" else 503
+        return Response(orjson.dumps(told), status_code=status, headers=headers, media_type="application/json")
+
+    return routes

@@ -1,0 +1,67 @@
+"""From prompts in token ids to a job for the engine.
+
+Knows how prompts multiply into choices. Knows nothing of templates or tokenizers.
+"""
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from ernie_serve.api.choice_text import TextOptions
+from ernie_serve.api.generation import Choice, Job
+from ernie_serve.api.sampling import Sampling
+from ernie_serve.api.schema.fields import TextRequest, read_stops
+from ernie_serve.api.services import Services
+from ernie_serve.errors import InvalidRequest
+from ernie_serve.messages import EngineRequest
+
+
+def make_job(
+    services: Services,
+    fields: TextRequest,
+    prompts: Sequence[list[int]],
+    *,
+    chat: bool,
+    prompt_param: str,
+    default_max: int | None,
+    openings: Sequence[str] = (),
+) -> Job:
+    """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
+    job_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}"
+    num_choices = require_choices(services, fields, len(prompts))
+    sampling = Sampling(fields, services, chat=chat, prompt_param=prompt_param, default_max=default_max)
+    choices = [
+        Choice(
+            index=prompt_index * num_choices + number,
+            prompt_index=prompt_index,
+            is_first=number == 0,
+            request=EngineRequest(
+                request_id=f"{job_id}-{prompt_index * num_choices + number}",
+                prompt_token_ids=ids,
+                sampling=sampling.for_choice(number, len(ids)),
+                priority=fields.priority or 0,
+                cache_salt=fields.cache_salt or "",
+            ),
+            opening=openings[prompt_index] if openings else "",
+        )
+        for prompt_index, ids in enumerate(prompts)
+        for number in range(num_choices)
+    ]
+    text = TextOptions(
+        stops=read_stops(fields.stop),
+        include_stop=bool(fields.include_stop_str_in_output),
+        skip_special_tokens=fields.skip_special_tokens is not False,
+        min_tokens=fields.min_tokens or 0,
+        logprobs=fields.num_logprobs is not None,
+    )
+    return Job(id=job_id, choices=choices, text=text, stream=bool(fields.stream), include_usage=fields.wants_usage)
+
+
+def require_choices(services: Services, fields: TextRequest, num_prompts: int) -> int:
+    """How many choices each prompt gets. Raises `InvalidRequest` for too many."""
+    limits, num_choices = services.limits, fields.n or 1
+    if num_choices > limits.max_n:
+        raise InvalidRequest(f"`n` must be at most {limits.max_n}, not {num_choices}.", param="n")
+    if num_prompts * num_choices > limits.max_choices:
+        told = f"{num_prompts} prompts with `n` {num_choices} make {num_prompts * num_choices} choices"
+        raise InvalidRequest(f"{told}; one request may have {limits.max_choices}. Send several.", param="n")
+    return num_choices

@@ -1,0 +1,64 @@
+"""Errors as HTTP says them: OpenAI's error body, on every route, for every status.
+
+Knows the tree in `errors.py` and how it is sent. Knows nothing of what went wrong.
+"""
+
+import logging
+import traceback
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ernie_serve.errors import InvalidRequest, MethodNotAllowed, RequestError, UnknownUrl
+
+logger = logging.getLogger(__name__)
+
+
+def error_body(error: RequestError) -> bytes:
+    """OpenAI's error body, encoded."""
+    return orjson.dumps(
+        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    )
+
+
+def error_response(error: RequestError, headers: dict[str, str] | None = None) -> Response:
+    """The error as a whole answer, with `Retry-After` where waiting helps."""
+    headers = dict(headers or {})
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+
+
+def unexpected(error: BaseException, where: str) -> RequestError:
+    """Log a failure that nobody foresaw, and return what its client is told.
+
+    Exception messages and values may quote a prompt, so the log gets the types and the frames alone.
+    """
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(parts) < 5:
+        parts.append(f"{type(cause).__qualname__}\n{''.join(traceback.format_tb(cause.__traceback__))}")
+        cause = cause.__cause__ or cause.__context__
+    logger.error("Unexpected failure in %s: %s", where, "caused by ".join(parts))
+    return RequestError("The server failed to answer this request; its log has the details. Trying again may help.")
+
+
+async def handle_request_error(request: Request, error: Exception) -> Response:
+    """What any route raises on purpose."""
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def handle_http_exception(request: Request, error: Exception) -> Response:
+    """What the router raises: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        return error_response(UnknownUrl(f"Unknown request URL: {asked}. The API lives under /v1, at /v1/models say."))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        told = f"{asked} is not allowed; this URL answers {allowed}."
+        return error_response(MethodNotAllowed(told), {"allow": allowed})
+    return error_response(InvalidRequest(str(error.detail)))

@@ -1,0 +1,1 @@
+"""What clients may write into a request, checked once, at the door."""

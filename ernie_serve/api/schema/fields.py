@@ -1,0 +1,146 @@
+"""The fields that every request for text shares, spelled as OpenAI spells them, and where it has none, as vLLM does.
+
+Knows types and ranges. Knows nothing of prompts, vocabularies or defaults.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
+
+from ernie_serve.api.schema.validation import kind_of
+from ernie_serve.errors import InvalidRequest
+
+Boolean = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+Text = Annotated[str, Strict()]
+
+MAX_STOPS = 4
+MAX_STOP_CHARS = 256
+MAX_STOP_IDS = 128
+MAX_LOGIT_BIAS = 1024
+INT31 = 2**31 - 1
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries beside the text."""
+
+    include_usage: Boolean | None = None
+    include_obfuscation: Boolean | None = None
+    continuous_usage_stats: Boolean | None = None
+
+
+class TextRequest(BaseModel):
+    """A request for text. `None` is everywhere the same as leaving the field out.
+
+    Where a field may hold lists or objects of any length it is `Any` here and read by a function below, which
+    stops at the first mistake.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: Text
+    stream: Boolean | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[Integer, Field(ge=1)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=0)] | None = None
+    min_tokens: Annotated[Integer, Field(ge=0)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1, le=INT31)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Any = None
+    stop_token_ids: Any = None
+    logit_bias: Any = None
+    ignore_eos: Boolean | None = None
+    include_stop_str_in_output: Boolean | None = None
+    skip_special_tokens: Boolean | None = None
+    priority: Annotated[Integer, Field(ge=-INT31, le=INT31)] | None = None
+    cache_salt: Annotated[Text, Field(max_length=256)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives wanted beside each token; `None` for no logprobs at all."""
+        raise NotImplementedError
+
+    @property
+    def wanted_tokens(self) -> tuple[str, int | None]:
+        """The longest answer the client allows, and the field that says so."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk. Raises `InvalidRequest` for options that are not offered."""
+        options = self.stream_options
+        if options is None:
+            return False
+        if not self.stream:
+            raise InvalidRequest("`stream_options` is only for streams. Set `stream` too.", param="stream_options")
+        for name in ("include_obfuscation", "continuous_usage_stats"):
+            if getattr(options, name):
+                told = f"`stream_options.{name}` is not supported by this server. Leave it out."
+                raise InvalidRequest(told, param=f"stream_options.{name}")
+        return bool(options.include_usage)
+
+
+def read_stops(stop: Any) -> tuple[str, ...]:
+    """`stop`: a string, or up to four of them."""
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(stops, list):
+        raise InvalidRequest(f"`stop` must be a string or a list of strings, not {kind_of(stop)}.", param="stop")
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"`stop` must hold at most {MAX_STOPS} strings, not {len(stops)}.", param="stop")
+    for each in stops:
+        if not isinstance(each, str):
+            raise InvalidRequest(f"`stop` must hold strings, not {kind_of(each)}.", param="stop")
+        if not 0 < len(each) <= MAX_STOP_CHARS:
+            told = f"Each string in `stop` must have 1 to {MAX_STOP_CHARS} characters, not {len(each)}."
+            raise InvalidRequest(told, param="stop")
+    return tuple(stops)
+
+
+def read_stop_token_ids(ids: Any, vocab_size: int) -> tuple[int, ...]:
+    """`stop_token_ids`: ids within the vocabulary."""
+    if ids is None:
+        return ()
+    if not isinstance(ids, list) or len(ids) > MAX_STOP_IDS:
+        told = f"`stop_token_ids` must be a list of at most {MAX_STOP_IDS} token ids."
+        raise InvalidRequest(told, param="stop_token_ids")
+    require_token_ids(ids, vocab_size, "stop_token_ids")
+    return tuple(ids)
+
+
+def read_logit_bias(bias: Any, vocab_size: int) -> dict[int, float]:
+    """`logit_bias`: from token ids, which JSON spells as strings, to numbers between -100 and 100."""
+    if not bias and (bias is None or isinstance(bias, dict)):
+        return {}
+    if not isinstance(bias, dict):
+        told = f"`logit_bias` must be an object from token ids to numbers, not {kind_of(bias)}."
+        raise InvalidRequest(told, param="logit_bias")
+    if len(bias) > MAX_LOGIT_BIAS:
+        told = f"`logit_bias` must have at most {MAX_LOGIT_BIAS} entries, not {len(bias)}."
+        raise InvalidRequest(told, param="logit_bias")
+    read: dict[int, float] = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < vocab_size):
+            told = f"The keys of `logit_bias` must be token ids from 0 to {vocab_size - 1}, not {key[:40]!r}."
+            raise InvalidRequest(told, param="logit_bias")
+        if type(value) not in (int, float) or not -100 <= value <= 100:
+            told = f"The values of `logit_bias` must be numbers from -100 to 100; the one for token {key} is not."
+            raise InvalidRequest(told, param="logit_bias")
+        read[int(key)] = float(value)
+    return read
+
+
+def require_token_ids(ids: list[Any], vocab_size: int, param: str) -> None:
+    """Raise `InvalidRequest` unless all are integers within the vocabulary."""
+    if not all(type(token_id) is int for token_id in ids):
+        raise InvalidRequest(f"`{param}` must hold integers alone where it holds token ids.", param=param)
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+        told = f"`{param}` holds the token id {wrong}; this model's ids run from 0 to {vocab_size - 1}."
+        raise InvalidRequest(told, param=param)

@@ -1,0 +1,142 @@
+"""From a JSON object to a checked request, or to an error that names the field, the limit and the remedy.
+
+Knows pydantic's errors and the list of what is refused by name. Knows no endpoint.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ernie_serve.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+REFUSED: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "max_reasoning_tokens": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1, 1.0),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Parameters that would change the answer and are not implemented, each with the values that change nothing."""
+
+HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+"""Parameters that OpenAI knows and that never change the text of an answer: accepted, without effect."""
+
+
+def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
+    """The body as an instance of `fields`. Raises `InvalidRequest` for the first thing that is wrong with it."""
+    unknown = [name for name in body if name not in fields.model_fields]
+    for name in unknown:
+        if name in REFUSED and body[name] is not None and body[name] not in REFUSED[name]:
+            raise InvalidRequest(f"`{name}` is not supported by this server. Leave it out.", param=name)
+    if ignored := [name[:40] for name in unknown if name not in REFUSED and name not in HARMLESS]:
+        logger.debug("Ignored %d unknown fields: %s", len(ignored), sorted(ignored)[:10])
+    try:
+        return fields.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = path_of(first["loc"])
+        raise InvalidRequest(f"`{param}` {_told(first)}.", param=param) from None
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
+    """`stream_options.include_usage`, `messages[2].role`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's type in JSON's own words."""
+    names = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
+
+
+def _told(error: ErrorDetails) -> str:
+    """What is wrong with a value, to be read after the field's name."""
+    context = error.get("ctx", {})
+    given = error["input"]
+    wanted = {
+        "bool_type": "true or false",
+        "dict_type": "an object",
+        "float_type": "a number",
+        "int_type": "an integer",
+        "list_type": "a list",
+        "model_type": "an object",
+        "string_type": "a string",
+    }.get(error["type"])
+    if wanted is not None:
+        return f"must be {wanted}, not {kind_of(given)}"
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']}, not {given}"
+        case "greater_than":
+            return f"must be greater than {context['gt']}, not {given}"
+        case "less_than_equal":
+            return f"must be at most {context['le']}, not {given}"
+        case "finite_number":
+            return "must be a finite number"
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters"
+    return f"is not valid: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -1,0 +1,84 @@
+"""What the routes are handed, once, when the server starts.
+
+Knows which rooms below answer a request and what bounds it. Builds none of them.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from ernie_serve.engine.client import EngineClient
+from ernie_serve.errors import EngineUnavailable, ModelNotFound
+from ernie_serve.text.generation import GenerationDefaults
+from ernie_serve.text.template import ChatTemplate
+from ernie_serve.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request, or one connection, may ask of the server. Sizes in bytes."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    body_seconds: float = 60.0
+    max_n: int = 8
+    max_prompts: int = 256
+    max_choices: int = 256
+    ping_seconds: float = 15.0
+    stall_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The rooms below, and the facts that every answer repeats.
+
+    The first of `model_names` is the one that answers report; all of them are accepted. `template` is `None`
+    for a checkpoint that cannot chat. `max_model_len` bounds prompt and answer together, in tokens;
+    `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may call.
+    """
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+    model_names: tuple[str, ...]
+    max_model_len: int
+    max_output_tokens: int | None = None
+    api_keys: tuple[str, ...] = ()
+    created: int = field(default_factory=lambda: int(time.time()))
+    fingerprint: str = "fp_ernie_serve"
+    limits: Limits = Limits()
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers report."""
+        return self.model_names[0]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together: the smaller of what was configured and what the cache holds."""
+        info = self.engine.info
+        return self.max_model_len if info is None else min(self.max_model_len, info.max_model_len)
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Tokens of the longest answer."""
+        return min(self.max_output_tokens or self.context_length, self.context_length)
+
+    def require_model(self, name: str) -> None:
+        """Raise `ModelNotFound` for a name that is not served here."""
+        if name not in self.model_names:
+            served = ", ".join(f"`{each}`" for each in self.model_names)
+            raise ModelNotFound(f"The model `{name[:128]}` is not served here. Ask for {served}.", param="model")
+
+    def require_ready(self) -> None:
+        """Raise `EngineUnavailable` unless the engine takes requests."""
+        state = self.engine.state
+        if state == "loading":
+            share, what = self.engine.progress
+            raise EngineUnavailable(
+                f"The model is still loading ({share:.0%}: {what}). Try again shortly; /health/ready tells when.",
+                retry_after_seconds=5,
+            )
+        if state == "failed":
+            raise EngineUnavailable("The engine has ended; the server's log says why.", retry_after_seconds=30)
+        if state == "closed":
+            raise EngineUnavailable("The server is shutting down.", retry_after_seconds=10)
