@@ -23,6 +23,16 @@ class CachePlan:
     max_model_len: int
 
 
+def require_room(weight_bytes: int, device: torch.device) -> None:
+    """Raise `NotEnoughMemory`, before anything is read, unless the weights fit beside what the device holds."""
+    free = free_bytes(device)
+    if weight_bytes > free:
+        raise NotEnoughMemory(
+            f"The weights need {_gib(weight_bytes)}; {_gib(free)} are free on {device}. "
+            "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
+        )
+
+
 def plan_cache(
     config: ModelConfig,
     dtype: torch.dtype,
@@ -110,21 +120,19 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    known = [free for free in (_available(root), *_left_by_groups(root)) if free is not None]
+    known = _available(root) + _left_by_groups(root)
     if not known:
         raise NotEnoughMemory("How much memory is free is not known here; set --kv-cache-memory-bytes.")
     return max(0, min(known))
 
 
-def _available(root: Path) -> int | None:
-    """`MemAvailable` of /proc/meminfo."""
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def _available(root: Path) -> list[int]:
+    """`MemAvailable` of /proc/meminfo, where there is one."""
+    lines = _text(root / "proc/meminfo").splitlines()
+    return [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
 
 
-def _left_by_groups(root: Path) -> list[int | None]:
+def _left_by_groups(root: Path) -> list[int]:
     """What each control group above this process leaves, version 1 or 2; file cache can be taken back."""
     left = []
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -145,10 +153,8 @@ def _left_by_groups(root: Path) -> list[int | None]:
 
 
 def _inactive_file(folder: Path) -> int:
-    for line in _text(folder / "memory.stat").splitlines():
-        if line.startswith(("inactive_file ", "total_inactive_file ")):
-            return int(line.split()[1])
-    return 0
+    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
 
 
 def _number(path: Path) -> int | None:

@@ -1,0 +1,140 @@
+"""However a text is cut into steps, batched and moved about in the cache, its tokens are the same."""
+
+import random
+
+import pytest
+import torch
+
+from ernie_serve.worker.runner import Runner
+
+NUM_TOKENS = 7
+BLOCK = 4
+
+
+@pytest.fixture
+def runner(tiny_model):
+    return Runner(tiny_model, 64, BLOCK)
+
+
+@pytest.fixture
+def alone(tiny_model, step):
+    """What a text yields by itself: the prompt at once, then token by token, all in one block."""
+
+    def run(text):
+        runner, pool, seen = Runner(tiny_model, 1, 64), [0], []
+        for _ in range(NUM_TOKENS):
+            seen.append(step(runner, {text: text.row(pool, 64)})[text.name])
+        return seen
+
+    return run
+
+
+def shuffled(num_blocks, seed=0):
+    pool = list(range(num_blocks))
+    random.Random(seed).shuffle(pool)
+    return pool
+
+
+def agree(seen, expected):
+    assert [s.token_id for s in seen] == [s.token_id for s in expected]
+    for a, b in zip(seen, expected, strict=True):
+        assert a.logprobs.logprob == pytest.approx(b.logprobs.logprob, abs=1e-4)
+        assert [i for i, _ in a.logprobs.top] == [i for i, _ in b.logprobs.top]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 5, "top_p": 0.9, "frequency_penalty": 0.3}])
+@pytest.mark.parametrize("length", [1, 4, 21])
+def test_scattered_blocks_yield_what_one_block_yields(runner, step, alone, make_text, length, sampling):
+    text, pool = make_text(length, **sampling), shuffled(64)
+    seen = [step(runner, {text: text.row(pool, BLOCK)})["a"] for _ in range(NUM_TOKENS)]
+    agree(seen, alone(make_text(length, **sampling)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 13])
+def test_a_prompt_in_chunks_yields_what_it_yields_at_once(runner, step, alone, make_text, chunk):
+    text, pool, seen = make_text(21), shuffled(64), []
+    for _ in range(21 // chunk + NUM_TOKENS + 1):
+        seen += step(runner, {text: text.row(pool, BLOCK, chunk)}).values()
+    agree(seen[:NUM_TOKENS], alone(make_text(21)))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "min_p": 0.02, "presence_penalty": 0.5}])
+def test_texts_of_many_lengths_in_one_batch_yield_what_each_yields_alone(runner, step, alone, make_text, sampling):
+    lengths = {"a": 3, "b": 30, "c": 1, "d": 12, "e": 5}
+    texts = [make_text(length, name, **sampling) for name, length in lengths.items()]
+    pool, chance, seen = shuffled(64), random.Random(1), {name: [] for name in lengths}
+    for _ in range(60):
+        chosen = chance.sample(texts, chance.randint(1, 5))  # prompts, chunks and decodes side by side
+        rows = {t: t.row(pool, BLOCK, chance.randint(1, 9)) for t in chosen if len(seen[t.name]) < NUM_TOKENS}
+        if rows:
+            for name, sampled in step(runner, rows).items():
+                seen[name].append(sampled)
+    for name, length in lengths.items():
+        agree(seen[name], alone(make_text(length, name, **sampling)))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "repetition_penalty": 1.3, "top_k": 20}])
+def test_a_preempted_text_goes_on_as_if_undisturbed(runner, step, alone, make_text, sampling):
+    text, other, pool, seen = make_text(9, **sampling), make_text(30, "other"), shuffled(64), []
+    for number in range(NUM_TOKENS):
+        if number in (2, 3, 5):
+            text.preempt(pool)
+            pool.reverse()
+            step(runner, {other: other.row(pool, BLOCK, 4)})  # takes the blocks that were given back
+        while not (sampled := step(runner, {text: text.row(pool, BLOCK, 6)})):
+            pass
+        seen += sampled.values()
+    agree(seen, alone(make_text(9, **sampling)))
+
+
+def test_a_text_that_comes_back_in_other_blocks_at_the_same_start_reads_the_other_blocks(runner, step, make_text):
+    first, pool = make_text(8), shuffled(64)
+    step(runner, {first: first.row(pool, BLOCK)})
+    twin, moved = make_text(8, "a"), make_text(8, "b")
+    moved.prompt = twin.prompt
+    expected = step(runner, {moved: moved.row(pool, BLOCK)})["b"]
+    pool.extend(first.blocks)
+    other = make_text(8, "c")
+    step(runner, {other: other.row(pool, BLOCK)})  # overwrites the first blocks
+    twin.output, twin.blocks, twin.computed = list(first.output), moved.blocks[:], 8
+    moved.computed = 8
+    assert (
+        step(runner, {twin: twin.row(pool, BLOCK)})["a"].token_id
+        == step(runner, {moved: moved.row(pool, BLOCK)})["b"].token_id
+    )
+    assert expected.token_id == first.output[0]
+
+
+def test_a_cached_prefix_yields_what_computing_it_yields(runner, step, alone, make_text):
+    first, pool = make_text(18, "first"), shuffled(64)
+    step(runner, {first: first.row(pool, BLOCK)})
+    second = make_text(18, "second")
+    second.prompt = first.prompt
+    second.blocks, second.computed = first.blocks[:4], 16
+    seen = [step(runner, {second: second.row(pool, BLOCK)})["second"] for _ in range(NUM_TOKENS)]
+    expected = make_text(18, "second")
+    expected.prompt = first.prompt
+    agree(seen, alone(expected))
+
+
+def test_only_rows_that_want_a_token_yield_one_and_in_the_order_of_the_plan(runner, make_text):
+    from ernie_serve.messages import StepPlan
+
+    pool = shuffled(64)
+    texts = [make_text(n, name) for n, name in ((5, "x"), (9, "y"), (2, "z"))]
+    rows = [text.row(pool, BLOCK, count) for text, count in zip(texts, (5, 3, 2), strict=True)]
+    assert [s.request_id for s in runner.execute(StepPlan(1, rows))] == ["x", "z"]
+    assert runner.execute(StepPlan(2, [texts[1].row(pool, BLOCK, 3)])) == []
+
+
+def test_the_cache_has_the_size_it_says(tiny_model, tiny_config):
+    runner = Runner(tiny_model, 10, BLOCK)
+    assert runner.kv_bytes == 10 * BLOCK * 2 * 3 * 2 * 16 * 4
+    assert len(runner.cache) == tiny_config.num_hidden_layers
+
+
+def test_no_gradient_is_recorded(runner, step, make_text):
+    text, pool = make_text(3), shuffled(64)
+    with torch.enable_grad():
+        step(runner, {text: text.row(pool, BLOCK)})
+    assert not any(t.requires_grad for pair in runner.cache for t in pair)
