@@ -54,28 +54,29 @@ def test_the_schedule_never_changes_the_text(first_seed):
 
 def check_workload(rng: random.Random) -> None:
     """One random workload: requests arrive, end and are aborted while steps run, up to two plans at a time."""
-    block_size = rng.choice([1, 2, 3, 4, 8])
-    num_blocks = rng.randint(3, 40)
-    max_model_len = rng.choice([16, 40, 80])
+    block_size = rng.choice([1, 2, 3, 4, 4, 8, 8])
+    num_blocks = max(3, rng.randint(12, 200) // block_size)
+    max_model_len = rng.choice([16, 40, 70])
     max_len = min(max_model_len, num_blocks * block_size)
     caching = rng.random() < 0.8
     pool = BlockPool(num_blocks, block_size, enable_prefix_caching=caching)
     scheduler = Scheduler(
         pool,
-        max_num_seqs=rng.choice([1, 2, 4, 8]),
-        max_num_batched_tokens=rng.choice([1, 3, 8, 32]),
+        max_num_seqs=rng.choice([1, 8, 8, 8, 12]),
+        max_num_batched_tokens=rng.choice([1, 8, 16, 24, 64, 64]),
         max_model_len=max_model_len,
     )
     runner = FakeRunner(num_blocks, block_size)
     depth = rng.choice([1, 1, 2])
+    arrival_rate = rng.choice([0.2, 0.7, 0.9])
     bases = [rng.choices(range(40), k=max_len) for _ in range(3)]
-    coming = [random_request(rng, f"r{number}", bases, max_len) for number in range(rng.randint(2, 9))]
+    coming = [random_request(rng, f"r{number}", bases, max_len) for number in range(rng.randint(2, 14))]
     requests = {request.request_id: request for request in coming}
     outputs = {request_id: [] for request_id in requests}
     aborted, in_flight = set(), []
 
     for _ in range(3000):
-        while coming and rng.random() < 0.5:
+        while coming and rng.random() < arrival_rate:
             request = coming.pop()
             if ended := scheduler.add(request):
                 outputs[request.request_id].append(ended)
@@ -89,7 +90,7 @@ def check_workload(rng: random.Random) -> None:
                 assert all(pool.num_owners(block_id) == 1 for block_id in written), "a shared block is written"
             refuse_sharing_across_salts(plan, requests)
             in_flight.append((plan, runner.execute(plan)))
-        if rng.random() < 0.1:
+        if rng.random() < 0.02:
             aborted.add(request_id := rng.choice(list(requests)))
             scheduler.abort(request_id)
         if len(in_flight) >= depth or (plan is None and in_flight):
@@ -112,17 +113,17 @@ def check_workload(rng: random.Random) -> None:
 
 
 def random_request(rng: random.Random, request_id: str, bases, max_len: int):
-    shared = rng.choice(bases)[: rng.randint(0, max_len)]
-    own = rng.choices(range(40), k=rng.randint(0 if shared else 1, 6))
+    shared = rng.choice(bases)[: rng.randint(0, rng.choice([4, max_len // 2]))]
+    own = rng.choices(range(40), k=rng.randint(0 if shared else 1, rng.choice([3, 3, 10, max_len])))
     return make_request(
         request_id,
         (shared + own)[: max_len + 1],
-        max_tokens=rng.choice([0, 1, 5, 20, 60]),
+        max_tokens=rng.choice([0, 1, 5, 30, 30, 60]),
         min_tokens=rng.choice([0, 0, 3]),
-        stop_token_ids=tuple(rng.choices(range(40), k=rng.randint(0, 3))),
+        stop_token_ids=tuple(rng.choices(range(40), k=rng.choice([0, 0, 1, 2]))),
         seed=rng.randint(0, 5),
         priority=rng.choice([0, 0, 0, 1, 5]),
-        cache_salt=rng.choice(["", "", "mine", "yours"]),
+        cache_salt=rng.choice(["", "", "", "mine"]),
     )
 
 

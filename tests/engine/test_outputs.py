@@ -1,0 +1,59 @@
+import asyncio
+
+import pytest
+
+from ernie_serve.engine.outputs import OutputQueue
+from ernie_serve.messages import EngineOutput, TokenLogprobs
+
+
+def output(*token_ids: int, **fields) -> EngineOutput:
+    logprobs = [TokenLogprobs(token, -1.0, []) for token in token_ids]
+    return EngineOutput(request_id="r", token_ids=list(token_ids), logprobs=logprobs, **fields)
+
+
+def test_what_is_unread_becomes_one_output():
+    async def scenario():
+        queue = OutputQueue()
+        queue.put(output(1, num_cached_tokens=4))
+        assert await queue.get() == output(1, num_cached_tokens=4)
+        queue.put(output(2, num_cached_tokens=4))
+        queue.put(output(3, num_cached_tokens=4))
+        queue.put(output(4, num_cached_tokens=4, finish_reason="stop", stop_token_id=4))
+        assert await queue.get() == output(2, 3, 4, num_cached_tokens=4, finish_reason="stop", stop_token_id=4)
+
+    asyncio.run(scenario())
+
+
+def test_an_abort_keeps_the_tokens_that_were_unread():
+    async def scenario():
+        queue = OutputQueue()
+        queue.put(output(1, num_cached_tokens=4))
+        queue.put(EngineOutput(request_id="r", finish_reason="abort"))
+        assert await queue.get() == output(1, num_cached_tokens=4, finish_reason="abort")
+
+    asyncio.run(scenario())
+
+
+def test_get_waits_for_news():
+    async def scenario():
+        queue = OutputQueue()
+        reader = asyncio.ensure_future(queue.get())
+        await asyncio.sleep(0)
+        assert not reader.done()
+        queue.put(output(1))
+        assert await reader == output(1)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_received_before_a_failure_is_read_first():
+    async def scenario():
+        queue = OutputQueue()
+        queue.put(output(1))
+        queue.fail(RuntimeError("gone"))
+        assert await queue.get() == output(1)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="gone"):
+                await queue.get()
+
+    asyncio.run(scenario())
