@@ -1,4 +1,4 @@
-"""Measures speed: one load generator, two targets (the engine in this process, or a server over HTTP).
+"""Measures speed: one load generator, two targets (the engine behind its client, or a server over HTTP).
 
 Knows clocks, percentiles and how to ask for tokens. Knows nothing of how tokens are made. A load is closed
 (a fixed number of requests in flight) or open (requests arrive by a Poisson process at a rate).
@@ -6,16 +6,22 @@ Knows clocks, percentiles and how to ask for tokens. Knows nothing of how tokens
 
 import asyncio
 import json
+import os
+import platform
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import httpx
 
+from ernie_serve import launch
+from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient
+from ernie_serve.errors import StartupError
 from ernie_serve.messages import EngineRequest, SamplingParams
 
 
@@ -142,8 +148,59 @@ def _percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def run(settings: Settings, loads: Sequence[Load], mode: str, base_url: str | None, vocab_size: int) -> list[Result]:
+    """Measure the server at `base_url`, or one of our own."""
+
+    async def there(url: str) -> list[Result]:
+        return [await measure_http(url, settings.model, load, vocab_size, settings.api_key) for load in loads]
+
+    return asyncio.run(there(base_url) if base_url else measure_offline_and_http(settings, loads, mode))
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """The results with what they were measured on."""
+    machine = {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
+    versions = {name: version(name) for name in ("ernie-serve", "torch", "tokenizers", "uvicorn")}
+    facts = {"machine": machine, "versions": versions, "results": [asdict(result) for result in results]}
+    return json.dumps(facts, indent=2) + "\n"
+
+
+async def measure_offline_and_http(settings: Settings, loads: Sequence[Load], mode: str) -> list[Result]:
+    """Start a server on a free port of this machine and measure it: its engine alone, over HTTP, or both in turn.
+
+    Both use the same engine, so their ratio is what HTTP costs. The load generator shares the API's process, which
+    makes that cost look larger than it is from elsewhere, never smaller.
+    """
+    results = []
+    async with launch.opened(settings.model_copy(update={"host": "127.0.0.1", "port": 0})) as house:
+        serving = asyncio.create_task(house.serve())
+        while house.client.state == "loading":  # noqa: ASYNC110  # the state is set from the reader's thread
+            await asyncio.sleep(0.1)
+        if house.client.state != "ready":
+            raise StartupError(house.client.failure)
+        vocab_size = house.text.tokenizer.vocab_size
+        for load in loads:
+            if mode in ("offline", "both"):
+                target = EngineTarget(house.client, load.temperature)
+                results.append(await measure("engine", target, load, vocab_size))
+            if mode in ("http", "both"):
+                results.append(await measure_http(house.url, house.names[0], load, vocab_size, settings.api_key))
+        house.server.stop(grace_seconds=1)
+        await serving
+    return results
+
+
+async def measure_http(url: str, model: str, load: Load, vocab_size: int, keys: Sequence[str] = ()) -> Result:
+    """Measure a server that runs already."""
+    target = HttpTarget(url, model, api_key=next(iter(keys), "none"), temperature=load.temperature)
+    try:
+        return await measure("http", target, load, vocab_size)
+    finally:
+        await target.close()
+
+
 class EngineTarget:
-    """An engine in this process."""
+    """An engine behind its client."""
 
     def __init__(self, client: EngineClient, temperature: float = 1.0) -> None:
         self._client = client

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ernie_serve import config
 from ernie_serve.config import Settings
-from ernie_serve.errors import StartupError
+from ernie_serve.errors import SettingsError, StartupError
 
 Origins = dict[str, str]
 
@@ -98,13 +98,17 @@ def _parameter(name: str) -> inspect.Parameter:
     )
 
 
+def _flag(name: str, description: str, **limits: Any) -> Any:
+    return typer.Option(name, help=description, **limits)
+
+
 @app.command()
 @takes_settings
 def serve(settings: Settings, origins: Origins) -> None:
     """Serve a checkpoint over HTTP."""
     from ernie_serve import launch
 
-    raise typer.Exit(launch.serve(settings))
+    launch.serve(settings)
 
 
 @app.command()
@@ -121,6 +125,48 @@ def generate(
     from ernie_serve import launch
 
     launch.generate(settings, prompt, chat=chat, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+@takes_settings
+def bench(
+    settings: Settings,
+    origins: Origins,
+    mode: Annotated[str, _flag("--mode", "offline (the engine alone), http, or both in turn.")] = "both",
+    base_url: Annotated[str | None, _flag("--base-url", "Measure this server; MODEL is its model's name.")] = None,
+    max_concurrency: Annotated[str, _flag("--max-concurrency", "Streams at once; several as 1,8,16.")] = "1,16",
+    num_prompts: Annotated[int, _flag("--num-prompts", "Requests a load; 0: twice the streams.", min=0)] = 0,
+    input_len: Annotated[int, _flag("--input-len", "Tokens of each prompt.", min=1)] = 128,
+    output_len: Annotated[int, _flag("--output-len", "Tokens of each answer.", min=1)] = 64,
+    request_rate: Annotated[float | None, _flag("--request-rate", "Arrivals a second. None: closed load.")] = None,
+    vocab_size: Annotated[int, _flag("--vocab-size", "With --base-url: ids of prompts end here.", min=4)] = 1000,
+    output_json: Annotated[Path | None, _flag("--output-json", "Write the results to this file too.")] = None,
+) -> None:
+    """Measure time to first token, inter-token latency and throughput."""
+    from ernie_serve import bench as benchmark
+
+    try:
+        counts = [int(count) for count in max_concurrency.split(",")]
+        if mode not in ("offline", "http", "both") or min(counts) < 1 or (request_rate or 1) <= 0:
+            raise ValueError
+    except ValueError:
+        raise SettingsError(
+            "--mode is offline, http or both; --max-concurrency counts like 1,16; --request-rate above 0."
+        ) from None
+    loads = [
+        benchmark.Load(
+            num_prompts=num_prompts or 2 * count,
+            input_len=input_len,
+            output_len=output_len,
+            max_concurrency=count,
+            request_rate=request_rate,
+        )
+        for count in counts
+    ]
+    results = benchmark.run(settings, loads, mode, base_url, vocab_size)
+    benchmark.table(results, Console().print)
+    if output_json:
+        output_json.write_text(benchmark.as_json(results), encoding="utf-8")
 
 
 @config_app.command("show")

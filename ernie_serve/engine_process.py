@@ -1,0 +1,159 @@
+"""The engine's half: what runs in the engine process, and how it is built from the rooms below.
+
+Knows kernels, model, worker and engine, and the pipe they answer to. Knows nothing of text, HTTP or the process at
+the other end.
+"""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+
+from ernie_serve.config import Settings
+from ernie_serve.engine import wire
+from ernie_serve.engine.core import EngineCore
+from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.logs import log_to_stderr
+from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
+from ernie_serve.model import hub
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.weights import load_weights
+from ernie_serve.worker import memory
+from ernie_serve.worker.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[float, str], None]
+
+
+def main(file_descriptor: int) -> int:
+    """Read the settings from the pipe, load, and serve the engine until the other side ends it; the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API ends us in its own time
+    connection = Connection(file_descriptor)
+    settings = Settings.model_validate_json(connection.recv_bytes())
+    num_valid_ids = int(connection.recv_bytes())
+    log_to_stderr(settings.log_level)
+    try:
+        core, info = build_engine(
+            settings, num_valid_ids, _throttled(lambda share, what: wire.send(connection, Loading(share, what)))
+        )
+    except StartupError as error:
+        wire.send(connection, Failed(str(error)))
+        return 1
+    except ConnectionError:
+        return 0
+    except Exception as error:
+        logger.exception("loading failed")
+        wire.send(connection, Failed(f"Loading failed: {type(error).__name__}: {error}"))
+        return 1
+    wire.send(connection, Ready(info))
+    try:
+        core.serve(connection)
+    except Exception:
+        return 1  # the core has reported and logged it
+    return 0
+
+
+def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tuple[EngineCore, EngineInfo]:
+    """Load a checkpoint and make an engine that has produced its first token.
+
+    `num_valid_ids` is how many ids the tokenizer knows; the rest of the vocabulary is padding and never sampled.
+    Raises `StartupError` when the settings, the checkpoint or the memory do not allow it.
+    """
+    began = time.monotonic()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
+    folder = hub.resolve(settings.model, settings.revision, "all", report)
+    config = ModelConfig.from_folder(folder)
+    dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
+    with torch.device("meta"):
+        model = Ernie(config, kernels, dtype)
+    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    memory.require_room(weight_bytes, device)
+    load_weights(model, folder, report, device=device)
+    room = memory.plan_cache(
+        config,
+        dtype,
+        device,
+        block_size=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=settings.max_model_len,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+    )
+    runner = Runner(
+        model,
+        room.num_blocks,
+        settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        num_valid_ids=num_valid_ids,
+    )
+    scheduler = Scheduler(
+        BlockPool(room.num_blocks, settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=room.max_model_len,
+    )
+    core = EngineCore(scheduler, runner)
+    report(1.0, "making the first token")
+    _warm_up(core)
+    info = EngineInfo(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=weight_bytes,
+        kv_bytes=room.num_bytes,
+        num_blocks=room.num_blocks,
+        block_size=settings.block_size,
+        max_model_len=room.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        load_seconds=time.monotonic() - began,
+    )
+    return core, info
+
+
+def _warm_up(core: EngineCore) -> None:
+    """Make one token: an engine that says it is ready has shown that it can."""
+    sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    core.add(EngineRequest(request_id="warm-up", prompt_token_ids=[0], sampling=sampling, cache_salt="warm-up"))
+    outputs = [output for _ in range(4) if core.has_work for output in core.step()]
+    if not outputs or outputs[-1].finish_reason == "error":
+        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: this PyTorch sees no GPU. Install a CUDA build, or use --device cpu.")
+    return torch.device(wanted)
+
+
+def _throttled(report: Report) -> Report:
+    """Pass on a report ten times a second at most, and every change of what is being done."""
+    last, said = 0.0, ""
+
+    def passed(share: float, what: str) -> None:
+        nonlocal last, said
+        now = time.monotonic()
+        if now - last > 0.1 or what != said:
+            last, said = now, what
+            report(share, what)
+
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,253 @@
+"""Builds the rooms, starts the engine process, and shuts everything down.
+
+The only file that knows every room; `engine_process` builds the half of them that needs torch, and is imported here
+only where the engine is to run in this process.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from ernie_serve import banner
+from ernie_serve.config import Settings
+from ernie_serve.engine.client import EngineClient, ProcessClient
+from ernie_serve.engine.inline import InlineClient
+from ernie_serve.errors import InvalidRequest, SettingsError, StartupError
+from ernie_serve.logs import log_to_stderr
+from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.model import hub
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.text.detokenize import Detokenizer
+from ernie_serve.text.generation import GenerationDefaults
+from ernie_serve.text.template import ChatTemplate
+from ernie_serve.text.tokenizer import Tokenizer
+
+BUNDLED = "ernie-tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What the API process reads of a checkpoint: everything but the weights."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A server and everything behind it. `name` is the model's name in answers, `url` the API's base."""
+
+    text: Text
+    client: ProcessClient
+    server: "_Server"
+    listener: socket.socket
+    names: tuple[str, ...]
+    url: str
+
+    async def serve(self) -> None:
+        """Answer requests until the server is told to stop."""
+        await self.server.serve(sockets=[self.listener])
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[House]:
+    """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
+    listener = _listen(settings)
+    names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or BUNDLED)))
+    settings = with_checkpoint(settings)
+    text = open_text(settings)
+    client = start_engine(settings, text.tokenizer.vocab_size)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    server = _Server(_web(settings, create_app(settings, text, client, names)))
+    try:
+        yield House(text, client, server, listener, names, url)
+    finally:
+        await client.close()
+        listener.close()
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
+    log_to_stderr(settings.log_level)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    async with opened(settings) as house:
+        watcher = asyncio.create_task(_watch(house, settings))
+        await house.serve()
+        watcher.cancel()
+        if house.client.failure:
+            raise StartupError(house.client.failure)
+
+
+def create_app(settings: Settings, text: Text, client: EngineClient, names: tuple[str, ...]) -> FastAPI:
+    """The HTTP application over an engine."""
+    from ernie_serve.api.app import create_app as create
+    from ernie_serve.api.services import Services
+
+    services = Services(
+        engine=client,
+        tokenizer=text.tokenizer,
+        template=text.template,
+        defaults=text.defaults,
+        model_names=names,
+        max_model_len=settings.max_model_len or text.config.max_position_embeddings,
+        max_output_tokens=settings.max_output_tokens,
+        api_keys=settings.api_key,
+    )
+    return create(services)
+
+
+def open_text(settings: Settings) -> Text:
+    """Read a checkpoint's config, tokenizer and template, fetching these from the hub if need be."""
+    folder = hub.resolve(settings.model, settings.revision, "text")
+    tokenizer = Tokenizer.from_folder(folder)
+    return Text(
+        ModelConfig.from_folder(folder),
+        tokenizer,
+        ChatTemplate.from_folder(folder, tokenizer),
+        GenerationDefaults.from_folder(folder, tokenizer),
+    )
+
+
+def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
+    """Start the engine process, which begins to load, and return the hold on it."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "ernie_serve.engine_process", str(theirs.fileno())]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    theirs.close()
+    connection = Connection(ours.detach())
+    connection.send_bytes(settings.model_dump_json().encode())
+    connection.send_bytes(str(num_valid_ids).encode())
+    return ProcessClient(connection, process)
+
+
+async def _watch(house: House, settings: Settings) -> None:
+    """Follow the engine: show how it loads and what it serves; when it ends, end the server."""
+    client = house.client
+    await banner.show_loading(lambda: client.progress, lambda: client.state == "loading")
+    if client.info is not None:
+        answer, keys = settings.max_output_tokens, len(settings.api_key)
+        banner.show_ready(client.info, url=house.url, names=house.names, max_output_tokens=answer, keys=keys)
+    while client.state != "failed":  # noqa: ASYNC110  # the state is set from the reader's thread
+        await asyncio.sleep(0.2)
+    house.server.stop(grace_seconds=1)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, ended by the first signal when the running requests have ended, by the second at once."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Take both signals while serving; nothing is raised again afterwards, so that draining exits with 0."""
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, self.stop)
+        yield
+
+    def stop(self, grace_seconds: int | None = None) -> None:
+        """Take no more requests, give the running ones their time, then end."""
+        if self.should_exit:
+            self.force_exit = True
+        elif grace_seconds is not None:
+            self.config.timeout_graceful_shutdown = grace_seconds
+        self.should_exit = True
+
+
+def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_keep_alive=75,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before anything slow begins."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). "
+            "Choose another --port, or end what holds this one."
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def with_checkpoint(settings: Settings) -> Settings:
+    """Settings whose model can be resolved: the bundled checkpoint, or a random one made on the spot, by name."""
+    if settings.model and settings.model != BUNDLED:
+        return settings
+    folder = Path(__file__).parent / "bundled" / BUNDLED
+    if not (folder / "config.json").exists():
+        from ernie_serve.model.random_checkpoint import write_random_checkpoint
+
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ernie_serve" / "random-tiny"
+        if not (folder / "config.json").exists():
+            write_random_checkpoint(folder, "tiny")
+    return settings.model_copy(update={"model": str(folder)})
+
+
+def open_inline(settings: Settings) -> tuple[Text, InlineClient]:
+    """A checkpoint's text half and an engine in this process."""
+    from ernie_serve.engine_process import build_engine
+
+    settings = with_checkpoint(settings)
+    text = open_text(settings)
+    core, info = build_engine(settings, text.tokenizer.vocab_size, lambda share, what: None)
+    return text, InlineClient(core, info)
+
+
+def generate(settings: Settings, prompt: str, *, chat: bool, max_tokens: int, temperature: float) -> None:
+    """Continue one prompt and print the text as it comes."""
+    log_to_stderr(settings.log_level)
+    with suppress(BrokenPipeError):
+        asyncio.run(_generate(settings, prompt, chat, max_tokens, temperature))
+
+
+async def _generate(settings: Settings, prompt: str, chat: bool, max_tokens: int, temperature: float) -> None:
+    text, client = open_inline(settings)
+    try:
+        ids = _prompt_ids(text, prompt, chat)
+        stop = text.defaults.stop_ids(chat=chat)
+        sampling = SamplingParams(max_tokens=max_tokens, seed=0, temperature=temperature, stop_token_ids=stop)
+        detokenizer = Detokenizer(text.tokenizer, ids)
+        async for output in client.generate(
+            EngineRequest(request_id="generate", prompt_token_ids=ids, sampling=sampling)
+        ):
+            print(detokenizer.push(output.token_ids), end="", flush=True)
+        print(detokenizer.flush())
+    finally:
+        await client.close()
+
+
+def _prompt_ids(text: Text, prompt: str, chat: bool) -> list[int]:
+    if not chat:
+        return text.tokenizer.encode(prompt)
+    if text.template is None:
+        raise StartupError("This checkpoint has no chat template: leave out --chat.")
+    try:
+        return text.template.render([{"role": "user", "content": prompt}])
+    except InvalidRequest as error:
+        raise StartupError(error.message) from error
