@@ -50,7 +50,7 @@ def tokenizer_json_from_sentencepiece(path: Path) -> dict[str, Any]:
                 "special": kind != _USER_DEFINED,
             }
             for token_id, (piece, _, kind) in enumerate(pieces)
-            if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)
+            if kind in (_CONTROL, _UNKNOWN) or (kind == _USER_DEFINED and " " not in piece)  # it would never see one
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "pre_tokenizer": None,
