@@ -61,9 +61,9 @@ def random_tokenizer(vocab_size: int) -> dict[str, Any]:
     merges = [(word[:end], word[end]) for word in _WORDS for end in range(1, len(word))]
     pieces = ["<unk>", "<s>", "</s>", *"0123456789", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     pieces += [chr(code) for code in range(33, 127) if not chr(code).isdigit()]
-    pieces += sorted({letter for word in _WORDS for letter in word} - set(pieces))
-    pieces += [left + right for left, right in merges if left + right not in pieces]
-    vocab = {piece: index for index, piece in enumerate(pieces)}
+    pieces += sorted({letter for word in _WORDS for letter in word})
+    pieces += [left + right for left, right in merges]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     for syllables in _syllables():
         if len(vocab) == first_added:
             break
