@@ -1,0 +1,129 @@
+"""What is free is found where the system says it, and the cache is made to fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.worker import memory
+
+CPU = torch.device("cpu")
+F32 = torch.float32
+BLOCK = 2 * 3 * 4 * 2 * 16 * 4  # keys and values, layers, tokens, heads, head size, bytes
+
+
+def machine(root, available=1000):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 9999 kB\nMemFree: 10 kB\nMemAvailable: {available} kB\n")
+    return root
+
+
+def put(root, path, text):
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_without_groups_the_available_memory_is_free(tmp_path):
+    assert memory.free_bytes(CPU, machine(tmp_path)) == 1000 * 1024
+
+
+def test_a_group_of_version_2_and_those_above_it_bound_what_is_free(tmp_path):
+    machine(tmp_path)
+    put(tmp_path, "proc/self/cgroup", "0::/outer/inner\n")
+    put(tmp_path, "sys/fs/cgroup/outer/inner/memory.max", "max\n")
+    put(tmp_path, "sys/fs/cgroup/outer/inner/memory.current", "5\n")
+    put(tmp_path, "sys/fs/cgroup/outer/memory.max", "300000\n")
+    put(tmp_path, "sys/fs/cgroup/outer/memory.current", "120000\n")
+    put(tmp_path, "sys/fs/cgroup/outer/memory.stat", "anon 1\ninactive_file 20000\n")
+    assert memory.free_bytes(CPU, tmp_path) == 200000
+
+
+def test_a_group_of_version_1_bounds_what_is_free(tmp_path):
+    machine(tmp_path)
+    put(tmp_path, "proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/box\n0::/\n")
+    put(tmp_path, "sys/fs/cgroup/memory/box/memory.limit_in_bytes", "9223372036854771712\n")
+    put(tmp_path, "sys/fs/cgroup/memory/box/memory.usage_in_bytes", "7\n")
+    put(tmp_path, "sys/fs/cgroup/memory/memory.limit_in_bytes", "1000\n")
+    put(tmp_path, "sys/fs/cgroup/memory/memory.usage_in_bytes", "600\n")
+    put(tmp_path, "sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 50\n")
+    assert memory.free_bytes(CPU, tmp_path) == 450
+
+
+def test_an_unknown_machine_is_asked_about(tmp_path):
+    with pytest.raises(NotEnoughMemory, match="--kv-cache-memory-bytes"):
+        memory.free_bytes(CPU, tmp_path)
+
+
+def test_this_machine_has_memory():
+    assert memory.free_bytes(CPU) > 1 << 20
+
+
+def test_a_block_holds_keys_and_values_of_all_layers(tiny_config):
+    assert memory.bytes_per_block(tiny_config, F32, 4) == BLOCK
+    assert memory.bytes_per_block(tiny_config, torch.bfloat16, 4) == BLOCK // 2
+
+
+def test_as_many_blocks_as_fit_and_no_more(tiny_config):
+    assert memory.blocks_that_fit(tiny_config, F32, 5 * BLOCK - 1, block_size=4) == 4
+    assert memory.blocks_that_fit(tiny_config, F32, 5 * BLOCK, block_size=4, max_model_len=20) == 5
+
+
+def test_a_text_that_does_not_fit_is_refused_with_both_numbers_and_the_flags(tiny_config):
+    with pytest.raises(NotEnoughMemory) as caught:
+        memory.blocks_that_fit(tiny_config, F32, 5 * BLOCK, block_size=4, max_model_len=21)
+    message = str(caught.value)
+    assert f"--kv-cache-memory-bytes to {6 * BLOCK}" in message
+    assert "--max-model-len to 20" in message
+
+
+def test_not_even_one_block_is_refused(tiny_config):
+    with pytest.raises(NotEnoughMemory, match="--kv-cache-memory-bytes"):
+        memory.blocks_that_fit(tiny_config, F32, BLOCK - 1, block_size=4)
+
+
+def plan(config, free=None, monkeypatch=None, **settings):
+    if free is not None:
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    settings = {"block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 16} | settings
+    return memory.plan_cache(config, F32, CPU, **settings)
+
+
+def test_a_given_size_is_taken_at_its_word(tiny_config):
+    cache = plan(tiny_config, kv_cache_memory_bytes=100 * BLOCK)
+    assert (cache.num_blocks, cache.num_bytes, cache.max_model_len) == (100, 100 * BLOCK, 400)
+
+
+def test_no_more_is_taken_than_all_requests_could_use(tiny_config, monkeypatch):
+    cache = plan(tiny_config, 1 << 34, monkeypatch, max_model_len=41)
+    assert (cache.num_blocks, cache.max_model_len) == (22, 41)
+
+
+def test_on_a_cpu_at_most_4_gib_are_taken_unasked(tiny_config, monkeypatch):
+    cache = plan(tiny_config, 1 << 40, monkeypatch, max_num_seqs=1000)
+    assert (4 << 30) - BLOCK < cache.num_bytes <= 4 << 30
+    assert cache.max_model_len == 131072
+
+
+def test_texts_are_as_long_as_the_checkpoint_allows_or_the_cache_holds(tiny_config):
+    assert plan(tiny_config, kv_cache_memory_bytes=10 * BLOCK).max_model_len == 40
+    short = replace(tiny_config, max_position_embeddings=12)
+    assert plan(short, kv_cache_memory_bytes=10 * BLOCK).max_model_len == 12
+
+
+def test_a_step_that_does_not_fit_names_its_flags(tiny_config, monkeypatch):
+    with pytest.raises(NotEnoughMemory, match="--max-num-batched-tokens or --max-num-seqs"):
+        plan(tiny_config, 1000, monkeypatch)
+
+
+def test_a_longer_text_than_the_checkpoint_reads_is_refused(tiny_config):
+    with pytest.raises(SettingsError, match="--max-model-len 131073"):
+        plan(tiny_config, kv_cache_memory_bytes=10 * BLOCK, max_model_len=131073)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    memory.require_room(999, CPU)
+    with pytest.raises(NotEnoughMemory):
+        memory.require_room(5000, CPU)
