@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from struct import pack
 
-from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.messages import EngineRequest, FinishReason, PlanRow, SamplingParams
 
 
 @dataclass(eq=False, slots=True)
@@ -78,6 +78,38 @@ class Request:
             tokens = self.tokens(start, start + block_size)
             self.digests.append(_digest(parent + pack(f"<{block_size}q", *tokens)))
         return self.digests
+
+    def start(self, block_ids: list[int], num_found: int, block_size: int) -> None:
+        """Run with these blocks, the first `num_found` of which are full of its tokens already."""
+        self.block_ids = block_ids
+        self.num_computed = num_found * block_size
+        self.num_published = num_found
+        if self.num_cached is None:
+            self.num_cached = self.num_computed
+
+    def take_row(self, count: int) -> PlanRow:
+        """The next `count` pending tokens as a row of a plan; from now on they count as computed."""
+        start = self.num_computed
+        self.num_computed = stop = start + count
+        return PlanRow(
+            request_id=self.request_id,
+            token_ids=self.tokens(start, stop),
+            start=start,
+            block_ids=self.block_ids,
+            sampling=self.sampling,
+            wants_token=stop == self.num_tokens,
+            prompt_token_ids=self.prompt_ids,
+            output_token_ids=self.output_ids,
+        )
+
+    def finish_reason(self, max_len: int) -> FinishReason | None:
+        """Why the text ends with the newest token, if it does. `max_len` bounds prompt and output together."""
+        sampling, num_output = self.sampling, len(self.output_ids)
+        if num_output > sampling.min_tokens and self.output_ids[-1] in sampling.stop_token_ids:
+            return "stop"
+        if num_output >= sampling.max_tokens or self.num_tokens >= max_len:
+            return "length"
+        return None
 
     def restart(self) -> None:
         """Forget what is computed, keep what is said. The lists that a plan may hold are left as they are."""

@@ -10,14 +10,15 @@ that starts over differ only in where they stand.
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from operator import attrgetter
+from typing import Literal
 
 from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.prefixes import Prefixes
 from ernie_serve.engine.request import Request
 from ernie_serve.messages import (
     EngineOutput,
     EngineRequest,
     EngineStats,
-    FinishReason,
     PlanRow,
     Sampled,
     StepPlan,
@@ -34,7 +35,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_num_seqs: int = 256, max_num_batched_tokens: int = 8192, max_model_len: int
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 8192,
+        max_model_len: int,
+        min_tokens_worth_waiting: int = 128,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("max_num_seqs, max_num_batched_tokens and max_model_len must be at least 1.")
@@ -43,6 +50,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self._max_len = min(max_model_len, pool.num_blocks * pool.block_size)
+        self._prefixes = Prefixes(pool, min_tokens_worth_waiting)
         self._requests: dict[str, Request] = {}
         self._waiting: list[Request] = []  # both in order
         self._running: list[Request] = []
@@ -96,18 +104,21 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         rows: list[PlanRow] = []
         place = 0  # those that run before it have had their turn
+        passed = 0  # those that wait before it stay where they are
         admitting = True
         while budget > 0:
-            if admitting and self._waiting and self._is_next(self._waiting[0], place):
-                admitting = self._admit(self._waiting[0])
-                if not admitting:
+            if admitting and passed < len(self._waiting) and self._is_next(self._waiting[passed], place):
+                outcome = self._admit(self._waiting[passed])
+                admitting = outcome != "no room"
+                passed += outcome == "later"
+                if outcome != "started":
                     continue
             elif place == len(self._running) or not self._grow(self._running[place]):
                 break  # one that cannot grow has preempted itself, and it was the last
             request = self._running[place]
             place += 1
             if request.num_pending:  # otherwise its next token is still under way
-                row = self._row(request, min(request.num_pending, max(1, budget - len(self._running) + place)))
+                row = request.take_row(min(request.num_pending, max(1, budget - len(self._running) + place)))
                 budget -= len(row.token_ids)
                 rows.append(row)
         if not rows:
@@ -125,7 +136,7 @@ class Scheduler:
                 continue
             stop = row.start + len(row.token_ids)
             if row.block_ids is request.block_ids:  # otherwise it was preempted since, and its blocks are gone
-                self._publish(request, stop)
+                self._prefixes.publish(request, stop)
             if row.wants_token and stop == request.num_tokens:  # otherwise it has that token from before
                 outputs.append(self._advance(request, tokens[row.request_id]))
         return outputs
@@ -163,37 +174,39 @@ class Scheduler:
     def _is_next(self, request: Request, place: int) -> bool:
         return place == len(self._running) or request.order < self._running[place].order
 
-    def _admit(self, request: Request) -> bool:
-        """Start the first waiting request if it fits as a whole; it may push out those of a lower rank.
+    def _admit(self, request: Request) -> Literal["started", "later", "no room"]:
+        """Start a waiting request, unless others are about to compute its beginning, or it does not fit."""
+        if len(self._running) >= self.max_num_seqs and not self._outranks_last(request):
+            return "no room"
+        prefix = self._prefixes.find(request)
+        if self._prefixes.is_worth_waiting(request, len(prefix)):
+            return "later"
+        needed = self.pool.blocks_for(request.num_tokens) - len(prefix)
+        if not self._make_room(request, prefix, needed):
+            return "no room"
+        self.pool.share(prefix)
+        request.start(prefix + self.pool.take(needed), len(prefix), self.pool.block_size)
+        self._prefixes.start(request)
+        _remove(self._waiting, request)
+        insort(self._running, request, key=_ORDER)
+        return "started"
+
+    def _make_room(self, request: Request, prefix: list[int], needed: int) -> bool:
+        """A seat and all blocks for a newcomer, at the cost of those of a lower priority; whether it can start.
 
         One block is left to each that runs, so that the newcomer is not preempted as soon as they grow.
         """
-        pool = self.pool
-        prefix = self._cached_prefix(request)
-        needed = pool.blocks_for(request.num_tokens) - len(prefix)
         while (
             len(self._running) >= self.max_num_seqs
-            or pool.num_available_beside(prefix) < needed + len(self._running)
+            or self.pool.num_available_beside(prefix) < needed + len(self._running)
         ):  # fmt: skip
-            if not self._running or self._running[-1].priority <= request.priority:
+            if not self._outranks_last(request):
                 return False
             self._preempt(self._running[-1])
-        pool.share(prefix)
-        request.block_ids = prefix + pool.take(needed)
-        request.num_computed = len(prefix) * pool.block_size
-        request.num_published = len(prefix)
-        if request.num_cached is None:
-            request.num_cached = request.num_computed
-        _remove(self._waiting, request)
-        insort(self._running, request, key=_ORDER)
         return True
 
-    def _cached_prefix(self, request: Request) -> list[int]:
-        """Blocks with the request's beginning; at least one token is left to compute, for its logits."""
-        if not self.pool.enable_prefix_caching:
-            return []
-        limit = (request.num_tokens - 1) // self.pool.block_size
-        return self.pool.find(request.block_digests(limit, self.pool.block_size), limit)
+    def _outranks_last(self, request: Request) -> bool:
+        return bool(self._running) and request.priority < self._running[-1].priority
 
     def _grow(self, request: Request) -> bool:
         """Get the blocks its known tokens need, from the last in order where none is left, in the end itself."""
@@ -207,38 +220,14 @@ class Scheduler:
             request.block_ids += self.pool.take(needed)
         return True
 
-    def _row(self, request: Request, count: int) -> PlanRow:
-        start = request.num_computed
-        request.num_computed = stop = start + count
-        return PlanRow(
-            request_id=request.request_id,
-            token_ids=request.tokens(start, stop),
-            start=start,
-            block_ids=request.block_ids,
-            sampling=request.sampling,
-            wants_token=stop == request.num_tokens,
-            prompt_token_ids=request.prompt_ids,
-            output_token_ids=request.output_ids,
-        )
-
     def _request_of(self, row: PlanRow) -> Request | None:
         """The request a row was made for, unless it has ended, even if its id is in use again."""
         request = self._requests.get(row.request_id)
         return request if request is not None and row.output_token_ids is request.output_ids else None
 
-    def _publish(self, request: Request, num_computed: int) -> None:
-        """Let others find the blocks that are full now."""
-        num_full = num_computed // self.pool.block_size
-        if num_full <= request.num_published or not self.pool.enable_prefix_caching:
-            return
-        digests = request.block_digests(num_full, self.pool.block_size)
-        for index in range(request.num_published, num_full):
-            self.pool.publish(request.block_ids[index], digests[index])
-        request.num_published = num_full
-
     def _advance(self, request: Request, sampled: Sampled) -> EngineOutput:
         request.output_ids.append(sampled.token_id)
-        reason = self._finish_reason(request)
+        reason = request.finish_reason(self._max_len)
         if reason:
             self._end(request)
         return EngineOutput(
@@ -250,19 +239,10 @@ class Scheduler:
             num_cached_tokens=request.num_cached or 0,
         )
 
-    def _finish_reason(self, request: Request) -> FinishReason | None:
-        sampling, num_output = request.sampling, len(request.output_ids)
-        if num_output > sampling.min_tokens and request.output_ids[-1] in sampling.stop_token_ids:
-            return "stop"
-        if num_output >= sampling.max_tokens or request.num_tokens >= self._max_len:
-            return "length"
-        return None
-
     def _preempt(self, request: Request) -> None:
         """Back to its place in the queue, with what it has said and without its blocks."""
         _remove(self._running, request)
-        self.pool.release(request.block_ids)
-        request.restart()
+        self._drop_blocks(request)
         insort(self._waiting, request, key=_ORDER)
         self._num_preempted += 1
 
@@ -270,6 +250,10 @@ class Scheduler:
         del self._requests[request.request_id]
         if not _remove(self._running, request):
             _remove(self._waiting, request)
+        self._drop_blocks(request)
+
+    def _drop_blocks(self, request: Request) -> None:
+        self._prefixes.stop(request)
         self.pool.release(request.block_ids)
         request.restart()
 

@@ -65,11 +65,12 @@ def check_workload(rng: random.Random) -> None:
         max_num_seqs=rng.choice([1, 8, 8, 8, 12]),
         max_num_batched_tokens=rng.choice([1, 8, 16, 24, 64, 64]),
         max_model_len=max_model_len,
+        min_tokens_worth_waiting=rng.choice([1, 128]),
     )
     runner = FakeRunner(num_blocks, block_size)
     depth = rng.choice([1, 1, 2])
     arrival_rate = rng.choice([0.2, 0.7, 0.9])
-    bases = [rng.choices(range(40), k=max_len) for _ in range(3)]
+    bases = [rng.choices(range(40), k=max_len) for _ in range(2)]
     coming = [random_request(rng, f"r{number}", bases, max_len) for number in range(rng.randint(2, 14))]
     requests = {request.request_id: request for request in coming}
     outputs = {request_id: [] for request_id in requests}
@@ -113,7 +114,7 @@ def check_workload(rng: random.Random) -> None:
 
 
 def random_request(rng: random.Random, request_id: str, bases, max_len: int):
-    shared = rng.choice(bases)[: rng.randint(0, rng.choice([4, max_len // 2]))]
+    shared = rng.choice(bases)[: rng.randint(0, rng.choice([4, max_len // 2, max_len]))]
     own = rng.choices(range(40), k=rng.randint(0 if shared else 1, rng.choice([3, 3, 10, max_len])))
     return make_request(
         request_id,
@@ -255,6 +256,40 @@ def test_a_long_prompt_is_computed_in_chunks_of_the_budget():
     assert [plan_sizes(core)["long"] for _ in range(4)] == [8, 8, 4, 1]
 
 
+def test_requests_with_one_long_beginning_compute_it_once():
+    core = make_core(num_blocks=400, max_num_batched_tokens=512, max_model_len=400)
+    requests = [make_request(f"r{n}", [*some_tokens(200), n], max_tokens=4, seed=n) for n in range(8)]
+    outputs = run(core, *requests)
+    assert core.runner.num_computed == 201 + 7 + 8 * 3
+    for request in requests:
+        assert text(outputs[request.request_id]) == plain_loop(request, 400)[0]
+
+
+def test_a_short_beginning_is_not_waited_for():
+    core = make_core(num_blocks=400, max_num_batched_tokens=512, max_model_len=400)
+    for n in range(3):
+        core.add(make_request(f"r{n}", some_tokens(100)))
+    assert plan_sizes(core) == {"r0": 100, "r1": 100, "r2": 100}
+
+
+def test_others_pass_those_that_wait_for_their_beginning():
+    core = make_core(num_blocks=400, max_num_batched_tokens=160, max_model_len=400)
+    for name, seed in [("first", 0), ("same", 0), ("other", 1)]:
+        core.add(make_request(name, some_tokens(300, seed)))
+    assert plan_sizes(core) == {"first": 160}
+    assert plan_sizes(core) == {"first": 140, "other": 20}
+    assert plan_sizes(core) == {"first": 1, "same": 4, "other": 155}
+
+
+def test_nobody_waits_for_a_beginning_that_is_given_up():
+    core = make_core(num_blocks=400, max_num_batched_tokens=150, max_model_len=400)
+    core.add(make_request("first", some_tokens(200)))
+    core.add(make_request("same", some_tokens(200)))
+    core.step()
+    core.abort("first")
+    assert plan_sizes(core) == {"same": 52}  # what "first" did is found
+
+
 def test_a_newcomer_waits_until_it_fits_as_a_whole():
     core = make_core(num_blocks=10, block_size=4)
     core.add(make_request("first", some_tokens(20), max_tokens=4))
@@ -298,7 +333,7 @@ def test_the_result_of_an_aborted_request_is_not_given_to_one_that_reuses_its_id
     plan = core.scheduler.schedule()
     sampled = core.runner.execute(plan)
     core.abort("same")
-    again = make_request("same", some_tokens(6, seed=1))
+    again = make_request("same", some_tokens(5, seed=1))
     core.add(again)
     assert core.scheduler.update(plan, sampled) == []
     assert text(drain(core)["same"]) == plain_loop(again, 200)[0]
