@@ -78,7 +78,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 def deeper_than(value: object, limit: int) -> bool:
     """Whether lists and objects nest in more than `limit` levels; walks level by level, so depth costs no stack."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         children: list[object] = []
         for node in level:
             if isinstance(node, dict):

@@ -18,7 +18,7 @@ Placed = tuple[int, TokenLogprobs]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """How the ids of an answer become its text."""
+    """How the ids of an answer become its text. Stop strings are looked for behind the first `min_tokens` tokens."""
 
     stops: tuple[str, ...] = ()
     include_stop: bool = False

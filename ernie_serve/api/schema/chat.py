@@ -74,10 +74,10 @@ def _read_message(message: Any, path: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         told = f"`{path}.role` must be one of {', '.join(ROLES)}."
         raise InvalidRequest(told, param=f"{path}.role")
-    for name in ("tool_calls", "function_call", "audio", "refusal"):
-        if message.get(name):
-            told = f"`{path}.{name}` is not supported by this server. Leave it out."
-            raise InvalidRequest(told, param=f"{path}.{name}")
+    for field in ("tool_calls", "function_call", "audio", "refusal"):
+        if message.get(field):
+            told = f"`{path}.{field}` is not supported by this server. Leave it out."
+            raise InvalidRequest(told, param=f"{path}.{field}")
     read: dict[str, Any] = {
         "role": ROLES[role],
         "content": _read_content(message.get("content"), f"{path}.content", role),

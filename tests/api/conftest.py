@@ -1,0 +1,290 @@
+"""Fakes for the rooms below the API, and a way to call it."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+import msgspec
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from ernie_serve.api.app import Limits, Services, create_app
+from ernie_serve.engine.client import EngineState
+from ernie_serve.errors import EngineUnavailable
+from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
+from ernie_serve.text.generation import GenerationDefaults
+from ernie_serve.text.template import ChatTemplate
+from ernie_serve.text.tokenizer import Tokenizer
+
+EOS = 256
+HIDDEN = 257
+VOCAB_SIZE = 258
+
+
+class ByteTokenizer:
+    """Every byte is a token; one more ends a text and one more is special."""
+
+    vocab_size = VOCAB_SIZE
+    control_ids = frozenset({EOS, HIDDEN})
+    _names = {EOS: b"</s>", HIDDEN: b"<think>"}
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        return b"".join(self.iter_bytes(ids, skip_special_tokens=skip_special_tokens)).decode("utf-8", "replace")
+
+    def iter_bytes(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> Iterable[bytes]:
+        return [self.token_bytes(i) for i in ids if not (skip_special_tokens and i in self.control_ids)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._names.get(token_id) or bytes([token_id])
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+
+class PlainTemplate:
+    """`role: content`, a line each."""
+
+    uses_tools = False
+    thinks = False
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Any = None,
+        add_generation_prompt: bool = True,
+        variables: Any = None,
+    ) -> list[int]:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return list(("".join(lines) + "assistant: " * add_generation_prompt).encode())
+
+
+@dataclass
+class ScriptedEngine:
+    """Says the same reply to everybody, `step` tokens at a time, and insists on what a real engine needs.
+
+    After `hang_after` tokens it waits for ever; after `break_after` it raises `breakage`, or ends with that reason.
+    """
+
+    reply: str | list[int] = "Hello, world!"
+    replies: dict[bytes, str] = field(default_factory=dict)
+    step: int = 1
+    num_cached: int = 0
+    hang_after: int | None = None
+    break_after: int | None = None
+    breakage: Exception | str = "error"
+    state: EngineState = "ready"
+    progress: tuple[float, str] = (1.0, "ready")
+    failure: str = ""
+    info: EngineInfo | None = None
+    stats: EngineStats = EngineStats()
+    requests: list[EngineRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+    num_made: int = 0
+    begun: threading.Event = field(default_factory=threading.Event)
+    idle: threading.Event = field(default_factory=threading.Event)
+    someone_left: threading.Event = field(default_factory=threading.Event)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        if self.state != "ready":
+            raise EngineUnavailable("not ready")
+        self._insist(request)
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        finished = False
+        try:
+            made = 0
+            for output in self._outputs(request):
+                await asyncio.sleep(0)
+                if self.hang_after is not None and made >= self.hang_after:
+                    self.begun.set()
+                    await asyncio.Event().wait()
+                if self.break_after is not None and made >= self.break_after:
+                    if isinstance(self.breakage, Exception):
+                        raise self.breakage
+                    output = EngineOutput(
+                        request_id=request.request_id, finish_reason=cast("Any", self.breakage), error="It broke."
+                    )
+                made += len(output.token_ids)
+                self.num_made += len(output.token_ids)
+                finished = output.finish_reason is not None
+                yield output
+                if finished:
+                    return
+        finally:
+            self.running.discard(request.request_id)
+            if not finished:
+                self.left.append(request.request_id)
+                self.someone_left.set()
+            if not self.running:
+                self.idle.set()
+
+    def abort(self, request_id: str) -> None:
+        assert request_id in {request.request_id for request in self.requests} or self.state != "ready"
+
+    async def close(self) -> None:
+        self.state = "closed"
+
+    def _insist(self, request: EngineRequest) -> None:
+        sampling = request.sampling
+        wire = msgspec.msgpack.encode(request)
+        assert msgspec.msgpack.decode(wire, type=EngineRequest) == request, "a request is plain data"
+        assert request.request_id not in {each.request_id for each in self.requests}, "ids are unique"
+        assert request.prompt_token_ids, "a prompt has a token"
+        assert all(0 <= token_id < VOCAB_SIZE for token_id in request.prompt_token_ids)
+        assert sampling.max_tokens >= 1
+        assert 0 <= sampling.min_tokens <= sampling.max_tokens
+        assert 0 <= sampling.seed < 2**63
+        assert sampling.temperature >= 0
+        assert 0 < sampling.top_p <= 1
+        assert sampling.top_k >= 0
+
+    def _outputs(self, request: EngineRequest) -> Iterator[EngineOutput]:
+        sampling = request.sampling
+        reply = self.replies.get(bytes(i for i in request.prompt_token_ids if i < 256), self.reply)
+        once = (list(reply.encode()) if isinstance(reply, str) else reply) + [EOS]
+        tokens: list[int] = []
+        for position in range(sampling.max_tokens):
+            tokens.append(once[position % len(once)])
+            if tokens[-1] in sampling.stop_token_ids and len(tokens) > sampling.min_tokens:
+                break
+        stopped = tokens[-1] if tokens[-1] in sampling.stop_token_ids else None
+        for start in range(0, len(tokens), self.step):
+            ids = tokens[start : start + self.step]
+            last = start + self.step >= len(tokens)
+            yield EngineOutput(
+                request_id=request.request_id,
+                token_ids=ids,
+                logprobs=[self._logprobs(i, sampling.logprobs) for i in ids] if sampling.logprobs is not None else [],
+                finish_reason=("length" if stopped is None else "stop") if last else None,
+                stop_token_id=stopped if last else None,
+                num_cached_tokens=self.num_cached if start == 0 else 0,
+            )
+
+    def _logprobs(self, token_id: int, count: int) -> TokenLogprobs:
+        top = [((token_id + offset) % VOCAB_SIZE, -0.5 - offset) for offset in range(count)]
+        return TokenLogprobs(token_id, -0.5, top)
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def make_services(engine: ScriptedEngine) -> Callable[..., Services]:
+    def make(**changes: Any) -> Services:
+        values: dict[str, Any] = {
+            "engine": engine,
+            "tokenizer": cast("Tokenizer", ByteTokenizer()),
+            "template": cast("ChatTemplate", PlainTemplate()),
+            "defaults": GenerationDefaults(stop_token_ids=(EOS,), chat_stop_token_ids=(EOS,)),
+            "model_names": ("baidu/ernie", "ernie"),
+            "max_model_len": 256,
+            "created": 1_700_000_000,
+            **changes,
+        }
+        return Services(**values)
+
+    return make
+
+
+@pytest.fixture
+def services(make_services: Callable[..., Services]) -> Services:
+    return make_services()
+
+
+Call = Callable[..., httpx.Response]
+
+
+def ask(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+    """One request to the application, without a socket."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture
+def call(services: Services) -> Call:
+    app = create_app(services)
+    return lambda method, path, **request: ask(app, method, path, **request)
+
+
+@pytest.fixture
+def call_with(make_services: Callable[..., Services]) -> Callable[..., Call]:
+    """Call a server that differs from the usual one."""
+
+    def make(**changes: Any) -> Call:
+        app = create_app(make_services(**changes))
+        return lambda method, path, **request: ask(app, method, path, **request)
+
+    return make
+
+
+@pytest.fixture
+def complete(call: Call) -> Call:
+    """POST /v1/completions with these fields changed."""
+    return lambda **fields: call("POST", "/v1/completions", json={"model": "ernie", "prompt": "Hi", **fields})
+
+
+@pytest.fixture
+def chat(call: Call) -> Call:
+    """POST /v1/chat/completions with these fields changed."""
+    messages = [{"role": "user", "content": "Hi"}]
+    return lambda **fields: call(
+        "POST", "/v1/chat/completions", json={"model": "ernie", "messages": messages, **fields}
+    )
+
+
+@pytest.fixture
+def read_events() -> Callable[[str], list[Any]]:
+    """The data of a stream; the end is the string [DONE]."""
+
+    def read(body: str) -> list[Any]:
+        assert body.endswith("\n\n")
+        lines = [block for block in body.removesuffix("\n\n").split("\n\n") if not block.startswith(":")]
+        data = [line.removeprefix("data: ") for line in lines]
+        assert all(line.startswith("data: ") for line in lines)
+        return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+    return read
+
+
+@pytest.fixture
+def fast_limits() -> Limits:
+    """Waits short enough to be seen in a test."""
+    return Limits(ping_seconds=0.02, stall_seconds=0.2, body_seconds=0.05)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[FastAPI], str]]:
+    """Serve an application on loopback; returns its address."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(app: FastAPI) -> str:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,115 @@
+from typing import Any
+
+import pytest
+
+from ernie_serve.api.schema.chat import ChatRequest, read_messages
+from ernie_serve.errors import InvalidRequest
+
+
+def user(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content, **fields}
+
+
+def test_roles_are_those_templates_know() -> None:
+    roles = ["system", "developer", "user", "assistant"]
+    read = read_messages([{"role": role, "content": "a"} for role in roles])
+    assert [message["role"] for message in read] == ["system", "system", "user", "assistant"]
+
+
+def test_content_is_always_a_string() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert read_messages([user(parts)]) == [user("a\nb")]
+    assert (
+        read_messages([{"role": "assistant", "content": None}, {"role": "assistant"}])
+        == [{"role": "assistant", "content": ""}] * 2
+    )
+    assert read_messages([user("")]) == [user("")]
+
+
+def test_name_is_kept_and_fields_without_value_are_not() -> None:
+    assert read_messages([user("a", name="Ada", refusal=None, tool_calls=[], audio=None, other=1)]) == [
+        user("a", name="Ada")
+    ]
+
+
+def test_as_many_messages_as_the_limit() -> None:
+    assert len(read_messages([user("a")] * 2048)) == 2048
+    with pytest.raises(InvalidRequest, match="1 to 2048 messages, not 2049"):
+        read_messages([user("a")] * 2049)
+
+
+def test_as_many_parts_as_the_limit() -> None:
+    part = {"type": "text", "text": ""}
+    read_messages([user([part] * 1024)])
+    with pytest.raises(InvalidRequest, match="1 to 1024 text parts"):
+        read_messages([user([part] * 1025)])
+
+
+WRONG: list[tuple[Any, str]] = [
+    (None, "messages"),
+    ("hi", "messages"),
+    ({}, "messages"),
+    ([], "messages"),
+    (["hi"], "messages[0]"),
+    ([user("a"), None], "messages[1]"),
+    ([{}], "messages[0].role"),
+    ([{"role": "robot", "content": "a"}], "messages[0].role"),
+    ([{"role": ["user"], "content": "a"}], "messages[0].role"),
+    ([{"role": "tool", "content": "a", "tool_call_id": "x"}], "messages[0].role"),
+    ([{"role": "function", "content": "a", "name": "x"}], "messages[0].role"),
+    ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0].tool_calls"),
+    ([{"role": "assistant", "content": None, "function_call": {"name": "x"}}], "messages[0].function_call"),
+    ([{"role": "assistant", "content": "a", "refusal": "no"}], "messages[0].refusal"),
+    ([{"role": "user"}], "messages[0].content"),
+    ([user(None)], "messages[0].content"),
+    ([user(7)], "messages[0].content"),
+    ([user({"type": "text", "text": "a"})], "messages[0].content"),
+    ([user([])], "messages[0].content"),
+    ([user(["a"])], "messages[0].content[0].type"),
+    ([user([{"text": "a"}])], "messages[0].content[0].type"),
+    ([user([{"type": "text"}])], "messages[0].content[0].text"),
+    ([user([{"type": "text", "text": None}])], "messages[0].content[0].text"),
+    ([user("a", name=7)], "messages[0].name"),
+    ([user("a", name="n" * 257)], "messages[0].name"),
+]
+
+
+@pytest.mark.parametrize(("messages", "param"), WRONG, ids=[f"{n}-{param}" for n, (_, param) in enumerate(WRONG)])
+def test_what_is_no_text_is_refused_with_its_place(messages: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        read_messages(messages)
+    assert raised.value.param == param
+    assert f"`{param.removesuffix('.type')}" in raised.value.message
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal"])
+def test_other_parts_are_refused_by_name(kind: str) -> None:
+    with pytest.raises(InvalidRequest, match=kind):
+        read_messages([user([{"type": "text", "text": "a"}, {"type": kind, kind: {"url": "http://x"}}])])
+
+
+def request(**fields: Any) -> ChatRequest:
+    return ChatRequest(model="m", messages=[], **fields)
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    assert request(logprobs=True, top_logprobs=20).num_logprobs == 20
+    assert request(logprobs=True).num_logprobs == 0
+    assert request(logprobs=False).num_logprobs is None
+    for logprobs in (None, False):
+        with pytest.raises(InvalidRequest, match="`top_logprobs` needs `logprobs`"):
+            request(logprobs=logprobs, top_logprobs=0).require_supported()
+
+
+def test_two_lengths_must_agree() -> None:
+    assert request(max_tokens=5).wanted_tokens == ("max_tokens", 5)
+    assert request(max_completion_tokens=0).wanted_tokens == ("max_completion_tokens", 0)
+    request(max_tokens=5, max_completion_tokens=5).require_supported()
+    with pytest.raises(InvalidRequest, match="different things"):
+        request(max_tokens=5, max_completion_tokens=6).require_supported()
+
+
+def test_echo_is_for_completions() -> None:
+    request(echo=False).require_supported()
+    with pytest.raises(InvalidRequest, match="`echo`"):
+        request(echo=True).require_supported()

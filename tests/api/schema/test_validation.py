@@ -1,0 +1,81 @@
+import logging
+from typing import Any
+
+import pytest
+
+from ernie_serve.api.schema.chat import ChatRequest
+from ernie_serve.api.schema.completion import CompletionRequest
+from ernie_serve.api.schema.fields import TextRequest
+from ernie_serve.api.schema.validation import HARMLESS, REFUSED, path_of, validated
+from ernie_serve.errors import InvalidRequest
+
+BASE = {"model": "m", "prompt": "p", "messages": []}
+
+
+@pytest.mark.parametrize("fields", [CompletionRequest, ChatRequest])
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_not_implemented_is_refused_by_name(fields: type[TextRequest], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{name}` is not supported") as raised:
+        validated(fields, {**BASE, name: {"anything": 1}})
+    assert raised.value.param == name
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_values_that_change_nothing_are_accepted(name: str) -> None:
+    for value in (None, *REFUSED[name]):
+        validated(ChatRequest, {**BASE, name: value})
+
+
+def test_what_is_refused_is_no_field_and_not_harmless() -> None:
+    known = CompletionRequest.model_fields.keys() | ChatRequest.model_fields.keys()
+    assert not REFUSED.keys() & known
+    assert not REFUSED.keys() & HARMLESS
+
+
+def test_unknown_fields_are_ignored_with_a_line_that_tells_no_value(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        validated(ChatRequest, {**BASE, "invented": "canary", "n" * 5000: 1, "metadata": {"a": "canary"}})
+    assert "invented" in caplog.text
+    assert "canary" not in caplog.text
+    assert "metadata" not in caplog.text
+    assert len(caplog.text) < 500
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("temperature", "0.5", "`temperature` must be a number, not a string"),
+    ("temperature", True, "`temperature` must be a number, not a boolean"),
+    ("n", 1.5, "`n` must be an integer, not a number"),
+    ("n", True, "`n` must be an integer, not a boolean"),
+    ("stream", 1, "`stream` must be true or false, not an integer"),
+    ("stream", "true", "`stream` must be true or false, not a string"),
+    ("model", None, "`model` must be a string, not null"),
+    ("model", ["m"], "`model` must be a string, not a list"),
+    ("stream_options", [], "`stream_options` must be an object, not a list"),
+    ("stream_options", {"include_usage": 1}, "`stream_options.include_usage` must be true or false, not an integer"),
+    ("cache_salt", "s" * 257, "`cache_salt` must have at most 256 characters"),
+    ("temperature", float("inf"), "`temperature` must be"),
+    ("temperature", float("nan"), "`temperature` must be"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), WRONG)
+def test_error_names_the_field_and_what_it_must_be(name: str, value: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told) as raised:
+        validated(CompletionRequest, {**BASE, name: value})
+    assert raised.value.param
+    assert raised.value.param.startswith(name)
+
+
+@pytest.mark.parametrize("name", ["model", "prompt"])
+def test_missing_field_is_named(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{name}` is required"):
+        validated(CompletionRequest, {key: value for key, value in BASE.items() if key != name})
+
+
+def test_null_is_the_same_as_nothing() -> None:
+    optional = {name: None for name in CompletionRequest.model_fields if name not in ("model", "prompt")}
+    assert validated(CompletionRequest, {**BASE, **optional}) == validated(CompletionRequest, BASE)
+
+
+def test_places_are_spelled_as_clients_write_them() -> None:
+    assert path_of(("messages", 2, "content", 0, "text")) == "messages[2].content[0].text"

@@ -1,0 +1,160 @@
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from ernie_serve.api.choice_text import TextOptions
+from ernie_serve.api.generation import Choice, Event, Finished, Generation, Job, TextDelta
+from ernie_serve.errors import EngineFailure, EngineUnavailable
+from ernie_serve.messages import EngineRequest, SamplingParams
+
+
+@pytest.fixture
+def make_job() -> Any:
+    def make(*prompts: bytes, n: int = 1, max_tokens: int = 50, stops: tuple[str, ...] = (), opening: str = "") -> Job:
+        choices = [
+            Choice(
+                index=p * n + number,
+                prompt_index=p,
+                is_first=number == 0,
+                request=EngineRequest(
+                    request_id=f"r{p * n + number}",
+                    prompt_token_ids=list(prompt),
+                    sampling=SamplingParams(max_tokens=max_tokens, seed=0, stop_token_ids=(256,)),
+                ),
+                opening=opening,
+            )
+            for p, prompt in enumerate(prompts)
+            for number in range(n)
+        ]
+        return Job(id="j", choices=choices, text=TextOptions(stops=stops), stream=False, include_usage=False)
+
+    return make
+
+
+def generation(services: Any, job: Job) -> Generation:
+    return Generation(services.engine, services.tokenizer, job)
+
+
+def events_of(generation: Generation) -> list[Event]:
+    async def collect() -> list[Event]:
+        async with aclosing(generation.events()) as events:
+            return [event async for event in events]
+
+    return asyncio.run(collect())
+
+
+def test_events_are_text_then_one_end(services: Any, make_job: Any) -> None:
+    events = events_of(generation(services, make_job(b"a")))
+    assert all(isinstance(event, TextDelta) for event in events[:-1])
+    assert events[-1] == Finished(0, "stop")
+
+
+def test_answer_is_the_fold_of_the_events(services: Any, engine: Any, make_job: Any) -> None:
+    engine.replies = {b"a": "first answer", b"b": "second 🎉"}
+    job = make_job(b"a", b"b", n=2)
+    texts = ["", "", "", ""]
+    for event in events_of(generation(services, job)):
+        if isinstance(event, TextDelta):
+            texts[event.index] += event.text
+    engine.requests.clear()
+    answers = asyncio.run(generation(services, job).answers())
+    assert [answer.text for answer in answers] == texts == ["first answer"] * 2 + ["second 🎉"] * 2
+    assert [answer.index for answer in answers] == [0, 1, 2, 3]
+    assert {answer.reason for answer in answers} == {"stop"}
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_tokens_of_one_step_change_no_text(services: Any, engine: Any, make_job: Any, step: int) -> None:
+    engine.step = step
+    assert asyncio.run(generation(services, make_job(b"a")).answers())[0].text == "Hello, world!"
+
+
+def test_prompt_counts_once_however_many_choices(services: Any, engine: Any, make_job: Any) -> None:
+    engine.num_cached = 2
+    made = generation(services, make_job(b"abc", b"defg", n=3, max_tokens=5))
+    asyncio.run(made.answers())
+    assert made.usage == {
+        "prompt_tokens": 7,
+        "completion_tokens": 30,
+        "total_tokens": 37,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+
+
+def test_stop_string_ends_the_text_and_the_request(services: Any, engine: Any, make_job: Any) -> None:
+    made = generation(services, make_job(b"a", stops=("o, w",)))
+    answers = asyncio.run(made.answers())
+    assert (answers[0].text, answers[0].reason) == ("Hell", "stop")
+    assert engine.left == ["r0"]
+    assert made.usage["completion_tokens"] == 8
+
+
+def test_opening_stands_before_the_text(services: Any, engine: Any, make_job: Any) -> None:
+    assert asyncio.run(generation(services, make_job(b"a", opening="> ")).answers())[0].text == "> Hello, world!"
+    engine.reply = ""
+    engine.requests.clear()
+    assert asyncio.run(generation(services, make_job(b"a", opening="> ")).answers())[0].text == "> "
+
+
+def test_nothing_to_make_asks_the_engine_nothing(services: Any, engine: Any, make_job: Any) -> None:
+    made = generation(services, make_job(b"abc", max_tokens=0, opening="> "))
+    assert events_of(made) == [TextDelta(0, "> ", []), Finished(0, "length")]
+    assert engine.requests == []
+    assert made.usage["prompt_tokens"] == 3
+    assert made.usage["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("breakage", "expected"),
+    [("error", EngineFailure), ("abort", EngineUnavailable), (EngineUnavailable("It ended."), EngineUnavailable)],
+)
+def test_what_breaks_in_the_engine_ends_every_choice(
+    services: Any, engine: Any, make_job: Any, n: int, breakage: Any, expected: type[Exception]
+) -> None:
+    engine.break_after, engine.breakage = 3, breakage
+    with pytest.raises(expected):
+        asyncio.run(generation(services, make_job(b"a", n=n)).answers())
+    assert engine.running == set()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_closing_the_events_ends_every_request(services: Any, engine: Any, make_job: Any, n: int) -> None:
+    async def scenario() -> None:
+        async with aclosing(generation(services, make_job(b"a", n=n)).events()) as events:
+            await anext(events)
+        assert engine.running == set()
+
+    asyncio.run(scenario())
+    assert len(engine.left) == n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_cancelling_the_reader_ends_every_request(services: Any, engine: Any, make_job: Any, n: int) -> None:
+    engine.hang_after = 2
+
+    async def scenario() -> None:
+        reader = asyncio.ensure_future(generation(services, make_job(b"a", n=n)).answers())
+        while not engine.begun.is_set() or len(engine.running) < n:
+            await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert engine.running == set()
+    assert len(engine.left) == n
+
+
+def test_slow_reader_holds_up_the_choices(services: Any, engine: Any, make_job: Any) -> None:
+    engine.reply = "x" * 1000
+
+    async def scenario() -> None:
+        async with aclosing(generation(services, make_job(b"a", n=2, max_tokens=1000)).events()) as events:
+            await anext(events)
+            for _ in range(5000):
+                await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert engine.num_made < 50
