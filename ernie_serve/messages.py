@@ -50,7 +50,7 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     """What one request computes in a step.
 
     `token_ids` stand at positions `start`, `start + 1`, …; everything before `start` is in the KV cache
-    already, and `block_ids` is the block table that covers all of it. Where `wants_token` is true the last
+    already, and `block_ids` is the block table that covers all of it, and may go on beyond. Where `wants_token` is true the last
     of them yields a new token. The prompt and the output so far belong to the engine: read, never keep.
     """
 
@@ -113,7 +113,10 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):
-    """The engine's counts after a step. `used + cached + free == total` holds for blocks, always."""
+    """The engine's counts after a step. `used + cached + free == total` holds for blocks, always.
+
+    `step` and `num_preempted` count since the engine began; the others are of this moment.
+    """
 
     step: int = 0
     num_running: int = 0
