@@ -51,7 +51,8 @@ class PlanRow(Struct, frozen=True, kw_only=True):
 
     `token_ids` stand at positions `start`, `start + 1`, …; everything before `start` is in the KV cache
     already, and `block_ids` is the block table that covers all of it, and may go on beyond. Where
-    `wants_token` is true the last of them yields a new token. The prompt and the output so far belong to the engine: read, never keep.
+    `wants_token` is true the last of them yields a new token. The prompt and the output so far belong to the
+    engine: read, never keep.
     """
 
     request_id: str
