@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import httpx
 import msgspec
@@ -32,7 +32,7 @@ class ByteTokenizer:
 
     vocab_size = VOCAB_SIZE
     control_ids = frozenset({EOS, HIDDEN})
-    _names = {EOS: b"</s>", HIDDEN: b"<think>"}
+    _names: ClassVar = {EOS: b"</s>", HIDDEN: b"<think>"}
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         return list(text.encode())
@@ -86,7 +86,7 @@ class ScriptedEngine:
     progress: tuple[float, str] = (1.0, "ready")
     failure: str = ""
     info: EngineInfo | None = None
-    stats: EngineStats = EngineStats()
+    stats: EngineStats = field(default_factory=EngineStats)
     requests: list[EngineRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)

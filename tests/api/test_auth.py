@@ -18,8 +18,18 @@ def test_any_key_opens(call_with: Any, header: str) -> None:
     assert call_with(api_keys=KEYS)("GET", "/v1/models", headers={"authorization": header}).status_code == 200
 
 
-WRONG = [None, "", "Bearer", "Bearer ", "Bearer sk-on", "Bearer sk-onee", "Basic sk-one", "sk-one", "Bearer ' OR 1=1",
-         "Bearer " + "a" * 10_000]  # fmt: skip
+WRONG = [
+    None,
+    "",
+    "Bearer",
+    "Bearer ",
+    "Bearer sk-on",
+    "Bearer sk-onee",
+    "Basic sk-one",
+    "sk-one",
+    "Bearer ' OR 1=1",
+    "Bearer " + "a" * 10_000,
+]
 
 
 @pytest.mark.parametrize("header", WRONG)
@@ -33,8 +43,20 @@ def test_wrong_key_is_a_401(call_with: Any, header: str | None) -> None:
     assert "sk-on" not in response.text
 
 
-PATHS = ["/", "/v1/models", "//v1/models", "/v1/..%2fhealth/live", "/health", "/HEALTH/LIVE", "/health/live/../../v1/models",
-         "/v1/models/ernie", "/docs", "/openapi.json", "/v1/nothing", "/health/live/x"]  # fmt: skip
+PATHS = [
+    "/",
+    "/v1/models",
+    "//v1/models",
+    "/v1/..%2fhealth/live",
+    "/health",
+    "/HEALTH/LIVE",
+    "/health/live/../../v1/models",
+    "/v1/models/ernie",
+    "/docs",
+    "/openapi.json",
+    "/v1/nothing",
+    "/health/live/x",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -109,7 +109,7 @@ def test_length_asked_for_is_had_up_to_the_limits(sample: Any) -> None:
     assert sample(max_tokens=0).max_tokens == 0
     with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*has 51 tokens.*asks for 50 more.*at most 49"):
         sample(length=51, max_tokens=50)
-    with pytest.raises(InvalidRequest, match="`max_tokens` is 51, but .* at most 50 tokens"):
+    with pytest.raises(InvalidRequest, match=r"`max_tokens` is 51, but .* at most 50 tokens"):
         sample(max_tokens=51)
 
 
