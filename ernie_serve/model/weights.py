@@ -12,23 +12,19 @@ Both layouts hold the same numbers:
 Everything is decided from the headers before the first number is read.
 """
 
-import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ernie_serve.errors import CheckpointError
+from ernie_serve.model.placing import Place, Progress, Put, into_parameters, read_all
 from ernie_serve.model.safetensors_file import BLOCK_BYTES, StoredTensor
 from ernie_serve.model.shards import Shards, some
 
-Progress = Callable[[float, str], None]
 Layout = Literal["-PT", "-Paddle"]
 Kind = Literal["plain", "bias", "linear", "qkv", "gate_up"]
 
@@ -79,31 +75,6 @@ _DTYPES: dict[Layout, dict[str, torch.dtype]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor of the checkpoint goes: some rows of a parameter, or of one expert of it.
-
-    `shape` is the tensor's own; a transposed one is [in, out] where the parameter's rows are [out, in].
-    """
-
-    parameter: str
-    shape: tuple[int, ...]
-    first_row: int
-    num_rows: int
-    expert: int | None = None
-    transposed: bool = False
-
-    def view(self, parameter: Tensor) -> Tensor:
-        """The part of `parameter` that this tensor fills, seen in the tensor's own shape."""
-        matrix = parameter if self.expert is None else parameter[self.expert]
-        rows = matrix[self.first_row : self.first_row + self.num_rows]
-        return (rows.T if self.transposed else rows).view(self.shape)
-
-
-Put = Callable[[Place, StoredTensor, torch.dtype], None]
-"""Takes a tensor to its place: reads it, whole or in blocks, its bits being of that dtype. Several threads call it."""
-
-
 def load_weights(
     model: nn.Module,
     folder: Path,
@@ -125,10 +96,11 @@ def load_weights(
     with Shards(folder) as shards:
         layout = _layout_of(shards)
         work, head = _plan(model, shards, layout)
-        dtypes = _DTYPES[layout]
         if head is not None:
-            _check_tied_head(head, shards.tensors[_PREFIX[layout] + "embed_tokens.weight"], dtypes[head.dtype])
-        _read_all(work, dtypes, put or _into_parameters(model, torch.device(device)), progress or (lambda *_: None))
+            _check_tied_head(head, shards.tensors[_PREFIX[layout] + "embed_tokens.weight"])
+        read_all(
+            work, _DTYPES[layout], put or into_parameters(model, torch.device(device)), progress or (lambda *_: None)
+        )
 
 
 def tensors_of(parameters: dict[str, torch.Size], layout: Layout) -> Iterator[tuple[str, Place]]:
@@ -190,12 +162,12 @@ def _plan(
         f"{name} is {tensor.dtype}" for name, tensor in stored.items() if tensor.dtype not in _DTYPES[layout]
     ]
     problems = [
-        f"{len(names)} {what}: {some(names)}."
+        f"{what} ({len(names)}): {some(names)}."
         for what, names in (
-            ("tensors are missing", [name for name in places if name not in stored]),
-            ("tensors are unexpected", [name for name in stored if name not in places]),
-            ("tensors have another shape than config.json says", wrong_shape),
-            (f"tensors have a dtype other than {', '.join(_DTYPES[layout])}", wrong_dtype),
+            ("missing tensors", [name for name in places if name not in stored]),
+            ("unexpected tensors", [name for name in stored if name not in places]),
+            ("tensors of another shape", wrong_shape),
+            (f"tensors of a dtype other than {', '.join(_DTYPES[layout])}", wrong_dtype),
         )
         if names
     ]
@@ -208,62 +180,17 @@ def _is_skipped(name: str) -> bool:
     return any(part in name for part in SKIPPED)
 
 
-def _check_tied_head(head: StoredTensor, embedding: StoredTensor, dtype: torch.dtype) -> None:
+def _check_tied_head(head: StoredTensor, embedding: StoredTensor) -> None:
     """A tied head may be stored as well, if it is the same: a fine-tuned one must not be lost without a word."""
     same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
     if same:
+        bits = {"F32": torch.int32}.get(head.dtype, torch.int16)
         ours, theirs = (
-            tensor.blocks(dtype, torch.empty(BLOCK_BYTES, dtype=torch.uint8)) for tensor in (head, embedding)
+            tensor.blocks(bits, torch.empty(BLOCK_BYTES, dtype=torch.uint8)) for tensor in (head, embedding)
         )
-        same = all(
-            torch.equal(left.view(torch.uint8), right.view(torch.uint8))
-            for (_, left), (_, right) in zip(ours, theirs, strict=True)
-        )
+        same = all(torch.equal(left, right) for (_, left), (_, right) in zip(ours, theirs, strict=True))
     if not same:
         raise CheckpointError(
             f"{head.file.path} has an lm_head.weight that differs from the embedding, yet config.json ties them. "
             "Set `tie_word_embeddings` to false there."
         )
-
-
-def _into_parameters(model: nn.Module, device: torch.device) -> Put:
-    """Give the parameters memory where they have none, and copy each tensor there."""
-    for path, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_meta:
-            owner, _, name = path.rpartition(".")
-            empty = torch.empty_like(tensor, device=device)
-            filled = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-            setattr(model.get_submodule(owner), name, filled)
-    parameters = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    local = threading.local()
-
-    def put(place: Place, stored: StoredTensor, dtype: torch.dtype) -> None:
-        view = place.view(parameters[place.parameter])
-        if view.device.type == "cpu" and view.dtype == dtype and view.is_contiguous():
-            return stored.read_into(view)
-        if not hasattr(local, "buffer"):
-            local.buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=view.is_cuda)
-        for first, rows in stored.blocks(dtype, local.buffer):
-            view[first : first + len(rows)].copy_(rows)
-        return None
-
-    return put
-
-
-def _read_all(
-    work: list[tuple[Place, StoredTensor]], dtypes: dict[str, torch.dtype], put: Put, progress: Progress
-) -> None:
-    """Read in file order with a few threads; one waits for the disk while another copies."""
-    total = sum(stored.num_bytes for _, stored in work)
-    done = steps = 0
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="weights")
-    try:
-        futures = [pool.submit(put, place, stored, dtypes[stored.dtype]) for place, stored in work]
-        for future, (_, stored) in zip(futures, work, strict=True):
-            future.result()
-            done += stored.num_bytes
-            if done * 200 // total > steps:
-                steps = done * 200 // total
-                progress(done / total, f"reading {stored.file.path.name}")
-    finally:
-        pool.shutdown(cancel_futures=True)

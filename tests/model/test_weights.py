@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.model import placing
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.placing import Place
 from ernie_serve.model.random_checkpoint import write_random_checkpoint
 from ernie_serve.model.safetensors_file import StoredTensor
-from ernie_serve.model.weights import Place, load_weights
+from ernie_serve.model.weights import load_weights
 
 GEOMETRIES = ["21b-like", "300b-like", "0.3b-like", "interval-2", "head-dim"]
 Tensors = dict[str, torch.Tensor]
@@ -77,8 +80,12 @@ def test_parameters_are_bit_for_bit_what_transformers_loads(every_checkpoint: Pa
     assert seen == set(ours)
 
 
+@pytest.mark.parametrize("block_bytes", [1000, placing.BLOCK_BYTES])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_both_layouts_give_the_same_parameters(geometry: str, make_checkpoint: Callable[..., Path]) -> None:
+def test_both_layouts_give_the_same_parameters(
+    geometry: str, block_bytes: int, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "BLOCK_BYTES", block_bytes)
     torch_way, paddle_way = loaded(make_checkpoint(geometry)), loaded(make_checkpoint(geometry, layout="paddle"))
     assert torch_way.keys() == paddle_way.keys()
     assert all(torch.equal(torch_way[name], paddle_way[name]) for name in torch_way)
@@ -91,10 +98,14 @@ def test_shards_give_the_same_parameters_as_one_file(make_checkpoint: Callable[.
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
 
 
+@pytest.mark.parametrize("block_bytes", [100, 1000, placing.BLOCK_BYTES])
 @pytest.mark.parametrize("layout", ["pt", "paddle"])
-def test_weights_are_converted_to_the_models_dtype(layout: str, make_checkpoint: Callable[..., Path]) -> None:
+def test_weights_are_converted_to_the_models_dtype_in_blocks_of_any_size(
+    layout: str, block_bytes: int, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_checkpoint("21b-like", layout=layout)
-    as_stored, converted = loaded(folder), loaded(folder, torch.float32)
+    monkeypatch.setattr(placing, "BLOCK_BYTES", block_bytes)
+    as_stored, converted = loaded(make_checkpoint("21b-like")), loaded(folder, torch.float32)
     assert all(tensor.dtype == torch.float32 for tensor in converted.values())
     assert all(torch.equal(as_stored[name].float(), converted[name]) for name in as_stored)
 
@@ -134,14 +145,14 @@ def test_every_missing_tensor_is_named_or_counted(edited: Callable[..., Path]) -
             del tensors[f"model.layers.1.mlp.experts.{expert}.up_proj.weight"]
 
     with pytest.raises(
-        CheckpointError, match=r"6 tensors are missing: model\.layers\.1\.mlp\.experts\.0\.up_proj.* and 2 more"
+        CheckpointError, match=r"missing tensors \(6\): model\.layers\.1\.mlp\.experts\.0\.up_proj.* and 2 more"
     ):
         loaded(edited(drop))
 
 
 def test_an_unexpected_tensor_is_named(edited: Callable[..., Path]) -> None:
     folder = edited(lambda tensors: tensors.update({"model.layers.3.mlp.up_proj.weight": torch.zeros(3)}))
-    with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.3\.mlp\.up_proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"unexpected tensors \(1\): model\.layers\.3\.mlp\.up_proj\.weight"):
         loaded(folder)
 
 
@@ -184,7 +195,9 @@ def test_a_stored_copy_of_a_tied_head_is_accepted(edited: Callable[..., Path], t
     assert loaded(folder).keys() == loaded(tiny_checkpoint).keys()
 
 
-@pytest.mark.parametrize("change", [lambda head: head.add_(1), lambda head: head.float(), lambda head: head[:9]])
+@pytest.mark.parametrize(
+    "change", [lambda head: head.add_(1), lambda head: head.float(), lambda head: head.double(), lambda head: head[:9]]
+)
 def test_a_tied_head_that_differs_is_refused(change: Callable[..., torch.Tensor], edited: Callable[..., Path]) -> None:
     def add(tensors: Tensors) -> None:
         tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"].clone()).clone()
@@ -198,7 +211,7 @@ def test_an_untied_head_that_is_absent_is_missing(make_checkpoint: Callable[...,
     shutil.copytree(make_checkpoint("21b-like"), folder)
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"1 tensors? .*missing: lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"missing tensors \(1\): lm_head\.weight"):
         loaded(folder)
 
 
@@ -230,6 +243,15 @@ def test_whoever_keeps_weights_in_another_form_is_handed_each_tensor(make_checkp
     assert all(tensor.is_meta for tensor in model.parameters())
 
 
+def test_a_failure_while_reading_ends_the_loading_and_its_threads(tiny_checkpoint: Path) -> None:
+    def put(place: Place, stored: StoredTensor, dtype: torch.dtype) -> None:
+        raise CheckpointError("the disk is gone")
+
+    with pytest.raises(CheckpointError, match="the disk is gone"):
+        load_weights(empty_model(tiny_checkpoint), tiny_checkpoint, put=put)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
 def test_loading_takes_little_memory_beside_the_weights(tmp_path: Path) -> None:
     folder = tmp_path / "large"
     write_random_checkpoint(folder, "0.3b", layers=1, shard_bytes=10**8)
@@ -237,8 +259,10 @@ def test_loading_takes_little_memory_beside_the_weights(tmp_path: Path) -> None:
 import resource, sys, torch
 from pathlib import Path
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.model import placing
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.placing import Place
 from ernie_serve.model.weights import load_weights
 
 def load(folder, dtype):
