@@ -171,7 +171,7 @@ def test_a_correction_bias_with_a_second_row_is_refused(edited: Callable[..., Pa
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn, torch.uint16])
 def test_a_dtype_that_is_not_a_weights_is_named(dtype: torch.dtype, edited: Callable[..., Path]) -> None:
     folder = edited(lambda tensors: tensors.update({"model.norm.weight": torch.zeros(64).to(dtype)}))
-    with pytest.raises(CheckpointError, match=r"dtype other than BF16, F16, F32: model\.norm\.weight is [FU]"):
+    with pytest.raises(CheckpointError, match=r"dtype other than BF16, F16, F32 \(1\): model\.norm\.weight is [FU]"):
         loaded(folder)
 
 
