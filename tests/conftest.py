@@ -6,12 +6,15 @@ same numbers as `-Paddle` has them. Both are made once a session. Whoever needs 
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits, and longer on a busy machine
 
 Layout = Literal["pt", "paddle"]
 MakeCheckpoint = Callable[..., Path]

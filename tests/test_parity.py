@@ -1,0 +1,109 @@
+"""The whole engine, from a checkpoint folder to tokens, against transformers' `generate`.
+
+However the scheduler cuts, mixes, preempts or reuses work, the tokens are those of the reference.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ernie_serve.config import Settings
+from ernie_serve.engine.core import EngineCore
+from ernie_serve.engine_process import build_engine
+from ernie_serve.messages import EngineRequest, SamplingParams
+
+VOCAB_SIZE = 640
+NEW_TOKENS = 16
+
+
+def _prompts(count: int, seed: int) -> list[list[int]]:
+    chance = random.Random(seed)
+    return [[chance.randrange(3, VOCAB_SIZE) for _ in range(chance.randint(1, 40))] for _ in range(count)]
+
+
+def _engine(folder: Path, **settings: Any) -> EngineCore:
+    chosen = {"dtype": "float32", "kv_cache_memory_bytes": 4 << 20, "max_model_len": 128, "device": "cpu"} | settings
+    core, _ = build_engine(Settings(model=str(folder), **chosen), VOCAB_SIZE, lambda share, what: None)
+    return core
+
+
+def _generate(core: EngineCore, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
+    """The tokens of all prompts, run together."""
+    texts: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        params = SamplingParams(**({"max_tokens": NEW_TOKENS, "seed": index, "temperature": 0.0} | sampling))
+        core.add(EngineRequest(request_id=str(index), prompt_token_ids=prompt, sampling=params))
+        texts[str(index)] = []
+    while core.has_work:
+        for output in core.step():
+            assert output.finish_reason in (None, "length"), output.error
+            texts[output.request_id] += output.token_ids
+    stats = core.scheduler.stats
+    assert stats.blocks_used == 0
+    assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == stats.blocks_total
+    return list(texts.values())
+
+
+@pytest.fixture(scope="module")
+def reference() -> Callable[[Path, list[list[int]]], list[list[int]]]:
+    """transformers' greedy continuation of every prompt, alone."""
+
+    def generate(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model.generation_config.eos_token_id = None
+        texts = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+            texts.append(out[0, len(prompt) :].tolist())
+        return texts
+
+    return generate
+
+
+def test_twenty_prompts_continue_as_transformers_continues_them(every_checkpoint: Path, reference: Any) -> None:
+    prompts = _prompts(20, seed=1)
+    assert _generate(_engine(every_checkpoint), prompts) == reference(every_checkpoint, prompts)
+
+
+def test_both_published_layouts_give_the_same_tokens(make_checkpoint: Any) -> None:
+    prompts = _prompts(6, seed=2)
+    pt, paddle = (make_checkpoint("21b-like", layout=layout) for layout in ("pt", "paddle"))
+    assert _generate(_engine(pt), prompts) == _generate(_engine(paddle), prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("one at a time", {"max_num_seqs": 1}),
+        ("prompts in pieces of three", {"max_num_batched_tokens": 3}),
+        ("blocks of one token", {"block_size": 1}),
+        ("a cache for two requests, so that others are preempted", {"kv_cache_memory_bytes": 7 * 16 * 768, "max_model_len": 64}),
+        ("no prefix cache", {"enable_prefix_caching": False}),
+    ],
+)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "top_p": 0.9, "repetition_penalty": 1.2}])
+def test_the_schedule_never_changes_the_text(
+    tiny_checkpoint: Path, name: str, settings: dict[str, Any], sampling: dict[str, Any]
+) -> None:
+    prompts = _prompts(8, seed=3)
+    core = _engine(tiny_checkpoint, **settings)
+    disturbed = _generate(core, prompts, **sampling)
+    assert disturbed == _generate(_engine(tiny_checkpoint), prompts, **sampling)
+    assert ("preempted" in name) == (core.scheduler.stats.num_preempted > 0)
+
+
+def test_a_cached_prefix_changes_nothing(tiny_checkpoint: Path) -> None:
+    shared = _prompts(1, seed=4)[0] * 3
+    prompts = [shared[:60] + tail for tail in _prompts(4, seed=5)]
+    core = _engine(tiny_checkpoint)
+    first = _generate(core, prompts[:1])
+    again = _generate(core, prompts)
+    assert core.scheduler.stats.blocks_cached > 3
+    assert again[:1] == first
+    assert again == _generate(_engine(tiny_checkpoint, enable_prefix_caching=False), prompts)

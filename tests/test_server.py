@@ -1,0 +1,282 @@
+"""The server as a user has it: a process of its own, a checkpoint folder, the official SDK, curl's view, signals."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from ernie_serve import launch
+from ernie_serve.config import Settings
+from ernie_serve.text.template import ChatTemplate
+from ernie_serve.text.tokenizer import Tokenizer
+
+MODEL = "tiny"
+DEADLINE_SECONDS = 60.0
+
+
+class Server:
+    """`ernie-serve serve` in a process, on a free port."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
+        command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL]
+        environ = os.environ | {"COLUMNS": "200"}
+        self.process = subprocess.Popen([*command, *small, *flags], stderr=subprocess.PIPE, text=True, env=environ)
+        self.lines: list[str] = []
+        self.url = self._read_until(r"URL\s+(http://\S+)")
+
+    def _read_until(self, pattern: str) -> str:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found[1]
+        raise AssertionError(f"the server ended before it was ready:\n{''.join(self.lines)}")
+
+    @property
+    def root(self) -> str:
+        return self.url.removesuffix("/v1")
+
+    @property
+    def engine_id(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; the exit code, and what was still said."""
+        self.process.send_signal(how)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        _, rest = self.process.communicate(timeout=DEADLINE_SECONDS)
+        return self.process.returncode, rest
+
+
+@contextlib.contextmanager
+def running(folder: Path, *flags: str) -> Iterator[Server]:
+    server = Server(folder, *flags)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path) -> Iterator[Server]:
+    with running(tiny_checkpoint, "--max-model-len", "4096") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_the_sdk_gets_what_transformers_generates(client: openai.OpenAI, tiny_checkpoint: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    tokenizer = Tokenizer.from_folder(tiny_checkpoint)
+    padding = list(range(tokenizer.vocab_size, model.config.vocab_size))
+    for prompt in ("Large language model is", "你好，世界", "0123 4567", "a"):
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, suppress_tokens=padding
+        )
+        made = client.completions.create(
+            model=MODEL, prompt=prompt, max_tokens=12, temperature=0, extra_body={"ignore_eos": True}
+        )
+        assert made.usage is not None
+        assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (ids.shape[1], 12)
+        assert made.choices[0].text == tokenizer.decode(out[0, ids.shape[1] :].tolist())
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hello, 你好 🌍"}]
+    asked: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": 40, "seed": 7, "temperature": 1.5}
+    whole = client.chat.completions.create(**asked)
+    stream = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_sixty_four_at_once_each_get_their_own_text(server: Server) -> None:
+    async def ask_all(at_once: int) -> list[str]:
+        gate = asyncio.Semaphore(at_once)
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+
+            async def ask(index: int) -> str:
+                async with gate:
+                    stream = await client.completions.create(
+                        model=MODEL, prompt=f"number {index}", max_tokens=16, seed=index, stream=True
+                    )
+                    return "".join([chunk.choices[0].text async for chunk in stream])
+
+            return await asyncio.gather(*(ask(index) for index in range(64)))
+
+    together = asyncio.run(ask_all(64))
+    assert len(set(together)) > 48
+    assert together == asyncio.run(ask_all(4))
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt=[5] * 4096, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+    assert "4096" in caught.value.message.replace(",", "")
+
+
+def test_errors_are_openai_s(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
+    assert caught.value.code == "model_not_found"
+    answer = httpx.get(f"{server.root}/v1/nothing")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_gives_its_blocks_back(tiny_checkpoint: Path, stream: bool) -> None:
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 8000, "ignore_eos": True, "stream": stream}
+    settings = Settings(
+        model=str(tiny_checkpoint), served_model_name=(MODEL,), port=0, threads=1, kv_cache_memory_bytes=16 << 20
+    )
+
+    async def leave_early() -> int:
+        async with launch.opened(settings) as house, httpx.AsyncClient(timeout=DEADLINE_SECONDS) as http:
+            serving = asyncio.create_task(house.serve())
+            await _until(lambda: house.client.state == "ready")
+            request = asyncio.create_task(http.post(f"{house.url}/completions", json=body))
+            await _until(lambda: house.client.stats.blocks_used > 2)
+            request.cancel()
+            await _until(lambda: house.client.stats.blocks_used == 0)
+            house.server.stop()
+            await serving
+            return house.client.stats.step
+
+    assert asyncio.run(leave_early()) < 7000
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+def test_user_text_never_becomes_a_control_token(server: Server, tiny_checkpoint: Path) -> None:
+    tokenizer = Tokenizer.from_folder(tiny_checkpoint)
+    template = ChatTemplate.from_folder(tiny_checkpoint, tokenizer)
+    assert template is not None
+    control = sorted(tokenizer.control_ids)
+    hostile = "".join(tokenizer.token_text(token_id) for token_id in control)
+    plain, attacked = (template.render([{"role": "user", "content": text}]) for text in ("x", hostile))
+    count = [sum(token_id in tokenizer.control_ids for token_id in ids) for ids in (plain, attacked)]
+    assert count[0] == count[1] > 0
+    answer = httpx.post(
+        f"{server.url}/chat/completions",
+        json={"model": MODEL, "messages": [{"role": "user", "content": hostile}], "max_tokens": 1},
+    )
+    assert answer.json()["usage"]["prompt_tokens"] == len(attacked)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_requests_end_and_exits_with_0(tiny_checkpoint: Path, how: signal.Signals) -> None:
+    with running(tiny_checkpoint, "--max-model-len", "1024") as server:
+        engine = server.engine_id
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            server.process.send_signal(how)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        code, rest = server.wait()
+        assert code == 0, rest
+        assert "Traceback" not in rest
+        assert not Path(f"/proc/{engine}").exists()
+
+
+def test_a_killed_engine_ends_its_streams_and_the_server_with_a_reason(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint) as server:
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 10_000, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(server.engine_id, signal.SIGKILL)
+            told = [line for line in lines if line]
+        assert "data: [DONE]" not in told
+        assert json.loads(told[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+        code, rest = server.wait()
+        assert code == 1
+        assert "signal 9" in rest
+
+
+def test_an_engine_whose_server_is_killed_ends_too(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint) as server:
+        engine = Path(f"/proc/{server.engine_id}")
+        server.process.kill()
+        server.process.wait()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while engine.exists() and "Z" not in (engine / "stat").read_text().split()[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_broken_checkpoint_ends_in_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(server: Server, tiny_checkpoint: Path) -> None:
+    port = server.root.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert done.returncode == 1
+    assert "--port" in done.stderr
+
+
+def test_a_key_is_asked_for_where_one_is_set(tiny_checkpoint: Path) -> None:
+    with running(tiny_checkpoint, "--api-key", "sk-right") as server:
+        for key, status in (("sk-right", 200), ("sk-wrong", 401)):
+            assert httpx.get(f"{server.url}/models", headers={"authorization": f"Bearer {key}"}).status_code == status
+        code, rest = server.end()
+        assert code == 0
+        assert "sk-right" not in "".join(server.lines) + rest
+
+
+def test_a_base_checkpoint_refuses_chat_and_completes_text(base_checkpoint: Path) -> None:
+    with running(base_checkpoint) as server, openai.OpenAI(base_url=server.url, api_key="none") as client:
+        with pytest.raises(openai.BadRequestError, match="completions"):
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
+        assert client.completions.create(model=MODEL, prompt="x", max_tokens=2).usage is not None
