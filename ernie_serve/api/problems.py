@@ -15,6 +15,8 @@ from ernie_serve.errors import InvalidRequest, MethodNotAllowed, RequestError, U
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_RETRY_SECONDS = 5
+
 
 def error_body(error: RequestError) -> bytes:
     """OpenAI's error body, encoded."""
@@ -26,8 +28,10 @@ def error_body(error: RequestError) -> bytes:
 def error_response(error: RequestError, headers: dict[str, str] | None = None) -> Response:
     """The error as a whole answer, with `Retry-After` where waiting helps."""
     headers = dict(headers or {})
-    if error.retry_after_seconds is not None:
-        headers["retry-after"] = str(error.retry_after_seconds)
+    if error.status == 503 or error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds or DEFAULT_RETRY_SECONDS)
+    if error.status == 408:
+        headers["connection"] = "close"  # the rest of the body would be taken for the next request
     return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
 
 

@@ -35,7 +35,7 @@ class EventStream(Response):
         self._chunks = chunks
         self._limits = limits
         self._started = False
-        self._sending = False
+        self._turn = asyncio.Lock()  # so that a ping never falls between a status line and its first chunk
         self._last_seconds = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,14 +66,13 @@ class EventStream(Response):
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         clock = asyncio.get_running_loop().time
-        self._last_seconds = clock()
-        self._sending = True
-        if not self._started:
-            self._started = True
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self._sending = False
-        self._last_seconds = clock()
+        async with self._turn:
+            self._last_seconds = clock()
+            if not self._started:
+                self._started = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._last_seconds = clock()
 
     async def _watch(self, send: Send) -> None:
         """Ping in silence; return when the client has stopped reading."""
@@ -82,9 +81,9 @@ class EventStream(Response):
         while True:
             await asyncio.sleep(tick)
             silent_seconds = clock() - self._last_seconds
-            if self._sending and silent_seconds >= self._limits.stall_seconds:
+            if self._turn.locked() and silent_seconds >= self._limits.stall_seconds:
                 return
-            if not self._sending and silent_seconds >= self._limits.ping_seconds:
+            if not self._turn.locked() and silent_seconds >= self._limits.ping_seconds:
                 try:
                     async with asyncio.timeout(self._limits.stall_seconds):
                         await self._send(send, PING)
