@@ -1,7 +1,7 @@
 """Writes a checkpoint folder with random weights that can be served: for a first start, for tests and for speed.
 
 Knows the published geometries and what belongs into a folder. Knows nothing of the network beyond the shapes
-of its parameters. The weights are made and written one tensor at a time, so a 43 GB checkpoint needs no memory.
+of its parameters. The weights are made and written one tensor at a time: 43 GB of them need 2 GB of memory.
 """
 
 import argparse
