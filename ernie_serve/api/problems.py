@@ -60,7 +60,9 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
-        return error_response(UnknownUrl(f"Unknown request URL: {asked}. The API lives under /v1, at /v1/models say."))
+        return error_response(
+            UnknownUrl(f"Unknown request URL: {asked}. The API lives under /v1; /v1/models is a part of it.")
+        )
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         told = f"{asked} is not allowed; this URL answers {allowed}."
