@@ -10,7 +10,7 @@ def test_first_name_is_reported_and_all_are_accepted(make_services: Any) -> None
     assert services.model_name == "first"
     services.require_model("first")
     services.require_model("second")
-    with pytest.raises(ModelNotFound, match="`third` is not served here. Ask for `first`, `second`") as raised:
+    with pytest.raises(ModelNotFound, match=r"`third` is not served here\. Ask for `first`, `second`") as raised:
         services.require_model("third")
     assert raised.value.param == "model"
 
