@@ -7,6 +7,8 @@ of its parameters. The weights are made and written one tensor at a time: 43 GB 
 import argparse
 import json
 import math
+import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,8 +116,8 @@ def write_random_checkpoint(
 
     A tensor depends on its name and the seed alone, so fewer `layers` are the first of more. Matrices keep the
     size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction bias is of
-    the size of a probability's spread: experts are used about evenly, but not quite. `config.json` comes last,
-    so a folder that has one is complete.
+    the size of a probability's spread: experts are used about evenly, but not quite. The folder appears when it
+    is complete.
 
     Raises `CheckpointError` when the geometry is unknown, the folder is not empty, or the disk is full.
     """
@@ -125,18 +127,23 @@ def write_random_checkpoint(
     if layers is not None:
         values["num_hidden_layers"] = layers
     config = ModelConfig.from_dict(values, source=f"geometry {geometry}")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()):
             raise CheckpointError(f"{folder} is not empty; name a new folder.")
-        _write_weights(folder, parameter_shapes(config), seed, dtype, shard_bytes)
-        _write_json(folder / "generation_config.json", {name: values[name] for name in values if name.endswith("_id")})
-        _write_json(folder / "tokenizer.json", random_tokenizer(config.vocab_size))
-        _write_json(folder / "tokenizer_config.json", random_tokenizer_config())
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-        _write_json(folder / "config.json", values)
+        unfinished.mkdir(parents=True)
+        _write_weights(unfinished, parameter_shapes(config), seed, dtype, shard_bytes)
+        ids = {name: value for name, value in values.items() if name.endswith("_token_id")}
+        _write_json(unfinished / "generation_config.json", ids)
+        _write_json(unfinished / "tokenizer.json", random_tokenizer(config.vocab_size))
+        _write_json(unfinished / "tokenizer_config.json", random_tokenizer_config())
+        (unfinished / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        _write_json(unfinished / "config.json", values)
+        unfinished.replace(folder)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:

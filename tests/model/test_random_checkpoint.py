@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.model import random_checkpoint
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.random_checkpoint import GEOMETRIES, Geometry, parameter_shapes, write_random_checkpoint
@@ -134,8 +135,18 @@ def test_a_folder_with_something_in_it_is_left_alone(folder: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="file/new cannot be written: Not a directory"):
+    with pytest.raises(CheckpointError, match="file/new cannot be written"):
         write_random_checkpoint(tmp_path / "file/new")
+
+
+def test_a_write_that_is_cut_off_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(vocab_size: int) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(random_checkpoint, "random_tokenizer", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_random_checkpoint(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("layers", [0, -1])
