@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from ernie_serve import banner
@@ -40,6 +41,7 @@ BUNDLED = "ernie-tiny"
 class Text:
     """What the API process reads of a checkpoint: everything but the weights."""
 
+    folder: Path
     config: ModelConfig
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -69,6 +71,8 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or BUNDLED)))
     settings = with_checkpoint(settings)
     text = open_text(settings)
+    if not Path(settings.model).is_dir():  # a branch may move on between this and the engine's own look
+        settings = settings.model_copy(update={"revision": text.folder.name})
     client = start_engine(settings, text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
@@ -83,7 +87,8 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
 def serve(settings: Settings) -> None:
     """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
     log_to_stderr(settings.log_level)
-    asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
@@ -118,6 +123,7 @@ def open_text(settings: Settings) -> Text:
     folder = hub.resolve(settings.model, settings.revision, "text")
     tokenizer = Tokenizer.from_folder(folder)
     return Text(
+        folder,
         ModelConfig.from_folder(folder),
         tokenizer,
         ChatTemplate.from_folder(folder, tokenizer),
