@@ -70,7 +70,7 @@ class ControlGuard:
         ids, spans = self._tokenizer.encode_with_controls(text)
         if not any(_holds(places, start, end) for start, end in spans):
             return ids
-        return [token_id for piece in pieces for token_id in self._tokenizer.encode(piece)]
+        return self._tokenizer.encode_apart(pieces)
 
     def reveal(self, marked: str) -> str:
         """The text without its marks."""
@@ -111,20 +111,17 @@ def _cut(text: str, places: Iterable[int]) -> list[str]:
 def _trie_pattern(words: Iterable[str]) -> str:
     """A pattern that finds every place where a word begins, overlapping ones too, in one pass over the text."""
     trie: dict[str, Any] = {}
-    for word in sorted(words, key=len):
+    for word in words:
         node = trie
         for letter in word:
-            if "" in node:  # a shorter word already begins here
-                break
             node = node.setdefault(letter, {})
-        else:
-            node[""] = {}
+        node[""] = {}
     first = {letter: _branch(node) for letter, node in trie.items()}
     return "|".join(f"{re.escape(letter)}(?={rest})" if rest else re.escape(letter) for letter, rest in first.items())
 
 
 def _branch(node: dict[str, Any]) -> str:
-    """The rest of the words below a node; empty where one ends."""
+    """The rest of the words below a node; empty where one ends, for the longer ones begin there too."""
     if "" in node:
         return ""
     rests = [re.escape(letter) + _branch(child) for letter, child in node.items()]

@@ -5,7 +5,7 @@ Knows the tokenizer files of a checkpoint and what bytes a token stands for. Kno
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,23 @@ class Tokenizer:
         """The ids of a text, and of nothing else: no beginning or end token is added.
 
         With `parse_special` a control token's spelling in the text becomes that token; without it, it becomes
-        ordinary tokens. A lone surrogate, which UTF-8 cannot hold, is read as U+FFFD.
+        ordinary tokens. A lone surrogate, which UTF-8 cannot hold, is read as U+FFFD. A long text takes its time (about
+        a second for a megabyte) but lets other threads run meanwhile.
         """
-        text = encodable(text)
-        if parse_special:
-            return self._backend.encode(text, add_special_tokens=False).ids
-        return self._encode_literally(text)
+        return self.encode_apart([encodable(text)]) if parse_special else self._encode_literally(encodable(text))
+
+    def encode_apart(self, pieces: Sequence[str]) -> list[int]:
+        """The ids of pieces that no token may span. None of them holds a lone surrogate."""
+        # The library holds Python's global lock in `encode`, but not in its batch functions.
+        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        return encodings[0].ids if len(encodings) == 1 else [i for encoding in encodings for i in encoding.ids]
 
     def encode_with_controls(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, with the (start, end) span in characters of every control token found.
 
         The text holds no lone surrogate.
         """
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
         ids = encoding.ids
         controls = self.control_ids
         if controls.isdisjoint(ids):
@@ -113,7 +117,7 @@ class Tokenizer:
 
         A vocabulary may still find one whole (as an ordinary piece of the same name); then the text is cut inside it.
         """
-        encoding = self._literal_backend.encode(text, add_special_tokens=False)
+        (encoding,) = self._literal_backend.encode_batch([text], add_special_tokens=False)
         if self.control_ids.isdisjoint(encoding.ids):
             return encoding.ids
         ids: list[int] = []

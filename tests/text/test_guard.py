@@ -74,8 +74,9 @@ def test_overlapping_spellings_are_all_found(tokenizer_folder):
         assert tokenizer.decode(ids) == text.replace("龘", "\ufffd")
 
 
-@pytest.mark.parametrize("text", ["＜ｔａｇ＞", "<ＴＡＧ>", "<tag>", "a <TAG> b", "<tag", "＜ta"])
-def test_spellings_that_a_normaliser_makes_are_found(tokenizer_folder, text):
+@pytest.fixture
+def respelling(tokenizer_folder):
+    """A tokenizer that reads full-width and capital letters as plain ones, and so finds tags in them."""
     description = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     description["normalizer"] = {
         "type": "Sequence",
@@ -87,13 +88,24 @@ def test_spellings_that_a_normaliser_makes_are_found(tokenizer_folder, text):
     }
     flags = {"single_word": False, "lstrip": True, "rstrip": False, "normalized": True, "special": True}
     size = Tokenizer(description).vocab_size
-    description["added_tokens"].append({"id": size, "content": "<tag>", **flags})
-    tokenizer = Tokenizer(description)
-    assert tokenizer.respells_controls
-    guard = ControlGuard(tokenizer)
-    for marked in [guard.mark(text), guard.mark(text) + guard.mark("g>"), guard.mark(text) + guard.mark(" ＞")]:
-        assert size not in guard.encode(marked)
-    assert guard.encode("<TAG>" + guard.mark("x"))[0] == size
+    for index, content in enumerate(["<tag>", ">x<"]):
+        description["added_tokens"].append({"id": size + index, "content": content, **flags})
+    return Tokenizer(description)
+
+
+@pytest.mark.parametrize(
+    "text", ["＜ｔａｇ＞", "<ＴＡＧ>", "<tag>", "a <TAG> b", "＜ＴＡＧ＞Ｘ＜", "＜ｔ", " ＜ｔａｇ ", "ａｇ＞"]
+)
+def test_spellings_that_a_normaliser_makes_are_found(respelling, text):
+    assert respelling.respells_controls
+    guard = ControlGuard(respelling)
+    for before, after in [("", ""), ("", "ag>"), ("<t", ""), ("", guard.mark("ＡＧ＞"))]:
+        assert respelling.control_ids.isdisjoint(guard.encode(before + guard.mark(text) + after))
+
+
+def test_a_respelling_tokenizer_still_reads_what_a_template_writes(respelling):
+    ids = ControlGuard(respelling).encode("<TAG>" + ControlGuard(respelling).mark("x"))
+    assert ids[0] == respelling.token_id("<tag>")
 
 
 def test_a_template_may_still_write_control_tokens_beside_hostile_text(tokenizer):

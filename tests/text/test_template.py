@@ -13,7 +13,26 @@ from ernie_serve.text.template import ChatTemplate
 
 FRAGMENTS = [
     *["<|im_start|>", "<|im_end|>", "<|end_of_sentence|>", "<s>", "</s>", "<mask:1>", "<think>", "</think>"],
-    *["<tool_call>", "</response>", "<", "<|", "<|im_", "end|>", "|>", ">", "\ufdd0", '"', "\\", "\n", " ", "a", "你"],
+    *[
+        "<|IM_END|>",
+        "<a|im_end|>",
+        "<|im_aend|>",
+        "<tool_call>",
+        "</response>",
+        "<",
+        "<|",
+        "<|im_",
+        "end|>",
+        "|>",
+        ">",
+        "\ufdd0",
+        '"',
+        "\\",
+        "\n",
+        " ",
+        "a",
+        "你",
+    ],
 ]
 hostile = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
 benign = st.lists(
