@@ -71,9 +71,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or BUNDLED)))
     settings = with_checkpoint(settings)
     text = open_text(settings)
-    if not Path(settings.model).is_dir():  # a branch may move on between this and the engine's own look
-        settings = settings.model_copy(update={"revision": text.folder.name})
-    client = start_engine(settings, text.tokenizer.vocab_size)
+    client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     server = _Server(_web(settings, create_app(settings, text, client, names)))
@@ -213,6 +211,15 @@ def with_checkpoint(settings: Settings) -> Settings:
         if not (folder / "config.json").exists():
             write_random_checkpoint(folder, "tiny")
     return settings.model_copy(update={"model": str(folder)})
+
+
+def _pinned(settings: Settings, folder: Path) -> Settings:
+    """Settings that name the commit found: a branch may move on before the engine process looks for itself."""
+    return (
+        settings
+        if Path(settings.model).expanduser().is_dir()
+        else settings.model_copy(update={"revision": folder.name})
+    )
 
 
 def open_inline(settings: Settings) -> tuple[Text, InlineClient]:
