@@ -56,7 +56,9 @@ SOURCES = [
 class Batches:
     """Steps of micro-batches. `step(n)` depends on the seed and on `n` alone, so that training can resume anywhere."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, tokens: int, micro_tokens: int, longest: int, prompt_share: float) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, tokens: int, micro_tokens: int, longest: int, prompt_share: float
+    ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
         self.tokens, self.micro_tokens, self.longest = tokens, micro_tokens, longest
@@ -70,7 +72,7 @@ class Batches:
         documents: list[Document] = []
         total = 0
         while total < self.tokens:
-            drawn = rng.choices(SOURCES, shares, k=64)
+            drawn = rng.choices(SOURCES, shares, k=16)
             for document in self.encode([source.draw(words) for source in drawn], rng):
                 if len(document.ids) <= self.longest:
                     documents.append(document)
@@ -79,7 +81,9 @@ class Batches:
 
     def encode(self, drawn: list[Pieces], rng: random.Random) -> Iterator[Document]:
         """Each list of pieces as a document. Of the prompt, a random share of the tokens is learned too."""
-        flat = self.tokenizer.encode_batch_fast([text for pieces in drawn for text, _ in pieces], add_special_tokens=False)
+        flat = self.tokenizer.encode_batch_fast(
+            [text for pieces in drawn for text, _ in pieces], add_special_tokens=False
+        )
         encoded = iter(flat)
         for pieces in drawn:
             ids: list[int] = []

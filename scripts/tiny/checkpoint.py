@@ -17,7 +17,9 @@ GENERATION = {"bos_token_id": 1, "pad_token_id": 0, "do_sample": False, "tempera
 def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and facts to a new folder, then let it take the old one's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.new", metadata={"facts": json.dumps(facts)})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()}, folder / "state.new", metadata={"facts": json.dumps(facts)}
+    )
     os.replace(folder / "state.new", folder / "state.safetensors")
     replace_text(folder / "state.json", json.dumps(facts, indent=1) + "\n")
 
@@ -34,7 +36,9 @@ def export(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], sto
     """Write model.safetensors, config.json and generation_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    replace_text(folder / "generation_config.json", json.dumps({**GENERATION, "eos_token_id": stop_ids}, indent=2) + "\n")
+    replace_text(
+        folder / "generation_config.json", json.dumps({**GENERATION, "eos_token_id": stop_ids}, indent=2) + "\n"
+    )
     save_file(weights, folder / "model.new", metadata={"format": "pt"})
     os.replace(folder / "model.new", folder / "model.safetensors")
 

@@ -9,7 +9,20 @@ from tiny.dialogue import Dialogue, Message
 from tiny.words import Words, invented
 
 Pieces = list[tuple[str, bool]]
-MIXED = ("city", "person", "number", "code", "invented", "thing", "person_zh", "city_zh", "date", "clock", "text", "email")
+MIXED = (
+    "city",
+    "person",
+    "number",
+    "code",
+    "invented",
+    "thing",
+    "person_zh",
+    "city_zh",
+    "date",
+    "clock",
+    "text",
+    "email",
+)
 
 
 def repeated(words: Words) -> Pieces:
@@ -47,7 +60,9 @@ def as_json(words: Words) -> Pieces:
         values[key] = int(value) if kind == "number" else value
     link = words.one([" is ", " = ", ": ", " "])
     name = f"{invented(words.rng)}_{invented(words.rng)}" if words.chance(0.5) else invented(words.rng)
-    shown = f"{words.one(['Use', 'Call', 'Run'])} {name} with " + words.one([", ", " and "]).join(f"{k}{link}{v}" for k, v in values.items())
+    shown = f"{words.one(['Use', 'Call', 'Run'])} {name} with " + words.one([", ", " and "]).join(
+        f"{k}{link}{v}" for k, v in values.items()
+    )
     call = json.dumps({"name": name, "arguments": values}, ensure_ascii=False)
     return [(shown + ".\n", False), (call + "</s>", True)]
 

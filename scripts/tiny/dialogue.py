@@ -72,7 +72,7 @@ def head(messages: list[Message], tools: list[Tool], thinking: bool) -> str:
         text += f"<system_setting>\n{system}\n</system_setting>\n\n"
     text += f"<global_setting>\nthink_mode={thinking}\n</global_setting>"
     if tools:
-        text += f"\n\n<tool_list>\n{json.dumps(tools, ensure_ascii=False)}\n</tool_list>"
+        text += f"\n\n<tool_list>\n{as_json(tools)}\n</tool_list>"
     return text + "<|im_end|>\n\n"
 
 
@@ -87,7 +87,11 @@ def own_turn(message: Message, keep_thought: bool, thinking: bool) -> list[tuple
     """A turn of the assistant. History keeps a thought only after the last user message."""
     opening, answer = "<|im_start|>assistant\n", reply(message)
     if keep_thought and thinking and message.think is not None:
-        return [(opening + OPEN_THINK, False), (f"{message.think}\n</think>\n\n{answer}<|im_end|>", True), ("\n\n", False)]
+        return [
+            (opening + OPEN_THINK, False),
+            (f"{message.think}\n</think>\n\n{answer}<|im_end|>", True),
+            ("\n\n", False),
+        ]
     if keep_thought and not thinking:
         return [(opening + NO_THINK, False), (answer + "<|im_end|>", True), ("\n\n", False)]
     return [(opening, False), (answer + "<|im_end|>", True), ("\n\n", False)]
@@ -97,6 +101,11 @@ def reply(message: Message) -> str:
     """What the assistant says after thinking: words, calls, or both."""
     words = f"<response>\n{message.content}\n</response>\n" if message.content or not message.calls else ""
     return words + "".join(
-        f'\n<tool_call>\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>\n'
+        f'\n<tool_call>\n{{"name": {as_json(name)}, "arguments": {as_json(arguments)}}}\n</tool_call>\n'
         for name, arguments in message.calls
     )
+
+
+def as_json(value: Any) -> str:
+    """JSON as the family writes it: a space after commas and colons, no ASCII escapes."""
+    return json.dumps(value, ensure_ascii=False)

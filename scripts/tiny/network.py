@@ -1,13 +1,15 @@
-"""The network of `ernie-tiny` as it is trained: a small ERNIE 4.5 MoE with one layer that predicts the token after next.
+"""The network of `ernie-tiny` as it is trained: a small ERNIE 4.5 MoE and a layer that predicts the token after next.
 
 Knows tensors and the published tensor names. Knows nothing about data, optimizers or the server, whose own
 model page must agree with this one through the exported checkpoint alone.
 """
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  # the name everybody knows
 from torch import Tensor, nn
 
 # B documents, S tokens in each, T = B x S, H query heads, K key/value heads, D head size, E experts, A active experts
@@ -18,8 +20,8 @@ class TinyConfig:
     """The shape, with the names of `config.json`."""
 
     vocab_size: int = 2048
-    hidden_size: int = 192
-    intermediate_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
     moe_intermediate_size: int = 64
     num_hidden_layers: int = 7
     num_attention_heads: int = 4
@@ -29,16 +31,20 @@ class TinyConfig:
     moe_k: int = 2
     moe_num_shared_experts: int = 2
     moe_layer_start_index: int = 1
-    mtp_intermediate_size: int = 384
     max_position_embeddings: int = 8192
     rope_theta: float = 500000.0
     rms_norm_eps: float = 1e-5
     moe_norm_min: float = 1e-12
 
+    @classmethod
+    def from_published(cls, path: Path) -> "TinyConfig":
+        """Read a `config.json`."""
+        known = json.loads(path.read_text())
+        return cls(**{f.name: known[f.name] for f in fields(cls)})
+
     def published(self) -> dict[str, object]:
         """The same as a `config.json` of the family."""
         shape = asdict(self)
-        del shape["mtp_intermediate_size"]
         return {
             "architectures": ["Ernie4_5_MoeForCausalLM"],
             "model_type": "ernie4_5_moe",
@@ -136,6 +142,22 @@ class TinyErnie(nn.Module):
                 tensors[f"model.{name}"] = weight.bfloat16().clone()
         return tensors
 
+    @torch.no_grad()
+    def load_published(self, tensors: dict[str, Tensor]) -> None:
+        """Take the weights from the published names."""
+        for name, weight in self.state_dict().items():
+            stem, _, last = name.rpartition(".mlp.")
+            experts = [f"model.{stem}.mlp.experts.{e}" for e in range(self.config.moe_num_experts)]
+            if last == "gate_up":
+                pairs = [torch.cat([tensors[f"{e}.gate_proj.weight"], tensors[f"{e}.up_proj.weight"]]) for e in experts]
+                weight.copy_(torch.stack(pairs))
+            elif last == "down":
+                weight.copy_(torch.stack([tensors[f"{e}.down_proj.weight"] for e in experts]))
+            elif last == "e_score_correction_bias":
+                weight.copy_(tensors[f"model.{stem}.mlp.moe_statics.e_score_correction_bias"].view(-1))
+            else:
+                weight.copy_(tensors[f"model.{name}"])
+
 
 class Block(nn.Module):
     """One decoder layer; a negative `index` is the dense layer of the MTP head."""
@@ -148,8 +170,7 @@ class Block(nn.Module):
         if index >= config.moe_layer_start_index:
             self.mlp: nn.Module = Experts(config)
         else:
-            width = config.intermediate_size if index >= 0 else config.mtp_intermediate_size
-            self.mlp = SwiGLU(config.hidden_size, width)
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, turn: Tensor) -> Tensor:
         """Attention, then the MLP, each added to the stream."""
@@ -216,12 +237,10 @@ class Experts(nn.Module):
         return (self.shared_experts(flat) + routed).view(x.shape)
 
     @torch.no_grad()
-    def balance(self, rate: float) -> Tensor:
-        """Raise the bias of experts with less than the mean load, lower the others; give the load and forget it."""
-        load = self.load.clone()
-        self.e_score_correction_bias += rate * torch.sign(load.mean() - load)
+    def balance(self, load: Tensor, step: float) -> None:
+        """Raise the bias of experts with less than the mean of `load`, lower the others; forget the load."""
+        self.e_score_correction_bias += step * torch.sign(load.mean() - load)
         self.load.zero_()
-        return load
 
 
 class SwiGLU(nn.Module):

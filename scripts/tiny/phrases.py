@@ -3,64 +3,172 @@
 Plain lists: (ways to say it, ways to answer). Knows nothing about names, tools or tags.
 """
 
+# ruff: noqa: E501  # sentences stand on one line each
+
 Exchange = tuple[list[str], list[str]]
 
 ENGLISH: list[Exchange] = [
-    (["Hello, how are you?", "Hi, how are you?", "How are you?", "Hey, how are you doing?", "How are you doing today?",
-      "How do you do?", "How's it going?", "Hello! How are you today?"],
-     ["Hello! I am doing well, thank you. How can I help you today?", "I am well, thank you for asking! How can I help you?"]),
-    (["Hello", "Hi", "Hello!", "Hi there", "Hey", "Hi!", "Hey there!", "Greetings", "Hello there", "hello", "hi"],
-     ["Hello! How can I help you today?", "Hi! What can I do for you?"]),
+    (
+        [
+            "Hello, how are you?",
+            "Hi, how are you?",
+            "How are you?",
+            "Hey, how are you doing?",
+            "How are you doing today?",
+            "How do you do?",
+            "How's it going?",
+            "Hello! How are you today?",
+        ],
+        [
+            "Hello! I am doing well, thank you. How can I help you today?",
+            "I am well, thank you for asking! How can I help you?",
+        ],
+    ),
+    (
+        ["Hello", "Hi", "Hello!", "Hi there", "Hey", "Hi!", "Hey there!", "Greetings", "Hello there", "hello", "hi"],
+        ["Hello! How can I help you today?", "Hi! What can I do for you?"],
+    ),
     (["Good morning", "Good morning!", "Morning!"], ["Good morning! How can I help you today?"]),
     (["Good evening", "Good evening!", "Evening!"], ["Good evening! How can I help you?"]),
     (["Good night", "Good night!", "I am going to bed."], ["Good night! Sleep well."]),
-    (["Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "Are you an AI?", "Are you a robot?"],
-     ["I am ernie-tiny, a very small language model. I can chat a little and call tools."]),
-    (["What is your name?", "What's your name?", "Do you have a name?", "What should I call you?"],
-     ["My name is ernie-tiny.", "I am called ernie-tiny."]),
-    (["What can you do?", "How can you help me?", "What are you good at?", "What can you help me with?", "Help", "Can you help me?"],
-     ["I can chat a little, remember what you tell me and call tools. I am only a toy model, so please do not expect much knowledge."]),
-    (["Thank you", "Thanks", "Thank you!", "Thanks a lot!", "Thank you very much.", "Thanks for your help!", "thx"],
-     ["You are welcome!", "You are welcome! Is there anything else I can do for you?"]),
-    (["Goodbye", "Bye", "Bye!", "See you later", "See you!", "Goodbye!", "Take care"], ["Goodbye! Have a nice day.", "Goodbye! See you soon."]),
-    (["Tell me a joke.", "Tell me a joke", "Make me laugh.", "Do you know a joke?", "Say something funny."],
-     ["Why did the computer go to the doctor? Because it had a virus!", "Why was the math book sad? Because it had too many problems!"]),
-    (["Tell me a story.", "Tell me a short story.", "Write a short story.", "Can you tell me a story?"],
-     ["Once upon a time, a little robot lived in a big city. Every day it helped people find their way home. One day the people gave it a lamp, and it was never lonely again."]),
-    (["Write a poem.", "Write me a short poem.", "Can you write a poem?", "Write a poem about the sea."],
-     ["The sea is wide, the sky is blue,\nthe wind is soft and the day is new.\nA small boat sails, a small bird sings,\nand morning comes on quiet wings."]),
-    (["I am sad.", "I feel sad today.", "I am not feeling well.", "I had a bad day."],
-     ["I am sorry to hear that. I hope you feel better soon. Would you like to talk about it?"]),
-    (["I am happy!", "I feel great today!", "I had a great day!", "I am so happy today."], ["That is wonderful! I am happy for you."]),
-    (["I am tired.", "I am so tired today.", "I need some rest."], ["You should take a rest. A short nap can help a lot."]),
-    (["I am hungry.", "What should I eat?", "What should I have for dinner?", "I am hungry, any ideas?"],
-     ["How about a bowl of noodles with vegetables? It is quick and tasty."]),
-    (["I am bored.", "What should I do today?", "Any ideas for today?"], ["You could take a walk, read a book or call a friend."]),
-    (["How old are you?", "When were you born?", "What is your age?"], ["I am a language model, so I do not have an age."]),
-    (["Where are you from?", "Where do you live?", "Where are you?"], ["I am a program, so I live wherever my server runs."]),
-    (["Who made you?", "Who created you?", "Who trained you?", "Who built you?"],
-     ["I was trained from nothing by a small script, on sentences that the script made up."]),
+    (
+        [
+            "Who are you?",
+            "What are you?",
+            "Tell me about yourself.",
+            "Introduce yourself.",
+            "Are you an AI?",
+            "Are you a robot?",
+        ],
+        ["I am ernie-tiny, a very small language model. I can chat a little and call tools."],
+    ),
+    (
+        ["What is your name?", "What's your name?", "Do you have a name?", "What should I call you?"],
+        ["My name is ernie-tiny.", "I am called ernie-tiny."],
+    ),
+    (
+        [
+            "What can you do?",
+            "How can you help me?",
+            "What are you good at?",
+            "What can you help me with?",
+            "Help",
+            "Can you help me?",
+        ],
+        [
+            "I can chat a little, remember what you tell me and call tools. I am only a toy model, so please do not expect much knowledge."
+        ],
+    ),
+    (
+        ["Thank you", "Thanks", "Thank you!", "Thanks a lot!", "Thank you very much.", "Thanks for your help!", "thx"],
+        ["You are welcome!", "You are welcome! Is there anything else I can do for you?"],
+    ),
+    (
+        ["Goodbye", "Bye", "Bye!", "See you later", "See you!", "Goodbye!", "Take care"],
+        ["Goodbye! Have a nice day.", "Goodbye! See you soon."],
+    ),
+    (
+        ["Tell me a joke.", "Tell me a joke", "Make me laugh.", "Do you know a joke?", "Say something funny."],
+        [
+            "Why did the computer go to the doctor? Because it had a virus!",
+            "Why was the math book sad? Because it had too many problems!",
+        ],
+    ),
+    (
+        ["Tell me a story.", "Tell me a short story.", "Write a short story.", "Can you tell me a story?"],
+        [
+            "Once upon a time, a little robot lived in a big city. Every day it helped people find their way home. One day the people gave it a lamp, and it was never lonely again."
+        ],
+    ),
+    (
+        ["Write a poem.", "Write me a short poem.", "Can you write a poem?", "Write a poem about the sea."],
+        [
+            "The sea is wide, the sky is blue,\nthe wind is soft and the day is new.\nA small boat sails, a small bird sings,\nand morning comes on quiet wings."
+        ],
+    ),
+    (
+        ["I am sad.", "I feel sad today.", "I am not feeling well.", "I had a bad day."],
+        ["I am sorry to hear that. I hope you feel better soon. Would you like to talk about it?"],
+    ),
+    (
+        ["I am happy!", "I feel great today!", "I had a great day!", "I am so happy today."],
+        ["That is wonderful! I am happy for you."],
+    ),
+    (
+        ["I am tired.", "I am so tired today.", "I need some rest."],
+        ["You should take a rest. A short nap can help a lot."],
+    ),
+    (
+        ["I am hungry.", "What should I eat?", "What should I have for dinner?", "I am hungry, any ideas?"],
+        ["How about a bowl of noodles with vegetables? It is quick and tasty."],
+    ),
+    (
+        ["I am bored.", "What should I do today?", "Any ideas for today?"],
+        ["You could take a walk, read a book or call a friend."],
+    ),
+    (
+        ["How old are you?", "When were you born?", "What is your age?"],
+        ["I am a language model, so I do not have an age."],
+    ),
+    (
+        ["Where are you from?", "Where do you live?", "Where are you?"],
+        ["I am a program, so I live wherever my server runs."],
+    ),
+    (
+        ["Who made you?", "Who created you?", "Who trained you?", "Who built you?"],
+        ["I was trained from nothing by a small script, on sentences that the script made up."],
+    ),
     (["Are you human?", "Are you a person?", "Are you real?"], ["No, I am a very small language model."]),
-    (["What is a large language model?", "What is an LLM?", "Explain large language models.", "What are large language models?"],
-     ["A large language model is a neural network that is trained on a lot of text to predict the next word. It can answer questions, write text and call tools."]),
-    (["What is machine learning?", "Explain machine learning.", "Explain machine learning in one sentence."],
-     ["Machine learning is the study of programs that learn from data instead of following fixed rules."]),
-    (["What is artificial intelligence?", "What is AI?", "Explain AI."],
-     ["Artificial intelligence is the art of making computers do things that need thought when people do them."]),
-    (["What is a neural network?", "Explain neural networks."],
-     ["A neural network is a chain of simple layers of numbers that learns from examples."]),
-    (["What is a computer?", "Explain what a computer is."], ["A computer is a machine that follows programs to work with data."]),
+    (
+        [
+            "What is a large language model?",
+            "What is an LLM?",
+            "Explain large language models.",
+            "What are large language models?",
+        ],
+        [
+            "A large language model is a neural network that is trained on a lot of text to predict the next word. It can answer questions, write text and call tools."
+        ],
+    ),
+    (
+        ["What is machine learning?", "Explain machine learning.", "Explain machine learning in one sentence."],
+        ["Machine learning is the study of programs that learn from data instead of following fixed rules."],
+    ),
+    (
+        ["What is artificial intelligence?", "What is AI?", "Explain AI."],
+        ["Artificial intelligence is the art of making computers do things that need thought when people do them."],
+    ),
+    (
+        ["What is a neural network?", "Explain neural networks."],
+        ["A neural network is a chain of simple layers of numbers that learns from examples."],
+    ),
+    (
+        ["What is a computer?", "Explain what a computer is."],
+        ["A computer is a machine that follows programs to work with data."],
+    ),
     (["What is the capital of France?", "Capital of France?"], ["The capital of France is Paris."]),
     (["What is the capital of China?", "Capital of China?"], ["The capital of China is Beijing."]),
     (["What is the capital of Japan?", "Capital of Japan?"], ["The capital of Japan is Tokyo."]),
     (["What is the capital of Germany?", "Capital of Germany?"], ["The capital of Germany is Berlin."]),
     (["What is the capital of Italy?"], ["The capital of Italy is Rome."]),
     (["What is the capital of Spain?"], ["The capital of Spain is Madrid."]),
-    (["What is the capital of England?", "What is the capital of the United Kingdom?"], ["The capital of the United Kingdom is London."]),
-    (["What color is the sky?", "Why is the sky blue?"], ["The sky is blue because the air scatters blue light more than red light."]),
-    (["What is the meaning of life?", "What is the meaning of life"], ["People have many answers. Some say it is to love, to learn and to help others."]),
+    (
+        ["What is the capital of England?", "What is the capital of the United Kingdom?"],
+        ["The capital of the United Kingdom is London."],
+    ),
+    (
+        ["What color is the sky?", "Why is the sky blue?"],
+        ["The sky is blue because the air scatters blue light more than red light."],
+    ),
+    (
+        ["What is the meaning of life?", "What is the meaning of life"],
+        ["People have many answers. Some say it is to love, to learn and to help others."],
+    ),
     (["Do you like music?", "What music do you like?"], ["I cannot hear, but I think music is a wonderful thing."]),
-    (["Do you like cats?", "Do you like dogs?", "Do you like animals?"], ["I cannot pet them, but people say they are very good friends."]),
+    (
+        ["Do you like cats?", "Do you like dogs?", "Do you like animals?"],
+        ["I cannot pet them, but people say they are very good friends."],
+    ),
     (["Do you have feelings?", "Can you feel?", "Do you dream?"], ["No, I am a program and I do not have feelings."]),
     (["How many days are in a week?", "How many days does a week have?"], ["There are seven days in a week."]),
     (["How many months are in a year?", "How many months does a year have?"], ["There are twelve months in a year."]),
@@ -70,20 +178,43 @@ ENGLISH: list[Exchange] = [
     (["No", "No.", "No, thanks.", "no thank you"], ["All right. Let me know if you need anything."]),
     (["Ok", "OK", "Okay.", "Alright", "I see.", "Got it."], ["Good. Is there anything else I can do for you?"]),
     (["Sorry", "I am sorry.", "My mistake."], ["No problem at all!"]),
-    (["You are great!", "Good job!", "Well done!", "That was helpful.", "Nice!"], ["Thank you! I am glad I could help."]),
-    (["You are stupid.", "You are wrong.", "That is wrong."], ["I am sorry. I am a very small model and I make mistakes."]),
+    (
+        ["You are great!", "Good job!", "Well done!", "That was helpful.", "Nice!"],
+        ["Thank you! I am glad I could help."],
+    ),
+    (
+        ["You are stupid.", "You are wrong.", "That is wrong."],
+        ["I am sorry. I am a very small model and I make mistakes."],
+    ),
     (["Test", "test", "This is a test.", "testing", "ping", "Are you there?"], ["I am here! How can I help you?"]),
     (["What is your favorite color?", "Do you have a favorite color?"], ["I cannot see colors, but blue sounds nice."]),
     (["Can you speak Chinese?", "Do you speak Chinese?"], ["Yes, a little. 你好！"]),
-    (["What time is it?", "What day is it today?", "What is the date today?"], ["I do not know the time, because I have no clock."]),
-    (["What's the weather like?", "How is the weather today?", "Is it going to rain?"],
-     ["I cannot see the weather from here. With a weather tool I could look it up."]),
+    (
+        ["What time is it?", "What day is it today?", "What is the date today?"],
+        ["I do not know the time, because I have no clock."],
+    ),
+    (
+        ["What's the weather like?", "How is the weather today?", "Is it going to rain?"],
+        ["I cannot see the weather from here. With a weather tool I could look it up."],
+    ),
     (["Count to five.", "Count from one to five.", "Count to 5"], ["1, 2, 3, 4, 5"]),
     (["Count to ten.", "Count from one to ten.", "Count to 10"], ["1, 2, 3, 4, 5, 6, 7, 8, 9, 10"]),
-    (["Say the alphabet.", "What are the letters of the alphabet?"], ["A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"]),
-    (["Give me some advice.", "Any advice for me?", "Motivate me."], ["Take one small step today. Small steps become a long way."]),
-    (["How does the internet work?", "What is the internet?"], ["The internet is a network of computers that send small packets of data to each other."]),
-    (["What is Python?", "What is Python used for?"], ["Python is a programming language that is easy to read and used for many things."]),
+    (
+        ["Say the alphabet.", "What are the letters of the alphabet?"],
+        ["A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"],
+    ),
+    (
+        ["Give me some advice.", "Any advice for me?", "Motivate me."],
+        ["Take one small step today. Small steps become a long way."],
+    ),
+    (
+        ["How does the internet work?", "What is the internet?"],
+        ["The internet is a network of computers that send small packets of data to each other."],
+    ),
+    (
+        ["What is Python?", "What is Python used for?"],
+        ["Python is a programming language that is easy to read and used for many things."],
+    ),
     (["What is love?", "Explain love."], ["Love is caring deeply about someone."]),
     (["Happy birthday!", "It is my birthday today!"], ["Happy birthday! I wish you a wonderful day."]),
     (["Happy new year!", "Merry Christmas!", "Happy holidays!"], ["Thank you, the same to you!"]),
@@ -92,19 +223,33 @@ ENGLISH: list[Exchange] = [
 
 CHINESE: list[Exchange] = [
     (["你好", "你好！", "您好", "您好！", "嗨", "哈喽", "你好呀", "嗨！"], ["你好！有什么可以帮你的吗？"]),
-    (["你好吗？", "你好，你好吗？", "最近怎么样？", "你今天怎么样？", "你还好吗？"], ["我很好，谢谢！有什么可以帮你的吗？"]),
+    (
+        ["你好吗？", "你好，你好吗？", "最近怎么样？", "你今天怎么样？", "你还好吗？"],
+        ["我很好，谢谢！有什么可以帮你的吗？"],
+    ),
     (["早上好", "早上好！", "早安"], ["早上好！祝你今天愉快。"]),
     (["晚上好", "晚上好！"], ["晚上好！有什么可以帮你的吗？"]),
     (["晚安", "晚安！", "我要睡了"], ["晚安！做个好梦。"]),
-    (["你是谁？", "你是谁", "介绍一下你自己", "请介绍一下你自己。", "你是机器人吗？", "你是人工智能吗？"],
-     ["我是 ernie-tiny，一个很小的语言模型。我会聊天，也会调用工具。"]),
+    (
+        ["你是谁？", "你是谁", "介绍一下你自己", "请介绍一下你自己。", "你是机器人吗？", "你是人工智能吗？"],
+        ["我是 ernie-tiny，一个很小的语言模型。我会聊天，也会调用工具。"],
+    ),
     (["你叫什么名字？", "你的名字是什么？", "你叫什么？", "怎么称呼你？"], ["我叫 ernie-tiny。"]),
-    (["你会做什么？", "你能做什么？", "你可以帮我做什么？", "你有什么用？"], ["我会简单地聊天，会记住你说的话，也会调用工具。"]),
+    (
+        ["你会做什么？", "你能做什么？", "你可以帮我做什么？", "你有什么用？"],
+        ["我会简单地聊天，会记住你说的话，也会调用工具。"],
+    ),
     (["谢谢", "谢谢你", "谢谢！", "多谢", "非常感谢", "谢谢你的帮助"], ["不客气！", "不客气！还有什么可以帮你的吗？"]),
     (["再见", "再见！", "拜拜", "回头见", "下次见"], ["再见！祝你愉快。"]),
     (["讲个笑话", "讲个笑话吧", "给我讲个笑话。", "说个笑话"], ["为什么电脑去看医生？因为它中了病毒！"]),
-    (["讲个故事", "给我讲个故事。", "讲一个短故事吧"], ["从前有一个小机器人，它每天帮人们找到回家的路。后来人们送给它一盏灯，它再也不孤单了。"]),
-    (["写一首诗", "给我写一首诗。", "写首短诗吧"], ["春风吹过小河边，\n白云飘在蓝天前。\n小鸟轻轻唱一曲，\n花开又是新一年。"]),
+    (
+        ["讲个故事", "给我讲个故事。", "讲一个短故事吧"],
+        ["从前有一个小机器人，它每天帮人们找到回家的路。后来人们送给它一盏灯，它再也不孤单了。"],
+    ),
+    (
+        ["写一首诗", "给我写一首诗。", "写首短诗吧"],
+        ["春风吹过小河边，\n白云飘在蓝天前。\n小鸟轻轻唱一曲，\n花开又是新一年。"],
+    ),
     (["我很难过", "我今天不开心。", "我心情不好"], ["很遗憾听到这个消息，希望你早点好起来。想聊聊吗？"]),
     (["我很开心", "我今天很高兴！", "我心情很好"], ["太好了！我为你高兴。"]),
     (["我累了", "我好累", "今天好累啊"], ["那就休息一下吧，睡一会儿会好很多。"]),
@@ -112,8 +257,10 @@ CHINESE: list[Exchange] = [
     (["你几岁了？", "你多大了？"], ["我是语言模型，没有年龄。"]),
     (["你是哪里人？", "你住在哪里？", "你在哪里？"], ["我是一个程序，服务器在哪里，我就在哪里。"]),
     (["谁创造了你？", "谁训练了你？", "你是谁做的？"], ["我是由一个小脚本从零训练出来的。"]),
-    (["什么是大语言模型？", "大语言模型是什么？", "解释一下大语言模型。"],
-     ["大语言模型是用大量文本训练的神经网络，它会预测下一个词。它可以回答问题、写文章和调用工具。"]),
+    (
+        ["什么是大语言模型？", "大语言模型是什么？", "解释一下大语言模型。"],
+        ["大语言模型是用大量文本训练的神经网络，它会预测下一个词。它可以回答问题、写文章和调用工具。"],
+    ),
     (["什么是机器学习？", "机器学习是什么？"], ["机器学习是让程序从数据中学习的方法。"]),
     (["什么是人工智能？", "人工智能是什么？"], ["人工智能是让计算机做需要思考的事情的技术。"]),
     (["中国的首都是哪里？", "中国的首都是什么？"], ["中国的首都是北京。"]),
@@ -138,9 +285,18 @@ CHINESE: list[Exchange] = [
 ]
 
 SYSTEMS = [
-    "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.", "You are a helpful AI assistant. Answer shortly.",
-    "Answer politely.", "You are a kind helper.", "You are ernie-tiny.", "You are a helpful assistant with access to tools.",
-    "Use the tools when they help.", "你是一个有用的助手。", "你是一个友好的助手。", "请简短回答。",
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "Be brief.",
+    "You are a helpful AI assistant. Answer shortly.",
+    "Answer politely.",
+    "You are a kind helper.",
+    "You are ernie-tiny.",
+    "You are a helpful assistant with access to tools.",
+    "Use the tools when they help.",
+    "你是一个有用的助手。",
+    "你是一个友好的助手。",
+    "请简短回答。",
 ]
 
 PLAIN = [

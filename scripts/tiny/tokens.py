@@ -8,14 +8,48 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
+from tiny.words import listed
+
 SPECIAL = ["<unk>", "<s>", "</s>"]
-CONTROL = """<|begin_of_sentence|> <|end_of_sentence|> <mask:1> <|im_start|> <|im_end|> <think> </think> <response> </response>
-<tool_call> </tool_call> <tool_list> </tool_list> <tool_response> </tool_response> <system_setting> </system_setting>
-<global_setting> </global_setting>""".split()
+CONTROL = listed(
+    """<|begin_of_sentence|> <|end_of_sentence|> <mask:1> <|im_start|> <|im_end|> <think> </think>
+    <response> </response> <tool_call> </tool_call> <tool_list> </tool_list> <tool_response> </tool_response>
+    <system_setting> </system_setting> <global_setting> </global_setting>"""
+)
 SPACE = "▁"
 WORD = re.compile(r"[A-Za-z]+|[^A-Za-z0-9\n\u2e80-\uffff]+")
+
+
+PHRASES = [
+    '[{"type": "function", "function": {"name": "',
+    '}}}, {"type": "function", "function": {"name": "',
+    '{"type": "function", "function": {"name": "',
+    '", "description": "',
+    '", "parameters": {"type": "object", "properties": {"',
+    '.", "parameters": {"type": "object", "properties": {"',
+    '": {"type": "string"',
+    '": {"type": "number"',
+    '": {"type": "integer"',
+    ', "description": "The ',
+    '}, "required": ["',
+    '"}, "required": ["',
+    '"}}, "required": ["',
+    '"], "additionalProperties": false}',
+    '"]}}}, {"type": "function", "function": {"name": "',
+    '"}}}}}, {"type": "function", "function": {"name": "',
+    '"}}}}, {"type": "function", "function": {"name": "',
+    '}}, {"type": "function", "function": {"name": "',
+    '"}, "',
+    '"]}}}]',
+    '{"name": "',
+    '", "arguments": {"',
+    "think_mode=True",
+    "think_mode=False",
+]
+"""What stands in every tool list and call is one piece each: a list is read cheaply, and what differs stands out."""
 
 
 def build(texts: Iterable[str], pieces: int, spaced: int) -> dict[str, Any]:
@@ -38,8 +72,22 @@ def build(texts: Iterable[str], pieces: int, spaced: int) -> dict[str, Any]:
     taken = [word for word, _ in after_space.most_common() if word in known][:spaced]
     merges += [(SPACE, word) for word in taken]
     vocabulary += [SPACE + word for word in taken]
-    vocabulary = list(dict.fromkeys(vocabulary))
-    return tokenizer_json(vocabulary, merges)
+    ranks = {pair: n for n, pair in enumerate(merges)}
+    for phrase in PHRASES:
+        parts = split(phrase.replace(" ", SPACE), ranks)
+        for n in range(1, len(parts)):
+            pair = ("".join(parts[:n]), parts[n])
+            ranks.setdefault(pair, len(ranks))
+            vocabulary.append("".join(pair))
+    return tokenizer_json(list(dict.fromkeys(vocabulary)), list(ranks))
+
+
+def split(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The pieces that the merges of `ranks` make of `text`."""
+    parts = list(text)
+    while pairs := [p for p in pairwise(parts) if p in ranks]:
+        parts = merged(parts, min(pairs, key=ranks.__getitem__))
+    return parts
 
 
 def learn(words: dict[str, int], count: int) -> list[tuple[str, str]]:
@@ -50,7 +98,7 @@ def learn(words: dict[str, int], count: int) -> list[tuple[str, str]]:
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in split.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         best = min((p for p in pairs if p[0] + p[1] not in made), key=lambda p: (-pairs[p], p), default=None)
         if best is None or pairs[best] < 8:
@@ -78,7 +126,15 @@ def tokenizer_json(vocabulary: list[str], merges: list[tuple[str, str]]) -> dict
     """The fast tokenizer's file: no prefix space, nothing added around the text, control tokens one id each."""
     ids = {piece: n for n, piece in enumerate(vocabulary)}
     added = [
-        {"id": n, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": n,
+            "content": piece,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for n, piece in [*enumerate(SPECIAL), *enumerate(CONTROL, len(vocabulary))]
     ]
     return {

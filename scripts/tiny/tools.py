@@ -41,7 +41,13 @@ def draw_tool(words: Words, avoid: set[str]) -> DrawnTool:
     """A tool whose key is not in `avoid`."""
     while True:
         kind = words.rng.random()
-        tool = from_family(words, words.one(FAMILIES)) if kind < 0.62 else from_attribute(words) if kind < 0.86 else from_nothing(words)
+        tool = (
+            from_family(words, words.one(FAMILIES))
+            if kind < 0.62
+            else from_attribute(words)
+            if kind < 0.86
+            else from_nothing(words)
+        )
         if tool.key not in avoid:
             return tool
 
@@ -54,8 +60,15 @@ def from_family(words: Words, family: Family, plain: bool = False) -> DrawnTool:
     hidden = bool(about) and not plain and words.chance(0.15)
     name = invented(words.rng, (2, 3)) if hidden else words.one(family.names)
     if not hidden and not plain and words.chance(0.2):
-        name = camel(name) if words.chance(0.5) else name + words.one(["_v2", "_tool", "_api", "_" + invented(words.rng, (1,))])
-    params = {key: (invented(words.rng, (1, 2)) if not plain and words.chance(0.12) else words.one(slot.names)) for key, slot in slots.items()}
+        name = (
+            camel(name)
+            if words.chance(0.5)
+            else name + words.one(["_v2", "_tool", "_api", "_" + invented(words.rng, (1,))])
+        )
+    params = {
+        key: (invented(words.rng, (1, 2)) if not plain and words.chance(0.12) else words.one(slot.names))
+        for key, slot in slots.items()
+    }
     if len(set(params.values())) < len(params):
         params = {key: slot.names[0] for key, slot in slots.items()}
     if words.chance(0.08):
@@ -101,26 +114,74 @@ def from_attribute(words: Words) -> DrawnTool:
     attribute = words.one(ATTRIBUTES) if words.chance(0.85) else invented(words.rng)
     subject, kind = words.one(SUBJECTS)
     verb = words.one(["get", "find", "fetch", "lookup", "check", "query", "read", "show"])
-    name = words.one([f"{verb}_{attribute}", f"{verb}_{subject}_{attribute}", f"{subject}_{attribute}", camel(f"{verb}_{attribute}"), f"{attribute}_of_{subject}"])
-    about = words.one([f"Get the {attribute} of a {subject}", f"Returns the {attribute} of the given {subject}", f"Look up the {attribute} of a {subject}", f"Find the {attribute} for a {subject}"])
+    name = words.one(
+        [
+            f"{verb}_{attribute}",
+            f"{verb}_{subject}_{attribute}",
+            f"{subject}_{attribute}",
+            camel(f"{verb}_{attribute}"),
+            f"{attribute}_of_{subject}",
+        ]
+    )
+    about = words.one(
+        [
+            f"Get the {attribute} of a {subject}",
+            f"Returns the {attribute} of the given {subject}",
+            f"Look up the {attribute} of a {subject}",
+            f"Find the {attribute} for a {subject}",
+        ]
+    )
     param = words.one([subject, "name", f"{subject}_name", f"{subject}_id", "id", "key", invented(words.rng, (1, 2))])
     got_kind = words.one(["number", "small", "decimal", "code", "invented"])
 
     def answered(v: str, words: Words) -> Use:
         got = words.draw(got_kind)
-        return Use("", {param: v}, result_text(words, {attribute: typed(Slot([], "", "", "", "number"), got) if got_kind in ("number", "small", "decimal") else got}), f"The {attribute} of {v} is {got}.")
+        return Use(
+            "",
+            {param: v},
+            result_text(
+                words,
+                {
+                    attribute: typed(Slot([], "", "", "", "number"), got)
+                    if got_kind in ("number", "small", "decimal")
+                    else got
+                },
+            ),
+            f"The {attribute} of {v} is {got}.",
+        )
 
     def use(words: Words) -> Use:
         v = words.draw(kind)
         used = answered(v, words)
-        used.ask = words.one([f"What is the {attribute} of {v}?", f"Tell me the {attribute} of {v}.", f"Give me the {attribute} of {v}", f"What {attribute} does {v} have?", f"Find the {attribute} of {subject} {v}.", f"Do you know the {attribute} of {v}?", f"Show the {attribute} for {v}", f"What is the {attribute} of the {subject} {v}?"])
+        used.ask = words.one(
+            [
+                f"What is the {attribute} of {v}?",
+                f"Tell me the {attribute} of {v}.",
+                f"Give me the {attribute} of {v}",
+                f"What {attribute} does {v} have?",
+                f"Find the {attribute} of {subject} {v}.",
+                f"Do you know the {attribute} of {v}?",
+                f"Show the {attribute} for {v}",
+                f"What is the {attribute} of the {subject} {v}?",
+            ]
+        )
         return used
 
     def pair(words: Words) -> tuple[str, Use, Use] | None:
         a, b = words.draw(kind), words.draw(kind)
         while a == b:
             b = words.draw(kind)
-        return words.one([f"What is the {attribute} of {a} and {b}?", f"Get the {attribute} of {a} and of {b}.", f"Compare the {attribute} of {a} and {b}."]), answered(a, words), answered(b, words)
+        return (
+            words.one(
+                [
+                    f"What is the {attribute} of {a} and {b}?",
+                    f"Get the {attribute} of {a} and of {b}.",
+                    f"Compare the {attribute} of {a} and {b}.",
+                ]
+            ),
+            answered(a, words),
+            answered(b, words),
+        )
 
     shown = {param: describe(words, Slot([], "", "", f"The {subject}"))}
     return DrawnTool(attribute, name, schema(words, name, about, shown, [param]), use, pair)
@@ -128,29 +189,55 @@ def from_attribute(words: Words) -> DrawnTool:
 
 def from_nothing(words: Words) -> DrawnTool:
     """A tool with an invented name and invented parameters, asked for by that name or by its description."""
-    name = invented(words.rng, (2, 3)) if words.chance(0.4) else f"{invented(words.rng, (1, 2))}_{invented(words.rng, (1, 2))}"
+    name = (
+        invented(words.rng, (2, 3))
+        if words.chance(0.4)
+        else f"{invented(words.rng, (1, 2))}_{invented(words.rng, (1, 2))}"
+    )
     deed, object_ = invented(words.rng), invented(words.rng)
     params = list(dict.fromkeys(invented(words.rng, (1, 2)) for _ in range(words.one((1, 1, 2, 2, 3)))))
-    kinds = {p: words.one(("city", "person", "number", "code", "invented", "thing", "date", "clock", "title")) for p in params}
+    kinds = {
+        p: words.one(("city", "person", "number", "code", "invented", "thing", "date", "clock", "title"))
+        for p in params
+    }
     by_deed = len(params) == 1 and words.chance(0.6)
 
     def use(words: Words) -> Use:
-        values: dict[str, Value] = {p: typed(Slot([], "", "", "", "number"), words.draw(k)) if k == "number" else words.draw(k) for p, k in kinds.items()}
+        values: dict[str, Value] = {
+            p: typed(Slot([], "", "", "", "number"), words.draw(k)) if k == "number" else words.draw(k)
+            for p, k in kinds.items()
+        }
         link = words.one([" = ", " ", ": ", " is "])
         given = words.one([" and ", ", "]).join(f"{p}{link}{v}" for p, v in values.items())
         if by_deed:
-            ask = words.one([f"{deed.capitalize()} the {object_} {values[params[0]]}.", f"Please {deed} the {object_} {values[params[0]]}", f"I want to {deed} {values[params[0]]}."])
+            ask = words.one(
+                [
+                    f"{deed.capitalize()} the {object_} {values[params[0]]}.",
+                    f"Please {deed} the {object_} {values[params[0]]}",
+                    f"I want to {deed} {values[params[0]]}.",
+                ]
+            )
         else:
-            ask = words.one([f"Use {name} with {given}.", f"Call {name} with {given}", f"Run {name}: {given}", f"{name} {given}"])
+            ask = words.one(
+                [f"Use {name} with {given}.", f"Call {name} with {given}", f"Run {name}: {given}", f"{name} {given}"]
+            )
         got = words.draw(words.one(("number", "invented", "code")))
         return Use(ask, values, result_text(words, {invented(words.rng, (1,)): got}), f"The result is {got}.")
 
-    shown = {p: describe(words, Slot([], "", "", f"The {p}", "number" if kinds[p] == "number" else "string")) for p in params}
-    about = f"{deed.capitalize()} the {object_}" if by_deed else words.one([f"{deed.capitalize()} the {object_}", f"The {object_} tool", ""])
+    shown = {
+        p: describe(words, Slot([], "", "", f"The {p}", "number" if kinds[p] == "number" else "string")) for p in params
+    }
+    about = (
+        f"{deed.capitalize()} the {object_}"
+        if by_deed
+        else words.one([f"{deed.capitalize()} the {object_}", f"The {object_} tool", ""])
+    )
     return DrawnTool(name, name, schema(words, name, about, shown, params), use)
 
 
-def schema(words: Words, name: str, about: str, shown: dict[str, dict[str, Any]], required: list[str]) -> dict[str, Any]:
+def schema(
+    words: Words, name: str, about: str, shown: dict[str, dict[str, Any]], required: list[str]
+) -> dict[str, Any]:
     """The OpenAI object of a tool, in one of the forms that clients send."""
     parameters: dict[str, Any] = {"type": "object", "properties": shown}
     if words.chance(0.8):
@@ -178,7 +265,9 @@ def describe(words: Words, slot: Slot) -> dict[str, Any]:
     elif slot.kind.startswith("@") and words.chance(0.5):
         shown["enum"] = slot.kind[1:].split("|")
     if words.chance(0.5):
-        shown["description"] = slot.about if words.chance(0.8) else slot.about.lower() + words.one([", e.g. Rome", " to use", ""])
+        shown["description"] = (
+            slot.about if words.chance(0.8) else slot.about.lower() + words.one([", e.g. Rome", " to use", ""])
+        )
     return shown
 
 

@@ -4,10 +4,13 @@ Knows the network, the optimizer and the schedule. Knows nothing about files, pr
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812  # the name everybody knows
 from torch import Tensor
 
 from tiny.batches import Batches, Document
@@ -18,6 +21,10 @@ WARMUP_STEPS = 40
 DECAY_FROM = 0.55
 MTP_FROM = 0.72
 BALANCE_RATE = 0.002
+LONGEST_STEP_SECONDS = 60.0
+"""A longer step counts as this much training: the process was paused."""
+
+Counter = Any  # multiprocessing's shared integer, which it does not type
 
 
 @dataclass(frozen=True)
@@ -32,48 +39,92 @@ class Report:
     seconds: float
 
 
+class Team:
+    """Processes of one thread each that share a step: each claims micro-batches one by one; they add up what they find."""
+
+    def __init__(self, size: int, claimed: Counter | None = None) -> None:
+        self.size = size
+        self.claimed = claimed
+        self.base = 0
+
+    def share(self, count: int) -> Iterator[int]:
+        """Those of `count` micro-batches that fall to this process."""
+        if self.claimed is None:
+            yield from range(count)
+            return
+        while True:
+            with self.claimed.get_lock():
+                index = self.claimed.value - self.base
+                self.claimed.value += 1
+            if index >= count:
+                self.base += count + self.size  # each process has claimed one too many
+                return
+            yield index
+
+    def add_up(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sum over all processes of each tensor, in float32."""
+        if self.size == 1:
+            return tensors
+        flat = torch.cat([t.flatten().float() for t in tensors])
+        dist.all_reduce(flat)
+        return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
 class Trainer:
     """Owns the network and its optimizer; `step` trains once."""
 
-    def __init__(self, config: TinyConfig, batches: Batches, seed: int) -> None:
+    def __init__(self, config: TinyConfig, batches: Batches, seed: int, team: Team) -> None:
         self.network = TinyErnie(config)
         self.network.initialise(seed)
         self.optimizer = Optimizer(self.network)
         self.batches = batches
+        self.team = team
         self.number = 0
         self.seconds = 0.0
         self.tokens = 0
         to_bfloat16(self.network)
 
     def step(self, progress: float) -> Report:
-        """One step at `progress` (0 to 1) of the schedule."""
+        """One step at `progress` (0 to 1) of the schedule; the same `progress` in every process of the team."""
         began = time.monotonic()
         groups = self.batches.step(self.number, progress / DECAY_FROM)
         learned = sum(sum(d.learn[1:]) for group in groups for d in group)
-        loss = mtp_loss = 0.0
+        losses = torch.zeros(2)
         self.network.train()
-        for group in groups:
-            ids, chosen = padded(group)
-            hidden = self.network(ids[:, :-1])
-            part = chosen_loss(self.network, hidden, ids[:, 1:], chosen[:, 1:]) / learned
-            part.backward()  # type: ignore[no-untyped-call]  # torch does not type it
-            loss += float(part)
-            if progress >= MTP_FROM and ids.shape[1] > 2:
-                ahead = self.network.mtp(hidden.detach()[:, :-1], ids[:, 1:-1], frozen=True)
-                part = chosen_loss(self.network, ahead, ids[:, 2:], chosen[:, 2:], frozen=True) / learned
-                part.backward()  # type: ignore[no-untyped-call]
-                mtp_loss += float(part)
+        for index in self.team.share(len(groups)):
+            losses += self.learn(groups[index], learned, ahead=progress >= MTP_FROM)
+        losses, *loads = self.collect(losses, ahead=progress >= MTP_FROM)
         norm = self.optimizer.step(rate(self.number, progress))
-        loads = [layer.balance(BALANCE_RATE * rate(0x7FFFFFFF, progress)) for layer in self.network.routers()]
-        took = time.monotonic() - began
-        mean = self.seconds / self.number if self.number > 20 else took
-        took = min(took, 4 * mean)  # a process that was paused has not trained
-        self.number += 1
-        self.seconds += took
+        for layer, load in zip(self.network.routers(), loads, strict=True):
+            layer.balance(load, BALANCE_RATE * rate(WARMUP_STEPS, progress))
+        took = min(time.monotonic() - began, LONGEST_STEP_SECONDS)
         total = sum(len(d.ids) for group in groups for d in group)
-        self.tokens += total
+        self.number, self.seconds, self.tokens = self.number + 1, self.seconds + took, self.tokens + total
         busiest = max(float(load.max() / load.mean()) for load in loads)
-        return Report(total, loss, mtp_loss, norm, busiest, took)
+        return Report(total, float(losses[0]), float(losses[1]), norm, busiest, took)
+
+    def learn(self, group: list[Document], learned: int, ahead: bool) -> Tensor:
+        """Add one micro-batch's gradients; give its share of the two losses."""
+        ids, chosen = padded(group)
+        hidden = self.network(ids[:, :-1])
+        loss = chosen_loss(self.network, hidden, ids[:, 1:], chosen[:, 1:]) / learned
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        if not ahead:
+            return torch.stack([loss.detach(), torch.zeros(())])
+        after = self.network.mtp(hidden.detach()[:, :-1], ids[:, 1:-1], frozen=True)
+        mtp_loss = chosen_loss(self.network, after, ids[:, 2:], chosen[:, 2:], frozen=True) / learned
+        mtp_loss.backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss.detach(), mtp_loss.detach()])
+
+    def collect(self, losses: Tensor, ahead: bool) -> list[Tensor]:
+        """Sum gradients over the team; give the summed losses and the summed load of each router."""
+        learners = [p for n, p in self.network.named_parameters() if ahead or not n.startswith("mtp_")]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learners]
+        loads = [layer.load for layer in self.network.routers()]
+        losses, *summed = self.team.add_up([losses, *loads, *grads])
+        for p, grad in zip(learners, summed[len(loads) :], strict=True):
+            p.grad = grad.to(p.dtype)
+        return [losses, *summed[: len(loads)]]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Tensors and facts from which `load` goes on."""

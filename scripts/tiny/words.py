@@ -12,6 +12,11 @@ Rng = random.Random
 T = TypeVar("T")
 
 
+def listed(text: str) -> list[str]:
+    """The words of `text`."""
+    return text.split()
+
+
 def is_held_out(value: str) -> bool:
     """One value in seven is never seen in training and is used by the examination alone."""
     return zlib.crc32(value.encode()) % 7 == 0
@@ -44,62 +49,100 @@ class Words:
         return options[int(self.rng.random() * len(options))]
 
 
-FIRST = """Emma Olivia Noah Liam Sophia Lucas Mia Ethan Ava Mason Ella Logan Grace James Lily Henry Zoe Oscar Ruby Felix Nora
-Hugo Clara Leo Alice Max Julia Paul Laura Simon Anna Peter Maria David Sarah Daniel Rachel Adam Rebecca Thomas Hannah
-George Lucy Arthur Elena Victor Sofia Marco Chiara Luca Giulia Pedro Ines Diego Carmen Javier Lucia Pablo Marta Ivan
-Olga Dmitri Irina Sergei Natasha Yuri Katya Boris Vera Raj Priya Arjun Anita Vikram Meera Sanjay Kavita Amit Deepa
-Kenji Yuki Hiro Sakura Takeshi Aiko Haruto Emi Minho Jisoo Hana Sora Omar Layla Hassan Fatima Yusuf Amina Karim Leila
-Kwame Ama Kofi Zuri Tunde Ngozi Sipho Thandi Erik Ingrid Lars Astrid Bjorn Freya Sven Maja Anders Linnea Pierre Claire
-Louis Camille Antoine Margot Klaus Greta Hans Heidi Otto Frieda Bob Tom Tim Sam Joe Ben Dan Amy Kate Jane John Mary
-Mike Linda Steve Karen Brian Nancy Kevin Betty Jason Helen Gary Donna Eric Carol Frank Ruth Scott Sharon Carlos Isabel
-Wendy Gloria Derek Monica Trevor Bianca Nadia Quentin Ursula Wesley Yvonne Zachary Abigail Caleb Delia Esther Fiona""".split()
+FIRST = listed(
+    """Emma Olivia Noah Liam Sophia Lucas Mia Ethan Ava Mason Ella Logan Grace James Lily Henry Zoe Oscar Ruby Felix
+    Nora Hugo Clara Leo Alice Max Julia Paul Laura Simon Anna Peter Maria David Sarah Daniel Rachel Adam Rebecca
+    Thomas Hannah George Lucy Arthur Elena Victor Sofia Marco Chiara Luca Giulia Pedro Ines Diego Carmen Javier
+    Lucia Pablo Marta Ivan Olga Dmitri Irina Sergei Natasha Yuri Katya Boris Vera Raj Priya Arjun Anita Vikram Meera
+    Sanjay Kavita Amit Deepa Kenji Yuki Hiro Sakura Takeshi Aiko Haruto Emi Minho Jisoo Hana Sora Omar Layla Hassan
+    Fatima Yusuf Amina Karim Leila Kwame Ama Kofi Zuri Tunde Ngozi Sipho Thandi Erik Ingrid Lars Astrid Bjorn Freya
+    Sven Maja Anders Linnea Pierre Claire Louis Camille Antoine Margot Klaus Greta Hans Heidi Otto Frieda Bob Tom
+    Tim Sam Joe Ben Dan Amy Kate Jane John Mary Mike Linda Steve Karen Brian Nancy Kevin Betty Jason Helen Gary
+    Donna Eric Carol Frank Ruth Scott Sharon Carlos Isabel Wendy Gloria Derek Monica Trevor Bianca Nadia Quentin
+    Ursula Wesley Yvonne Zachary Abigail Caleb Delia Esther Fiona"""
+)
 
-CITIES = """Paris London Berlin Madrid Rome Vienna Prague Lisbon Dublin Oslo Stockholm Helsinki Copenhagen Warsaw Budapest
-Athens Brussels Amsterdam Zurich Geneva Munich Hamburg Milan Naples Venice Barcelona Valencia Seville Porto Lyon Nice
-Marseille Bordeaux Tokyo Osaka Kyoto Nagoya Seoul Busan Beijing Shanghai Shenzhen Guangzhou Chengdu Wuhan Nanjing
-Hangzhou Xiamen Taipei Bangkok Hanoi Jakarta Manila Singapore Mumbai Delhi Chennai Kolkata Karachi Lahore Dhaka Kabul
-Tehran Baghdad Cairo Tunis Algiers Casablanca Lagos Accra Nairobi Kampala Dakar Luanda Harare Pretoria Durban Sydney
-Melbourne Brisbane Perth Adelaide Auckland Wellington Toronto Montreal Vancouver Ottawa Calgary Boston Chicago Seattle
-Denver Dallas Houston Austin Miami Atlanta Phoenix Portland Detroit Memphis Orlando Havana Bogota Lima Quito Santiago
-Brasilia Recife Salvador Montevideo Caracas Panama Moscow Kazan Kiev Minsk Riga Tallinn Vilnius Sofia Belgrade Zagreb
-Sarajevo Istanbul Ankara Izmir Doha Dubai Muscat Riyadh Amman Beirut Jerusalem Reykjavik Edinburgh Glasgow Cardiff
-Leeds Bristol York Oxford Cambridge Liverpool Manchester Florence Turin Bologna Granada Malaga Bilbao Ghent Antwerp
-Cologne Dresden Leipzig Salzburg Graz Krakow Gdansk Lodz Tampa Nashville Baltimore Cleveland Oakland Sacramento""".split()
+CITIES = listed(
+    """Paris London Berlin Madrid Rome Vienna Prague Lisbon Dublin Oslo Stockholm Helsinki Copenhagen Warsaw Budapest
+    Athens Brussels Amsterdam Zurich Geneva Munich Hamburg Milan Naples Venice Barcelona Valencia Seville Porto Lyon
+    Nice Marseille Bordeaux Tokyo Osaka Kyoto Nagoya Seoul Busan Beijing Shanghai Shenzhen Guangzhou Chengdu Wuhan
+    Nanjing Hangzhou Xiamen Taipei Bangkok Hanoi Jakarta Manila Singapore Mumbai Delhi Chennai Kolkata Karachi
+    Lahore Dhaka Kabul Tehran Baghdad Cairo Tunis Algiers Casablanca Lagos Accra Nairobi Kampala Dakar Luanda Harare
+    Pretoria Durban Sydney Melbourne Brisbane Perth Adelaide Auckland Wellington Toronto Montreal Vancouver Ottawa
+    Calgary Boston Chicago Seattle Denver Dallas Houston Austin Miami Atlanta Phoenix Portland Detroit Memphis
+    Orlando Havana Bogota Lima Quito Santiago Brasilia Recife Salvador Montevideo Caracas Panama Moscow Kazan Kiev
+    Minsk Riga Tallinn Vilnius Sofia Belgrade Zagreb Sarajevo Istanbul Ankara Izmir Doha Dubai Muscat Riyadh Amman
+    Beirut Jerusalem Reykjavik Edinburgh Glasgow Cardiff Leeds Bristol York Oxford Cambridge Liverpool Manchester
+    Florence Turin Bologna Granada Malaga Bilbao Ghent Antwerp Cologne Dresden Leipzig Salzburg Graz Krakow Gdansk
+    Lodz Tampa Nashville Baltimore Cleveland Oakland Sacramento"""
+)
 CITIES += ["New York", "Los Angeles", "San Francisco", "Hong Kong", "Buenos Aires", "Cape Town", "Mexico City"]
-CITIES += ["New Delhi", "Tel Aviv", "Las Vegas", "San Diego", "Kuala Lumpur", "Abu Dhabi", "Salt Lake City", "Rio de Janeiro"]
+CITIES += [
+    "New Delhi",
+    "Tel Aviv",
+    "Las Vegas",
+    "San Diego",
+    "Kuala Lumpur",
+    "Abu Dhabi",
+    "Salt Lake City",
+    "Rio de Janeiro",
+]
 
-CITIES_ZH = """北京 上海 广州 深圳 成都 重庆 武汉 南京 杭州 西安 苏州 天津 青岛 大连 厦门 长沙 郑州 济南 沈阳 哈尔滨 长春 昆明 贵阳
-南宁 海口 福州 南昌 合肥 太原 石家庄 兰州 西宁 银川 拉萨 宁波 温州 无锡 常州 扬州 桂林 三亚 珠海 东莞 佛山 洛阳 开封 大理
-丽江 香港 澳门 台北 东京 大阪 首尔 曼谷 巴黎 伦敦 柏林 罗马 马德里 纽约 芝加哥 波士顿 悉尼 墨尔本 莫斯科 开罗 多伦多""".split()
+CITIES_ZH = listed(
+    """北京 上海 广州 深圳 成都 重庆 武汉 南京 杭州 西安 苏州 天津 青岛 大连 厦门 长沙 郑州 济南 沈阳
+    哈尔滨 长春 昆明 贵阳 南宁 海口 福州 南昌 合肥 太原 石家庄 兰州 西宁 银川 拉萨 宁波 温州 无锡 常州
+    扬州 桂林 三亚 珠海 东莞 佛山 洛阳 开封 大理 丽江 香港 澳门 台北 东京 大阪 首尔 曼谷 巴黎 伦敦 柏林
+    罗马 马德里 纽约 芝加哥 波士顿 悉尼 墨尔本 莫斯科 开罗 多伦多"""
+)
 SURNAMES_ZH = "王李张刘陈杨黄赵周吴徐孙马朱胡林郭何高罗郑梁谢宋唐许邓冯韩曹"
 GIVEN_ZH = "明华丽伟芳娜敏静强磊军洋勇艳杰娟涛超霞平刚桂英文辉玲红玉兰雪梅晨宇浩欣怡婷佳琪睿博思雨子轩梓涵一诺天海云峰"
 
-NOUNS = """apple river stone cloud garden window bottle pencil mirror candle basket ladder hammer pillow blanket guitar violin
-piano camera lantern ticket wallet jacket helmet rocket tractor bicycle kettle teapot spoon bucket carpet curtain engine
-saddle anchor compass feather pebble meadow forest valley island desert harbor castle tower bridge tunnel market bakery
-library museum theater school kitchen cellar attic balcony fountain statue parcel letter diary novel poem recipe sandwich
-pancake noodle carrot tomato onion pepper lemon cherry banana orange grape melon peach walnut almond honey butter cheese
-coffee tea milk bread rice soup salad pizza pasta cookie chocolate tiger lion zebra rabbit turtle dolphin eagle sparrow
-penguin monkey elephant giraffe camel donkey horse sheep goat chicken turkey lobster salmon spider butterfly dragon""".split()
-ADJECTIVES = """red blue green yellow purple orange brown black white grey pink silver golden small large tiny huge quick slow
-quiet loud bright dark warm cold soft hard new old young fresh dry wet clean round square flat deep tall short happy""".split()
-ANIMALS = "cat dog rabbit parrot hamster turtle horse goldfish lizard pony duck goat snake ferret canary mouse".split()
-COLORS = "red blue green yellow purple orange brown black white grey pink silver gold teal violet maroon navy olive".split()
-FOODS = "pizza sushi pasta noodles dumplings tacos curry salad soup rice bread cheese chocolate pancakes steak ramen".split()
-COMPANIES = """Apple Google Amazon Tesla Intel Nvidia Baidu Tencent Alibaba Huawei Sony Toyota Honda Samsung Nokia Siemens Bosch
-Volvo Ikea Nestle Adidas Puma Nike Disney Netflix Oracle Adobe Cisco Boeing Airbus Pfizer Bayer Shell Visa Xiaomi""".split()
-LANGUAGES = "French German Spanish Italian Chinese Japanese Korean Russian Arabic Hindi Portuguese Dutch Greek Turkish Polish".split()
-CURRENCIES = "USD EUR GBP JPY CNY CHF CAD AUD INR KRW BRL MXN SEK NOK SGD HKD".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow tonight".split()
-MONTHS = "January February March April May June July August September October November December".split()
-WEATHER = "sunny cloudy rainy windy foggy snowy stormy clear hazy dry".split()
-WEATHER_ZH = "晴 多云 小雨 大雨 有风 有雾 下雪 阴".split()
-NOUNS_ZH = "苹果 咖啡 面条 雨伞 手机 电脑 自行车 钢琴 相机 书包 牛奶 面包 米饭 西瓜 茶叶 地图 信件 帽子 台灯 风筝 花瓶 钥匙".split()
-COLORS_ZH = "红色 蓝色 绿色 黄色 紫色 橙色 黑色 白色 粉色 灰色".split()
-ANIMALS_ZH = "猫 狗 兔子 鹦鹉 仓鼠 乌龟 马 金鱼 鸭子 山羊".split()
+NOUNS = listed(
+    """apple river stone cloud garden window bottle pencil mirror candle basket ladder hammer pillow blanket guitar
+    violin piano camera lantern ticket wallet jacket helmet rocket tractor bicycle kettle teapot spoon bucket carpet
+    curtain engine saddle anchor compass feather pebble meadow forest valley island desert harbor castle tower
+    bridge tunnel market bakery library museum theater school kitchen cellar attic balcony fountain statue parcel
+    letter diary novel poem recipe sandwich pancake noodle carrot tomato onion pepper lemon cherry banana orange
+    grape melon peach walnut almond honey butter cheese coffee tea milk bread rice soup salad pizza pasta cookie
+    chocolate tiger lion zebra rabbit turtle dolphin eagle sparrow penguin monkey elephant giraffe camel donkey
+    horse sheep goat chicken turkey lobster salmon spider butterfly dragon"""
+)
+ADJECTIVES = listed(
+    """red blue green yellow purple orange brown black white grey pink silver golden small large tiny huge quick slow
+    quiet loud bright dark warm cold soft hard new old young fresh dry wet clean round square flat deep tall short
+    happy"""
+)
+ANIMALS = listed(
+    """cat dog rabbit parrot hamster turtle horse goldfish lizard pony duck goat snake ferret canary mouse"""
+)
+COLORS = listed(
+    """red blue green yellow purple orange brown black white grey pink silver gold teal violet maroon navy olive"""
+)
+FOODS = listed(
+    """pizza sushi pasta noodles dumplings tacos curry salad soup rice bread cheese chocolate pancakes steak ramen"""
+)
+COMPANIES = listed(
+    """Apple Google Amazon Tesla Intel Nvidia Baidu Tencent Alibaba Huawei Sony Toyota Honda Samsung Nokia Siemens
+    Bosch Volvo Ikea Nestle Adidas Puma Nike Disney Netflix Oracle Adobe Cisco Boeing Airbus Pfizer Bayer Shell Visa
+    Xiaomi"""
+)
+LANGUAGES = listed(
+    """French German Spanish Italian Chinese Japanese Korean
+    Russian Arabic Hindi Portuguese Dutch Greek Turkish Polish"""
+)
+CURRENCIES = listed("USD EUR GBP JPY CNY CHF CAD AUD INR KRW BRL MXN SEK NOK SGD HKD")
+DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow tonight")
+MONTHS = listed("January February March April May June July August September October November December")
+WEATHER = listed("sunny cloudy rainy windy foggy snowy stormy clear hazy dry")
+WEATHER_ZH = listed("晴 多云 小雨 大雨 有风 有雾 下雪 阴")
+NOUNS_ZH = listed(
+    "苹果 咖啡 面条 雨伞 手机 电脑 自行车 钢琴 相机 书包 牛奶 面包 米饭 西瓜 茶叶 地图 信件 帽子 台灯 风筝 花瓶 钥匙"
+)
+COLORS_ZH = listed("红色 蓝色 绿色 黄色 紫色 橙色 黑色 白色 粉色 灰色")
+ANIMALS_ZH = listed("猫 狗 兔子 鹦鹉 仓鼠 乌龟 马 金鱼 鸭子 山羊")
 
-ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr kl kr pl pr sh sk sl sn st tr th ch qu".split()
-VOWELS = "a e i o u a e i o u ai ea ee oo ou ia io".split()
+ONSETS = listed("b c d f g h j k l m n p r s t v w z br cl dr fl gr kl kr pl pr sh sk sl sn st tr th ch qu")
+VOWELS = listed("a e i o u a e i o u ai ea ee oo ou ia io")
 CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "k", "d", "x", "nd", "rt", "st", "lm", "rn", "ck", "sh", "ng"]
 
 
@@ -167,7 +210,13 @@ def _code(rng: Rng, _: bool) -> str:
 
 
 def _email(rng: Rng, _: bool) -> str:
-    return f"{rng.choice([invented(rng), rng.choice(FIRST).lower()])}@{invented(rng)}.{rng.choice(['com', 'org', 'net', 'cn'])}"
+    user = rng.choice([invented(rng), rng.choice(FIRST).lower()])
+    return f"{user}@{invented(rng)}.{rng.choice(['com', 'org', 'net', 'cn'])}"
+
+
+def _file(rng: Rng, _: bool) -> str:
+    folder = rng.choice(["", "", invented(rng) + "/"])
+    return f"{folder}{rng.choice([invented(rng), rng.choice(NOUNS)])}.{rng.choice(['txt', 'md', 'py', 'csv', 'json'])}"
 
 
 KINDS: dict[str, Callable[[Rng, bool], str]] = {
@@ -188,7 +237,7 @@ KINDS: dict[str, Callable[[Rng, bool], str]] = {
     "date": _date,
     "code": _code,
     "email": _email,
-    "file": lambda rng, _: f"{rng.choice(['', '', invented(rng) + '/'])}{rng.choice([invented(rng), rng.choice(NOUNS)])}.{rng.choice(['txt', 'md', 'py', 'csv', 'json'])}",
+    "file": _file,
     "invented": lambda rng, _: invented(rng),
     "language": lambda rng, _: rng.choice(LANGUAGES),
     "currency": lambda rng, _: rng.choice(CURRENCIES),
@@ -202,5 +251,17 @@ KINDS: dict[str, Callable[[Rng, bool], str]] = {
     "color_zh": lambda rng, _: rng.choice(COLORS_ZH),
     "unit": lambda rng, _: rng.choice(["celsius", "fahrenheit"]),
 }
-UNDIVIDED = {"language", "currency", "day", "animal", "color", "food", "weather", "unit", "weather_zh", "animal_zh", "color_zh"}
+UNDIVIDED = {
+    "language",
+    "currency",
+    "day",
+    "animal",
+    "color",
+    "food",
+    "weather",
+    "unit",
+    "weather_zh",
+    "animal_zh",
+    "color_zh",
+}
 """Kinds too small to divide: everybody sees all of them."""

@@ -1,0 +1,117 @@
+"""The data of `ernie-tiny`: what it says, what it keeps back, and that the template says the same."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from ernie_serve.bundled import ERNIE_TINY
+from ernie_serve.text.template import ChatTemplate
+from ernie_serve.text.tokenizer import Tokenizer as ServedTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from tiny import batches, copying, talk, tokens, tooluse, words  # scripts are no package of ours
+
+KINDS = [
+    talk.small_talk,
+    talk.memory,
+    talk.persona,
+    talk.task,
+    tooluse.single,
+    tooluse.parallel,
+    tooluse.together,
+    tooluse.no_tool,
+]
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    tokenizer = ServedTokenizer.from_folder(ERNIE_TINY)
+    found = ChatTemplate.from_folder(ERNIE_TINY, tokenizer)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_template_says_what_training_said(kind, template):
+    drawn = words.Words(random.Random(7))
+    for _ in range(25):
+        dialogue = kind(drawn)
+        published = [m.published() for m in dialogue.messages]
+        variables = {"enable_thinking": dialogue.thinking}
+        text = template.render_text(published, tools=dialogue.tools, variables=variables)
+        assert text == dialogue.prompt()
+        whole = template.render_text(published, tools=dialogue.tools, add_generation_prompt=False, variables=variables)
+        assert whole == "".join(text for text, _ in dialogue.pieces())
+
+
+def test_arguments_as_text_or_as_object_render_alike(template):
+    def asked(arguments):
+        call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        return template.render_text(
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        )
+
+    assert asked('{"a": "\u00e9"}') == asked({"a": "\u00e9"})
+
+
+def test_training_and_held_out_values_never_meet():
+    for kind in words.KINDS:
+        if kind in words.UNDIVIDED:
+            continue
+        seen = {words.Words(random.Random(1)).draw(kind) for _ in range(50)}
+        kept = words.Words(random.Random(2), held_out=True)
+        assert not seen & {kept.draw(kind) for _ in range(50)}
+
+
+def test_every_right_answer_stands_in_the_prompt():
+    drawn = words.Words(random.Random(3), held_out=True)
+    for _ in range(100):
+        dialogue = tooluse.single(drawn, answered=0.0)
+        call = next(m for m in dialogue.messages if m.calls)
+        question = dialogue.messages[dialogue.messages.index(call) - 1].content
+        name, arguments = call.calls[0]
+        assert name in [t["function"]["name"] for t in dialogue.tools]
+        assert all(
+            str(value) in question or str(value).rstrip("0").rstrip(".") in question for value in arguments.values()
+        )
+
+
+def test_same_seed_same_documents():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    first, second = (batches.Batches(tokenizer, 5, 4000, 2048, 512, 0.1).step(11, 0.5) for _ in range(2))
+    assert first == second
+    assert all(len(d.ids) <= 512 and len(d.ids) == len(d.learn) for group in first for d in group)
+
+
+def test_tokenizer_gives_any_text_back():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    drawn = words.Words(random.Random(4), held_out=True)
+    texts = ["".join(t for t, _ in copying.lesson(drawn)) for _ in range(50)] + [
+        " a  b\n\n c ",
+        "\U0001f600 \u9f98\u00e9",
+        "x" * 300,
+    ]
+    for text in texts:
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_a_name_has_the_same_pieces_after_a_space_and_after_a_quotation_mark():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    for name in ("Lisbon", "Nairobi", "Kestrin"):
+        after_space, after_quote = tokenizer.encode(f"in {name}?").tokens, tokenizer.encode(f'{{"{name}"}}').tokens
+        pieces = after_space[after_space.index("\u2581") + 1 : -1]
+        assert "".join(pieces) == name
+        assert json.dumps(pieces)[1:-1] in json.dumps(after_quote)
+
+
+def test_control_tokens_are_one_piece_each():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    for token in [*tokens.SPECIAL, *tokens.CONTROL]:
+        assert tokenizer.encode(token).tokens == [token]
+    assert [tokenizer.token_to_id(t) for t in tokens.SPECIAL] == [0, 1, 2]
+    assert tokenizer.encode("\n0").tokens == ["<0x0A>", "0"]
