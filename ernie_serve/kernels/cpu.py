@@ -1,11 +1,114 @@
 """The verbs as plain torch does them best on a CPU.
 
-Knows what is cheap on a CPU: views instead of copies, one matrix at a time, few calls. Numbers are those of the
-reference to rounding.
+Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
+Numbers are those of the reference to rounding.
 """
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.reference import ReferenceKernels
 
 
 class CpuKernels(ReferenceKernels):
     """Plain torch on a CPU, in float32 or bfloat16."""
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x` [T, in] by `weight` [out, in]: [T, out].
+
+        In float32 the BLAS behind `F.linear` copies the weight into another order first, which costs several times
+        the product when rows are few. One row is a product with a vector, two are done with the weight as the
+        left side, and a few go to oneDNN, which reads the weight where it lies.
+        """
+        T = x.shape[0]
+        if x.dtype != torch.float32 or T < 2:
+            return F.linear(x, weight)
+        if T == 2:
+            return torch.mm(weight, x.T).T.contiguous()
+        if T <= _FEW_ROWS and _HAS_ONEDNN:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            return y
+        return F.linear(x, weight)
+
+    def rope_and_write(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+    ) -> Tensor:
+        """Turn queries and keys of `qkv` [T, (H + 2K) D] as complex numbers, both at once; the queries [T, H, D]."""
+        K, D = k_cache.shape[2:]
+        heads = qkv.view(qkv.shape[0], -1, D)
+        pairs = torch.view_as_complex(heads[:, :-K].float().view(-1, num_heads + K, D // 2, 2))  # [T, H + K, D / 2]
+        turned = torch.view_as_real(pairs * torch.view_as_complex(rotary)[:, None]).flatten(-2).to(qkv.dtype)
+        k_cache.view(-1, K, D).index_copy_(0, slots, turned[:, num_heads:])
+        v_cache.view(-1, K, D).index_copy_(0, slots, heads[:, -K:])
+        return turned[:, :num_heads]
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
+        """Causal attention of `q` [T, H, D], request by request: [T, H D].
+
+        Blocks that follow one another in memory are read in place; others are gathered first. No matrix of scores
+        is ever whole, so memory grows with a context's length and not with its square.
+        """
+        T, H, D = q.shape
+        out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
+        for span, table, first in zip(layout.spans, layout.block_tables, layout.first_blocks, strict=True):
+            rows = slice(span.query_start, span.query_start + span.query_len)
+            keys, values = (self._context(cache, table, first, span.context_len) for cache in (k_cache, v_cache))
+            out[rows] = _attend(q[rows], keys, values)
+        return out.view(T, H * D)
+
+    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """The weighted sum of the chosen experts' SwiGLU MLPs: [T, N].
+
+        Rows are sorted by expert, so that each expert has a slice and nothing is scattered.
+        """
+        T, A = ids.shape
+        flat = ids.flatten()
+        order = flat.argsort(stable=True)
+        sorted_ids = flat[order].tolist()
+        rows = x.new_zeros(T * A, x.shape[1])  # in sorted order
+        inputs = x.expand(A, -1) if T == 1 else x[order // A]
+        start = 0
+        while start < T * A:
+            expert, end = sorted_ids[start], start + 1
+            while end < T * A and sorted_ids[end] == expert:
+                end += 1
+            if expert >= 0:
+                h = self.swiglu(self.linear(inputs[start:end], gate_up[expert]))
+                rows[start:end] = self.linear(h, down[expert])
+            start = end
+        back = torch.empty_like(order)
+        back[order] = torch.arange(T * A)
+        return (rows[back].view(T, A, -1) * weights[..., None]).sum(1)
+
+    def _context(self, cache: Tensor, table: Tensor, first: int | None, length: int) -> Tensor:
+        """One request's keys or values: [L, K, D], a view where its blocks are a run."""
+        if first is None:
+            return self._gather(cache, table, length)
+        return cache[first:].flatten(0, 1)[:length]
+
+
+_FEW_ROWS = 64
+_HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The last T of L tokens attend to themselves and what is before: `q` [T, H, D], the others [L, K, D]."""
+    T, H, D = q.shape
+    L, K, _ = keys.shape
+    k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, K, L, D]
+    if T == 1:
+        return F.scaled_dot_product_attention(q.view(1, K, H // K, D), k, v).view(1, H, D)
+    own = q.transpose(0, 1)[None]  # [1, H, T, D]
+    own_k, own_v = (x[:, :, L - T :].repeat_interleave(H // K, dim=1) for x in (k, v))
+    if T == L:
+        return F.scaled_dot_product_attention(own, own_k, own_v, is_causal=True)[0].transpose(0, 1)
+    # Two parts that each need no mask, joined by their log-sums: everything before the step, and the step itself.
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    grouped = q.view(T, K, H // K, D).permute(1, 2, 0, 3).reshape(1, K, H // K * T, D)
+    before, before_sum = flash(grouped, k[:, :, : L - T], v[:, :, : L - T])
+    inside, inside_sum = flash(own, own_k, own_v, 0.0, True)
+    share = torch.sigmoid(before_sum.reshape(H, T) - inside_sum.reshape(H, T))[..., None]  # [H, T, 1] of what is before
+    joined: Tensor = inside[0].float().lerp(before.reshape(H, T, D).float(), share)
+    return joined.transpose(0, 1).to(q.dtype)
