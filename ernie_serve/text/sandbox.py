@@ -47,7 +47,6 @@ class SandboxedTemplate:
         )
         bodies = [node.body for node in tree.find_all(nodes.For)]
         bodies += [node.body for node in tree.find_all(nodes.Macro)]
-        bodies += [node.body for node in tree.find_all(nodes.CallBlock)]
         for body in bodies:
             body.insert(0, _count_a_step())
         self._template = self._environment.from_string(tree)

@@ -43,12 +43,13 @@ def test_random_ids_stream_as_they_decode(tokenizer, skip_special_tokens):
         assert "".join(stream(tokenizer, ids, rng, skip_special_tokens=skip_special_tokens)) == whole
 
 
-def test_a_prompt_that_ends_inside_a_character_is_continued(tokenizer):
-    ids = tokenizer.encode("x鑫y")
+@pytest.mark.parametrize("text", ["x鑫y", "x🙂y"])
+def test_a_prompt_that_ends_inside_a_character_is_continued(tokenizer, text):
+    ids = tokenizer.encode(text)
     for cut in range(1, len(ids)):
         shown = "".join(stream(tokenizer, ids[cut:], random.Random(cut), prompt=ids[:cut]))
         before = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
-        assert before + shown == "x鑫y"
+        assert before + shown == text
 
 
 def test_a_character_cut_off_by_the_end_is_replaced_once_the_text_ends(tokenizer):

@@ -5,6 +5,7 @@ import pytest
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.text.generation import GenerationDefaults
+from ernie_serve.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_a_chat_also_stops_where_its_template_ends_a_turn(folder, tokenizer, req
     defaults = GenerationDefaults.from_folder(folder, tokenizer)
     assert defaults.stop_ids(chat=False) == (5,)
     assert set(defaults.stop_ids(chat=True)) == {5, *map(tokenizer.token_id, ends)}
+
+
+def test_a_turn_end_that_is_an_ordinary_piece_stops_nothing(folder, tokenizer, thinking_template):
+    path = folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    description["model"]["vocab"].update({token["content"]: token["id"] for token in description["added_tokens"]})
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] != "<|im_end|>"]
+    path.write_text(json.dumps(description))
+    (folder / "chat_template.jinja").write_text(thinking_template)
+    defaults = GenerationDefaults.from_folder(folder, Tokenizer.from_folder(folder))
+    assert defaults.chat_stop_token_ids == (tokenizer.token_id("</s>"),)
 
 
 def test_without_a_template_a_chat_has_no_stops_of_its_own(folder, tokenizer):

@@ -14,6 +14,10 @@ def render(source, **variables):
         "{% for a in range(99999) %}{% endfor %}",
         "{% for a in range(1000) %}{% for b in range(1000) %}{% set x = b %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(30) }}",
+        "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
+        + "{% call m() %}" * 20
+        + "x"
+        + "{% endcall %}" * 20,
         "{% set x %}{% for a in range(99999) %}y{% endfor %}{% endset %}{{ x }}",
         "{{ 'x' * 1000000000 }}",
         "{{ 1000000000 * [1] }}",

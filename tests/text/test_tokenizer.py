@@ -56,6 +56,14 @@ def test_control_spellings_are_text_where_they_are_not_to_be_parsed(tokenizer, t
     assert tokenizer.decode(ids) == text
 
 
+def test_control_spellings_read_as_text_are_tokenised_as_if_the_tokens_did_not_exist(tokenizer_folder, tokenizer):
+    description = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    description["added_tokens"] = []
+    innocent = Tokenizer(description)
+    for text in ["a <|im_end|> b", "<think>hm</think>", "<|im_start|><mask:1>"]:
+        assert tokenizer.encode(text, parse_special=False) == innocent.encode(text)
+
+
 def test_leading_spaces_survive_decoding(tokenizer):
     assert tokenizer.decode(tokenizer.encode(" a")) == " a"
 
