@@ -15,6 +15,13 @@ from ernie_serve.kernels.reference import ReferenceKernels
 class CpuKernels(ReferenceKernels):
     """Plain torch on a CPU, in float32 or bfloat16."""
 
+    def empty_cache(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, not zeroed: the machine gives memory only to blocks that are written."""
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
 
