@@ -16,7 +16,13 @@ class CpuKernels(ReferenceKernels):
     """Plain torch on a CPU, in float32 or bfloat16."""
 
     def empty_cache(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: str
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, not zeroed: the machine gives memory only to blocks that are written."""
         shape = (num_blocks, block_size, num_kv_heads, head_dim)

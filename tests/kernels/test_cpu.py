@@ -43,7 +43,7 @@ def test_rope_and_write(noise, dtype):
     rotary = REFERENCE.rotary(torch.tensor([0, 1, 77, 4096, 131071]), frequencies)
     outputs = []
     for kernels in (CPU, REFERENCE):
-        k_cache, v_cache = kernels.empty_cache(4, 8, 2, 16, dtype, torch.device("cpu"))
+        k_cache, v_cache = (x.zero_() for x in kernels.empty_cache(4, 8, 2, 16, dtype, torch.device("cpu")))
         outputs.append((kernels.rope_and_write(qkv, rotary, k_cache, v_cache, slots, 4), k_cache, v_cache))
     for actual, expected in zip(*outputs, strict=True):
         same(actual, expected)
