@@ -12,13 +12,33 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a request ended: a stop token, a length limit, the caller's abort, a failure of ours."""
 
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "tools"]
+
+
+class Grammar(Struct, frozen=True):
+    """What an answer must look like. Made by hand or by `grammar.tools.tool_grammar`, compiled by the engine.
+
+    `text` is a JSON schema, a regular expression that the whole answer matches, a JSON array of strings of which the
+    answer is one, a Lark grammar, or what `tool_grammar` writes; a JSON object of any content needs none.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next tokens of one request are chosen. Every value is already validated.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `stop_token_ids` holds every id that ends the
     text, end-of-sequence ids included (they are left out for `ignore_eos`). `logprobs` is the number of
-    alternatives wanted beside the chosen token, `None` for no logprobs at all. The seed is always there:
-    whoever wants chance draws one.
+    alternatives wanted beside the chosen token, `None` for no logprobs at all; `prompt_logprobs` the same for the
+    tokens of the prompt. The seed is always there: whoever wants chance draws one.
+
+    With a `grammar` the answer matches it, and ends where it may end: by a stop token, or at once where nothing can
+    follow. With `grammar_after_token_id` it binds what comes after the first token of that id; text before it is free
+    but cannot end. `allowed_token_ids`, unless empty, are all that may ever be chosen, stop tokens included.
+    `bad_words` are token sequences that the answer does not contain. After `max_reasoning_tokens` tokens without
+    `reasoning_end_token_id` the answer goes on with `reasoning_end_forced_ids` (that id alone, if empty).
     """
 
     max_tokens: int
@@ -34,6 +54,23 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    grammar_after_token_id: int | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    max_reasoning_tokens: int | None = None
+    reasoning_end_token_id: int | None = None
+    reasoning_end_forced_ids: tuple[int, ...] = ()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether some token may be out of bounds for more than its likelihood."""
+        return (
+            self.grammar is not None
+            or bool(self.allowed_token_ids or self.bad_words)
+            or self.max_reasoning_tokens is not None
+        )
 
 
 class EngineRequest(Struct, frozen=True, kw_only=True):
@@ -51,8 +88,9 @@ class PlanRow(Struct, frozen=True, kw_only=True):
 
     `token_ids` stand at positions `start`, `start + 1`, …; everything before `start` is in the KV cache
     already, and `block_ids` is the block table that covers all of it, and may go on beyond. Where
-    `wants_token` is true the last of them yields a new token. The prompt and the output so far belong to the
-    engine: read, never keep.
+    `wants_token` is true the last of them yields a new token. Where `wants_prompt_logprobs` is true each of them that
+    has a successor in the prompt yields that one's logprobs. The prompt and the output so far belong to the engine:
+    read, never keep.
     """
 
     request_id: str
@@ -63,6 +101,7 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     wants_token: bool
     prompt_token_ids: list[int]
     output_token_ids: list[int]
+    wants_prompt_logprobs: bool = False
 
 
 class StepPlan(Struct, frozen=True):
@@ -77,6 +116,18 @@ class StepPlan(Struct, frozen=True):
         return sum(len(row.token_ids) for row in self.rows)
 
 
+class TokenMasks(Struct, frozen=True):
+    """Which tokens some rows of a plan may yield; rows that are not named are free.
+
+    Token `i` of the `n`-th named row may be chosen if bit `i % 8` of byte `n * bytes_per_row + i // 8` is set. A row
+    has at least one such token, and none beyond the tokenizer's.
+    """
+
+    request_ids: list[str]
+    bits: bytearray
+    bytes_per_row: int
+
+
 class TokenLogprobs(Struct, frozen=True, array_like=True):
     """The log-probability of a chosen token and of the likeliest alternatives, likeliest first.
 
@@ -89,11 +140,16 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
 
 
 class Sampled(Struct, frozen=True):
-    """A token that a row of the plan yielded."""
+    """What a row of the plan yielded: a token, the logprobs of prompt tokens, or both.
+
+    `token_id` is -1 for a row that wanted no token. `prompt_logprobs` are of the tokens from position `start + 1` of
+    the row.
+    """
 
     request_id: str
     token_id: int
     logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,11 +158,13 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `token_ids` are new, the stop token included. `num_cached_tokens` is how much of the prompt the prefix
     cache held. The last output of a request, and only the last, has a `finish_reason`; `stop_token_id` is the
     id that caused it, if one did; `error` is what to tell the caller when the reason is "error".
+    `prompt_logprobs`, over all outputs of a request, are of its prompt's tokens in order, without the first.
     """
 
     request_id: str
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
