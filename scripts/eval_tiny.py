@@ -37,7 +37,7 @@ def main(
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = Ernie4_5_MoeForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     asked = questions(seed, count)
-    scores: dict[str, list[bool]] = defaultdict(list)
+    scores: dict[str, list[bool]] = {question.task: [] for question in asked}
     shown: dict[str, int] = defaultdict(int)
     for question, answer, _ in answers(model, tokenizer, asked, batch):
         right = question.right(answer)

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-GENERATION = {"bos_token_id": 1, "pad_token_id": 0, "do_sample": False, "temperature": 0.0}
+GENERATION = {"bos_token_id": 1, "pad_token_id": 0, "do_sample": True, "temperature": 0.2, "top_p": 0.95}
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

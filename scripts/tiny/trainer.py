@@ -40,7 +40,7 @@ class Report:
 
 
 class Team:
-    """Processes of one thread each that share a step: each claims micro-batches one by one; they add up what they find."""
+    """Processes of one thread each that share a step: each claims micro-batches, then they add up what they find."""
 
     def __init__(self, size: int, claimed: Counter | None = None) -> None:
         self.size = size
