@@ -14,22 +14,31 @@ from starlette.responses import Response
 
 from ernie_serve.api.body import parse_object, read_body
 from ernie_serve.api.connection import while_connected
-from ernie_serve.api.generation import Answer, Event, Generation, Job
+from ernie_serve.api.events import Answer, Event
+from ernie_serve.api.generation import Generation
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
+from ernie_serve.api.telling import Job
+from ernie_serve.errors import RequestError
 
 INLINE_BYTES = 4096
 """Bodies up to this size are read, templated and tokenised at once; larger ones in a thread."""
 
 
 class Format(Protocol):
-    """How an endpoint spells the events of a job. Chunks are whole server-sent events."""
+    """How an endpoint spells the events of a job. What belongs to a stream is whole server-sent events, or nothing."""
+
+    def opening(self) -> bytes:
+        """What a stream begins with."""
 
     def chunk(self, event: Event) -> bytes:
         """An event of a stream."""
 
-    def usage_chunk(self, usage: dict[str, Any]) -> bytes:
-        """The last chunk of a stream, if the client asked for it."""
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """What a stream ends with."""
+
+    def failure(self, error: RequestError) -> bytes:
+        """What a stream that breaks ends with."""
 
     def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
         """The body of an answer in one piece."""
@@ -50,14 +59,16 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
         job, form = await while_connected(request.receive, work)
     generation = Generation(services.engine, services.tokenizer, job)
     if job.stream:
-        return EventStream(_chunks(generation, job, form), services.limits)
+        return EventStream(_chunks(generation, form), services.limits, form.failure)
     answers = await while_connected(request.receive, generation.answers())
     return Response(form.whole(answers, generation.usage), media_type="application/json")
 
 
-async def _chunks(generation: Generation, job: Job, form: Format) -> AsyncGenerator[bytes, None]:
+async def _chunks(generation: Generation, form: Format) -> AsyncGenerator[bytes, None]:
+    opening = form.opening()
     async with aclosing(generation.events()) as events:
         async for event in events:
-            yield form.chunk(event)
-    if job.include_usage:
-        yield form.usage_chunk(generation.usage)
+            chunk, opening = opening + form.chunk(event), b""
+            if chunk:
+                yield chunk
+    yield form.closing(generation.usage)

@@ -3,21 +3,20 @@
 Knows the endpoint's prompts and its shapes. Knows nothing of how text is made.
 """
 
-import time
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ernie_serve.api.answer import Format, answer
-from ernie_serve.api.generation import Answer, Event, Finished, Job
+from ernie_serve.api.completion_format import CompletionFormat
 from ernie_serve.api.jobs import make_job
-from ernie_serve.api.logprobs import completion_logprobs
+from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.completion import DEFAULT_MAX_TOKENS, CompletionRequest, read_prompts
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
+from ernie_serve.api.telling import Job
 from ernie_serve.errors import InvalidRequest
 
 
@@ -42,10 +41,14 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
     ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     if not all(ids):
         raise InvalidRequest("`prompt` holds no token. Send some text.", param="prompt")
+    ids = [truncated(each, fields, services.context_length) for each in ids]
     openings: list[str] = []
     if fields.echo:
-        skip = fields.skip_special_tokens is not False
-        openings = [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=skip) for p in prompts]
+        skip, whole = fields.skip_special_tokens is not False, fields.truncate_prompt_tokens is None
+        openings = [
+            prompt if whole and isinstance(prompt, str) else tokenizer.decode(each, skip_special_tokens=skip)
+            for prompt, each in zip(prompts, ids, strict=True)
+        ]
     job = make_job(
         services,
         fields,
@@ -55,58 +58,4 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
         default_max=DEFAULT_MAX_TOKENS,
         openings=openings,
     )
-    return job, CompletionFormat(services, job)
-
-
-class CompletionFormat:
-    """OpenAI's completion objects. What stays the same from chunk to chunk is encoded once."""
-
-    def __init__(self, services: Services, job: Job) -> None:
-        self._tokenizer = services.tokenizer
-        self._with_logprobs = job.text.logprobs
-        self._about = {
-            "id": job.id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": services.model_name,
-            "system_fingerprint": services.fingerprint,
-        }
-        self._head = b"data: " + orjson.dumps(self._about)[:-1] + b',"choices":['
-        self._tail = b',"usage":null}\n\n' if job.include_usage else b"}\n\n"
-
-    def chunk(self, event: Event) -> bytes:
-        """An event of a stream."""
-        if isinstance(event, Finished):
-            return b'%b{"index":%d,"text":"","logprobs":null,"finish_reason":"%b"}]%b' % (
-                self._head,
-                event.index,
-                event.reason.encode(),
-                self._tail,
-            )
-        logprobs = (
-            orjson.dumps(completion_logprobs(self._tokenizer, event.logprobs)) if self._with_logprobs else b"null"
-        )
-        return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}]%b' % (
-            self._head,
-            event.index,
-            orjson.dumps(event.text),
-            logprobs,
-            self._tail,
-        )
-
-    def usage_chunk(self, usage: dict[str, Any]) -> bytes:
-        """The last chunk of a stream: no choices, and what it all came to."""
-        return b"data: %b\n\n" % orjson.dumps({**self._about, "choices": [], "usage": usage})
-
-    def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
-        """The body of an answer in one piece."""
-        choices = [
-            {
-                "index": each.index,
-                "text": each.text,
-                "logprobs": completion_logprobs(self._tokenizer, each.logprobs) if self._with_logprobs else None,
-                "finish_reason": each.reason,
-            }
-            for each in answers
-        ]
-        return orjson.dumps({**self._about, "choices": choices, "usage": usage})
+    return job, CompletionFormat(services, job, echo=bool(fields.echo))

@@ -1,76 +1,22 @@
 """The story that every endpoint shares: a job becomes engine requests, their outputs become events and a bill.
 
-Knows choices, events and usage. Knows nothing of how an endpoint spells them: the answer in one piece is a fold
-over the same events that a stream sends.
+Knows choices, events and usage. Knows nothing of how an endpoint spells them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
-from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
 from ernie_serve.api.connection import cancel_all
+from ernie_serve.api.events import Answer, Event, Finished, TextDelta
+from ernie_serve.api.services import unavailable
+from ernie_serve.api.telling import Choice, Job, Telling
 from ernie_serve.engine.client import EngineClient
 from ernie_serve.errors import EngineFailure, EngineUnavailable
-from ernie_serve.messages import EngineRequest
+from ernie_serve.messages import EngineOutput
 from ernie_serve.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer to one prompt, the first of its prompt or a further one.
-
-    `opening` is text that stands before the answer's own.
-    """
-
-    index: int
-    prompt_index: int
-    is_first: bool
-    request: EngineRequest
-    opening: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Everything one HTTP request asks of the engine."""
-
-    id: str
-    choices: list[Choice]
-    text: TextOptions
-    stream: bool
-    include_usage: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """More text of a choice, and the log-probabilities of its tokens where they are wanted."""
-
-    index: int
-    text: str
-    logprobs: list[Placed]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The end of a choice: "stop" or "length"."""
-
-    index: int
-    reason: str
-
-
-Event = TextDelta | Finished
-
-
-@dataclass(slots=True)
-class Answer:
-    """One choice in one piece: the fold of its events."""
-
-    index: int
-    text: str = ""
-    logprobs: list[Placed] = field(default_factory=list)
-    reason: str = ""
 
 
 class Generation:
@@ -81,6 +27,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._job = job
         self._num_completion_tokens = 0
+        self._num_reasoning_tokens = 0
         self._prompts: dict[int, tuple[int, int]] = {}  # per prompt its length, and how much of it was cached
 
     def events(self) -> AsyncGenerator[Event, None]:
@@ -96,13 +43,8 @@ class Generation:
         answers = [Answer(choice.index) for choice in self._job.choices]
         async with aclosing(self.events()) as events:
             async for event in events:
-                answer = answers[event.index]
-                if isinstance(event, Finished):
-                    answer.reason = event.reason
-                else:
-                    answer.text += event.text
-                    answer.logprobs += event.logprobs
-        return answers
+                answers[event.index].add(event)
+        return answers if self._job.keep is None else likeliest(self._job.choices, answers, self._job.keep)
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -113,46 +55,44 @@ class Generation:
             "completion_tokens": self._num_completion_tokens,
             "total_tokens": num_prompt_tokens + self._num_completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
+            "completion_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
         }
 
     async def _run(self, choice: Choice) -> AsyncGenerator[Event, None]:
-        request, opening = choice.request, choice.opening
-        prompt_length = len(request.prompt_token_ids)
-        self._prompts.setdefault(choice.prompt_index, (prompt_length, 0))
+        request = choice.request
+        self._prompts.setdefault(choice.prompt_index, (len(request.prompt_token_ids), 0))
         if request.sampling.max_tokens == 0:  # nothing to make, so the engine is not asked
-            if opening:
-                yield TextDelta(choice.index, opening, [])
+            if choice.opening:
+                yield TextDelta(choice.index, choice.opening)
             yield Finished(choice.index, "length")
             return
-        text = ChoiceText(self._tokenizer, request.prompt_token_ids, self._job.text)
+        telling = Telling(self._tokenizer, choice, self._job)
         finished = False
         try:
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
-                    reason = output.finish_reason
-                    finished = reason is not None
-                    if reason == "error":
-                        raise EngineFailure(output.error or "The engine failed this request.")
-                    if reason == "abort":
-                        raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
-                    self._num_completion_tokens += len(output.token_ids)
-                    if output.num_cached_tokens and choice.is_first:
-                        self._prompts[choice.prompt_index] = (prompt_length, output.num_cached_tokens)
-                    shown, logprobs = text.push(output)
-                    if opening and (shown or finished):
-                        shown, opening = opening + shown, ""
-                    if shown or logprobs:
-                        yield TextDelta(choice.index, shown, logprobs)
-                    if text.stopped:
-                        yield Finished(choice.index, "stop")
-                        return
-                    if reason is not None:
-                        yield Finished(choice.index, reason)
+                    finished = output.finish_reason is not None
+                    require_success(output)
+                    self._note_cached(choice, output)
+                    events = telling.push(output)
+                    if not choice.prompt_only:
+                        self._num_completion_tokens += len(output.token_ids)
+                    for event in events:
+                        yield event
+                    if events and isinstance(events[-1], Finished):
                         return
             raise EngineFailure("The engine ended this request without a reason.")
+        except EngineUnavailable as error:
+            raise unavailable(self._engine, error) from None
         finally:
+            self._num_reasoning_tokens += telling.num_reasoning
             if not finished:
                 self._engine.abort(request.request_id)
+
+    def _note_cached(self, choice: Choice, output: EngineOutput) -> None:
+        if output.num_cached_tokens and choice.is_first:
+            length = len(choice.request.prompt_token_ids)
+            self._prompts[choice.prompt_index] = (length, output.num_cached_tokens)
 
     async def _run_all(self, choices: list[Choice]) -> AsyncGenerator[Event, None]:
         """Run every choice in a task of its own; a reader that is slow slows them all."""
@@ -176,3 +116,22 @@ class Generation:
                     await queue.put(event)
         except Exception as error:
             await queue.put(error)
+
+
+def require_success(output: EngineOutput) -> None:
+    """Raise `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
+    if output.finish_reason == "error":
+        raise EngineFailure(output.error or "The engine failed this request.")
+    if output.finish_reason == "abort":
+        raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
+
+
+def likeliest(choices: Sequence[Choice], answers: Sequence[Answer], keep: int) -> list[Answer]:
+    """The `keep` answers to each prompt whose tokens are likeliest on average, best first, numbered anew."""
+    kept: list[Answer] = []
+    for _, group in groupby(zip(choices, answers, strict=True), key=lambda pair: pair[0].prompt_index):
+        ranked = sorted((answer for _, answer in group), key=lambda answer: -answer.mean_logprob)
+        kept += ranked[:keep]
+    for index, answer in enumerate(kept):
+        answer.index = index
+    return kept

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from ernie_serve.api.choice_text import TextOptions
-from ernie_serve.api.generation import Choice, Job
 from ernie_serve.api.sampling import Sampling
 from ernie_serve.api.schema.fields import TextRequest, read_stops
 from ernie_serve.api.services import Services
+from ernie_serve.api.telling import Choice, Job
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.messages import EngineRequest
 
@@ -28,6 +28,7 @@ def make_job(
     """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
     job_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}"
     num_choices = require_choices(services, fields, len(prompts))
+    prompt_only = fields.wanted_tokens[1] == 0 and fields.scored_prompt is not None
     sampling = Sampling(fields, services, chat=chat, prompt_param=prompt_param, default_max=default_max)
     choices = [
         Choice(
@@ -42,6 +43,7 @@ def make_job(
                 cache_salt=fields.cache_salt or "",
             ),
             opening=openings[prompt_index] if openings else "",
+            prompt_only=prompt_only,
         )
         for prompt_index, ids in enumerate(prompts)
         for number in range(num_choices)
@@ -53,15 +55,24 @@ def make_job(
         min_tokens=fields.min_tokens or 0,
         logprobs=fields.num_logprobs is not None,
     )
-    return Job(id=job_id, choices=choices, text=text, stream=bool(fields.stream), include_usage=fields.wants_usage)
+    return Job(
+        id=job_id,
+        choices=choices,
+        text=text,
+        stream=bool(fields.stream),
+        include_usage=fields.wants_usage,
+        keep=(fields.n or 1) if fields.num_made > (fields.n or 1) else None,
+        with_token_ids=bool(fields.return_token_ids),
+    )
 
 
 def require_choices(services: Services, fields: TextRequest, num_prompts: int) -> int:
     """How many choices each prompt gets. Raises `InvalidRequest` for too many."""
-    limits, num_choices = services.limits, fields.n or 1
+    limits, num_choices = services.limits, fields.num_made
+    param = "n" if num_choices == (fields.n or 1) else "best_of"
     if num_choices > limits.max_n:
-        raise InvalidRequest(f"`n` must be at most {limits.max_n}, not {num_choices}.", param="n")
+        raise InvalidRequest(f"`{param}` must be at most {limits.max_n}, not {num_choices}.", param=param)
     if num_prompts * num_choices > limits.max_choices:
-        told = f"{num_prompts} prompts with `n` {num_choices} make {num_prompts * num_choices} choices"
-        raise InvalidRequest(f"{told}; one request may have {limits.max_choices}. Send several.", param="n")
+        told = f"{num_prompts} prompts with `{param}` {num_choices} make {num_prompts * num_choices} choices"
+        raise InvalidRequest(f"{told}; one request may have {limits.max_choices}. Send several.", param=param)
     return num_choices

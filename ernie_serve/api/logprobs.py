@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ernie_serve.api.choice_text import Placed
+from ernie_serve.messages import TokenLogprobs
+from ernie_serve.text.detokenize import Detokenizer
 from ernie_serve.text.tokenizer import Tokenizer
 
 LEAST = -9999.0
@@ -33,8 +35,14 @@ def chat_logprobs(tokenizer: Tokenizer, placed: Sequence[Placed]) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(tokenizer: Tokenizer, placed: Sequence[Placed]) -> dict[str, Any]:
-    """The `logprobs` of a completion's choice; the chosen token is always among the likeliest ones told."""
+def completion_logprobs(
+    tokenizer: Tokenizer, placed: Sequence[tuple[int, TokenLogprobs | None]], ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The `logprobs` of a completion's choice; the chosen token is always among the likeliest ones told.
+
+    The first token of a prompt has no log-probability: `null` stands for it, as OpenAI answers. `ids` name the
+    tokens where one of them has none.
+    """
 
     def name(token_id: int) -> str:
         spelled = tokenizer.token_bytes(token_id)
@@ -43,12 +51,45 @@ def completion_logprobs(tokenizer: Tokenizer, placed: Sequence[Placed]) -> dict[
         except UnicodeDecodeError:  # part of a character: told by its bytes, so that no two parts look alike
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
+    def likeliest(token: TokenLogprobs) -> dict[str, float]:
+        pairs = [(token.token_id, token.logprob), *token.top]
+        return {name(token_id): max(logprob, LEAST) for token_id, logprob in pairs}
+
+    tokens = [token for _, token in placed]
     return {
-        "tokens": [name(token.token_id) for _, token in placed],
-        "token_logprobs": [max(token.logprob, LEAST) for _, token in placed],
-        "top_logprobs": [
-            {name(token_id): max(logprob, LEAST) for token_id, logprob in [(token.token_id, token.logprob), *token.top]}
-            for _, token in placed
-        ],
+        "tokens": [name(token.token_id if token else ids[at]) for at, token in enumerate(tokens)],
+        "token_logprobs": [max(token.logprob, LEAST) if token else None for token in tokens],
+        "top_logprobs": [likeliest(token) if token else None for token in tokens],
         "text_offset": [place for place, _ in placed],
     }
+
+
+def placed_prompt(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special_tokens: bool) -> list[int]:
+    """Where the text of each token of a prompt begins, in characters."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    places: list[int] = []
+    num_chars = 0
+    for token_id in ids:
+        places.append(num_chars)
+        num_chars += len(detokenizer.push((token_id,)))
+    return places
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs | None]
+) -> list[dict[int, dict[str, Any]] | None]:
+    """`prompt_logprobs` as vLLM writes them: for each token of the prompt, what it and the likeliest ones weigh."""
+
+    def told(token: TokenLogprobs) -> dict[int, dict[str, Any]]:
+        ranks = {token_id: rank for rank, (token_id, _) in enumerate(token.top, 1)}
+        pairs = {token.token_id: token.logprob, **dict(token.top)}
+        return {
+            token_id: {
+                "logprob": max(logprob, LEAST),
+                "rank": ranks.get(token_id),
+                "decoded_token": tokenizer.token_text(token_id),
+            }
+            for token_id, logprob in pairs.items()
+        }
+
+    return [told(token) if token else None for token in tokens]

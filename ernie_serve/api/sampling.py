@@ -9,10 +9,17 @@ from typing import TypeVar
 
 import msgspec
 
-from ernie_serve.api.schema.fields import TextRequest, read_logit_bias, read_stop_token_ids
+from ernie_serve.api.schema.fields import (
+    TextRequest,
+    read_allowed_token_ids,
+    read_bad_words,
+    read_logit_bias,
+    read_stop_token_ids,
+)
 from ernie_serve.api.services import Services
 from ernie_serve.errors import ContextLengthExceeded, InvalidRequest
 from ernie_serve.messages import SamplingParams
+from ernie_serve.text.tokenizer import Tokenizer
 
 Value = TypeVar("Value")
 
@@ -52,20 +59,25 @@ class Sampling:
                 read_stop_token_ids(fields.stop_token_ids, vocab_size),
                 () if fields.ignore_eos else defaults.stop_ids(chat=chat),
             ),
-            logprobs=fields.num_logprobs,
+            logprobs=fields.num_logprobs if fields.num_made == (fields.n or 1) else fields.num_logprobs or 0,
+            prompt_logprobs=fields.scored_prompt,
+            allowed_token_ids=read_allowed_token_ids(fields.allowed_token_ids, vocab_size),
+            bad_words=bad_word_ids(services.tokenizer, read_bad_words(fields.bad_words)),
         )
 
     def for_choice(self, choice: int, prompt_length: int) -> SamplingParams:
         """The parameters of one choice of a prompt. Raises `ContextLengthExceeded` or `InvalidRequest`."""
         seed = secrets.randbits(63) if self._seed is None else (self._seed + choice) % 2**63
         max_tokens = self._max_tokens(prompt_length)
+        if self._params.prompt_logprobs is not None:
+            max_tokens = max(max_tokens, 1)  # a prompt is scored on the way to its first token
         return msgspec.structs.replace(self._params, seed=seed, max_tokens=max_tokens)
 
     def _max_tokens(self, prompt_length: int) -> int:
         """What the client asked for, if it fits; else as much as fits, if the client left it open."""
         context, longest = self._services.context_length, self._services.max_answer_tokens
         room = context - prompt_length
-        if room < (0 if self._wanted == 0 else 1):
+        if room < (0 if self._wanted == 0 and self._params.prompt_logprobs is None else 1):
             raise ContextLengthExceeded(
                 f"This model reads at most {context} tokens, prompt and answer together, but the prompt has "
                 f"{prompt_length} tokens. Shorten the prompt.",
@@ -101,3 +113,22 @@ def first_given(client: Value | None, checkpoint: Value | None, otherwise: Value
 def stop_ids(*sources: Sequence[int]) -> tuple[int, ...]:
     """All ids, each once, in order."""
     return tuple(dict.fromkeys(token_id for source in sources for token_id in source))
+
+
+def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is spelled at the beginning of a text and behind a space."""
+    spelled = [text for word in words for text in (word, f" {word.lstrip()}")]
+    return tuple(dict.fromkeys(tuple(ids) for text in spelled if (ids := tokenizer.encode(text))))
+
+
+def truncated(ids: list[int], fields: TextRequest, context_length: int) -> list[int]:
+    """The end of a prompt, as long as `truncate_prompt_tokens` says; -1 leaves just the room that was asked for."""
+    limit = fields.truncate_prompt_tokens
+    if limit is None:
+        return ids
+    if limit == 0:
+        told = "`truncate_prompt_tokens` must be -1 or at least 1: a prompt needs a token."
+        raise InvalidRequest(told, param="truncate_prompt_tokens")
+    if limit < 0:
+        limit = max(1, context_length - (fields.wanted_tokens[1] or 1))
+    return ids[-limit:]

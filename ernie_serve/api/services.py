@@ -19,7 +19,7 @@ class Limits:
 
     max_body_bytes: int = 8 * 1024 * 1024
     body_seconds: float = 60.0
-    max_n: int = 8
+    max_n: int = 128
     max_prompts: int = 256
     max_choices: int = 256
     ping_seconds: float = 15.0
@@ -71,14 +71,19 @@ class Services:
 
     def require_ready(self) -> None:
         """Raise `EngineUnavailable` unless the engine takes requests."""
-        state = self.engine.state
-        if state == "loading":
-            share, what = self.engine.progress
-            raise EngineUnavailable(
-                f"The model is still loading ({share:.0%}: {what}). Try again shortly; /health/ready tells when.",
-                retry_after_seconds=5,
-            )
-        if state == "failed":
-            raise EngineUnavailable("The engine has ended; the server's log says why.", retry_after_seconds=30)
-        if state == "closed":
-            raise EngineUnavailable("The server is shutting down.", retry_after_seconds=10)
+        if self.engine.state != "ready":
+            raise unavailable(self.engine)
+
+
+def unavailable(engine: EngineClient, otherwise: EngineUnavailable | None = None) -> EngineUnavailable:
+    """What a client is told of an engine that takes no requests. Why it ended is for the operator alone."""
+    match engine.state:
+        case "loading":
+            share, what = engine.progress
+            told = f"The model is still loading ({share:.0%}: {what}). Try again shortly; /health/ready tells when."
+            return EngineUnavailable(told, retry_after_seconds=5)
+        case "closed":
+            return EngineUnavailable("The server is shutting down.", retry_after_seconds=10)
+        case "ready" if otherwise is not None:
+            return otherwise
+    return EngineUnavailable("The engine has ended; the server's log says why.", retry_after_seconds=30)

@@ -4,7 +4,7 @@ Knows events as bytes that somebody else encoded. Knows nothing of choices or to
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -19,21 +19,33 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 
+def error_event(error: RequestError) -> bytes:
+    """OpenAI's error body as an event, which its SDK raises."""
+    return b"data: %b\n\n" % error_body(error)
+
+
 class EventStream(Response):
     """Sends chunks as they come, each one a whole event.
 
     The status line waits for the first chunk or the first ping, so that what fails before still has its own
     status. Nothing is buffered here: a chunk is asked for when the one before has been taken, and a client that
-    takes nothing for `stall_seconds` is left. Whatever ends the stream closes the generator of chunks.
+    takes nothing for `stall_seconds` is left. Whatever ends the stream closes the generator of chunks. `failure` tells
+    what broke it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], limits: Limits) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        limits: Limits,
+        failure: Callable[[RequestError], bytes] = error_event,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._chunks = chunks
         self._limits = limits
+        self._failure = failure
         self._started = False
         self._turn = asyncio.Lock()  # so that a ping never falls between a status line and its first chunk
         self._last_seconds = 0.0
@@ -56,12 +68,11 @@ class EventStream(Response):
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
                     await self._send(send, chunk)
-            await self._send(send, DONE)
         except Exception as error:
             if not self._started:
                 raise
             told = error if isinstance(error, RequestError) else unexpected(error, "a stream")
-            await self._send(send, b"data: %b\n\n" % error_body(told))
+            await self._send(send, self._failure(told))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, chunk: bytes) -> None:

@@ -114,7 +114,7 @@ def test_models(call: Any, schemas: Any) -> None:
 
 def test_errors(complete: Any, engine: Any, read_events: Any, schemas: Any) -> None:
     schema = schemas["ErrorResponse"]
-    assert faults(complete(n=99).json(), schema, schemas) == []
+    assert faults(complete(n=129).json(), schema, schemas) == []
     assert faults(complete(model="x").json(), schema, schemas) == []
     engine.break_after = 2
     assert faults(read_events(complete(stream=True).text)[-1], schema, schemas) == []

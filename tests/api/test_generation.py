@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from ernie_serve.api.choice_text import TextOptions
-from ernie_serve.api.generation import Choice, Event, Finished, Generation, Job, TextDelta
+from ernie_serve.api.events import Event, Finished, TextDelta
+from ernie_serve.api.generation import Generation
+from ernie_serve.api.telling import Choice, Job
 from ernie_serve.errors import EngineFailure, EngineUnavailable
 from ernie_serve.messages import EngineRequest, SamplingParams
 
@@ -80,6 +82,7 @@ def test_prompt_counts_once_however_many_choices(services: Any, engine: Any, mak
         "completion_tokens": 30,
         "total_tokens": 37,
         "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -72,16 +72,16 @@ def stream(chunks: Chunks, limits: Limits | None = None, **client: Any) -> Conne
     return asyncio.run(run())
 
 
-def test_stream_is_its_chunks_and_a_done() -> None:
+def test_stream_is_its_chunks() -> None:
     connection = stream(Chunks(b"data: 1\n\n", b"data: 2\n\n"))
-    assert b"".join(connection.bodies) == b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+    assert b"".join(connection.bodies) == b"data: 1\n\ndata: 2\n\n"
     start = connection.sent[0]
     headers = dict(start["headers"])
     assert start["status"] == 200
     assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
     assert headers[b"cache-control"] == b"no-cache"
     assert b"content-length" not in headers
-    assert [message.get("more_body") for message in connection.sent[1:]] == [True, True, True, False]
+    assert [message.get("more_body") for message in connection.sent[1:]] == [True, True, False]
 
 
 def test_failure_before_the_first_chunk_has_its_own_status() -> None:

@@ -1,30 +1,74 @@
 """The fields of /v1/chat/completions.
 
-Knows roles and content parts. Knows nothing of templates.
+Knows how a conversation is to be answered. Knows nothing of templates.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from ernie_serve.api.schema.fields import Boolean, Integer, TextRequest
+from ernie_serve.api.schema.accepted import Boolean, Integer, Prediction, Text
+from ernie_serve.api.schema.fields import INT31, TextRequest, documented
+from ernie_serve.api.schema.messages import MESSAGES
 from ernie_serve.api.schema.validation import kind_of
 from ernie_serve.errors import InvalidRequest
 
-MAX_MESSAGES = 2048
-MAX_PARTS = 1024
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Who speaks, as clients say it and as templates know it."""
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+TEMPLATE_VARIABLES = frozenset({"enable_thinking", "thinking", "think_mode", "reasoning_effort"})
+"""Template variables that a client may set."""
 
 
-class ChatRequest(TextRequest):
+class ConversationFields(BaseModel):
+    """What a conversation adds to its messages, wherever these are turned into a prompt."""
+
+    add_generation_prompt: Boolean | None = None
+    continue_final_message: Boolean | None = None
+    chat_template_kwargs: Annotated[Any, documented({"type": "object", "additionalProperties": True})] = None
+    reasoning_effort: ReasoningEffort | None = None
+
+    def require_one_ending(self) -> None:
+        """Raise `InvalidRequest` where a prompt cannot both go on with the last message and begin a new one."""
+        if self.add_generation_prompt and self.continue_final_message:
+            told = "`continue_final_message` and `add_generation_prompt` exclude each other. Set one of them to false."
+            raise InvalidRequest(told, param="continue_final_message")
+
+    @property
+    def template_variables(self) -> dict[str, str | int | float | bool | None]:
+        """What the template is told beside the messages. Raises `InvalidRequest` for what a client may not set."""
+        given = self.chat_template_kwargs
+        if given is None:
+            given = {}
+        if not isinstance(given, dict):
+            told = f"`chat_template_kwargs` must be an object, not {kind_of(given)}."
+            raise InvalidRequest(told, param="chat_template_kwargs")
+        variables: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            variables["enable_thinking"] = variables["thinking"] = self.reasoning_effort != "none"
+        for name, value in given.items():
+            if name not in TEMPLATE_VARIABLES:
+                known = ", ".join(sorted(TEMPLATE_VARIABLES))
+                told = f"`chat_template_kwargs` may set {known}; not {name[:40]!r}."
+                raise InvalidRequest(told, param="chat_template_kwargs")
+            if isinstance(value, dict | list):
+                told = f"`chat_template_kwargs.{name}` must be a string, a number, true, false or null."
+                raise InvalidRequest(told, param="chat_template_kwargs")
+            variables[name] = value
+        return variables
+
+
+class ChatRequest(TextRequest, ConversationFields):
     """A request for the next turn of a conversation."""
 
-    messages: Any
+    messages: Annotated[Any, WithJsonSchema(MESSAGES)]
     max_completion_tokens: Annotated[Integer, Field(ge=0)] | None = None
+    max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
     logprobs: Boolean | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
-    add_generation_prompt: Boolean | None = None
+    modalities: list[Text] | None = None
+    prediction: Prediction | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     echo: Boolean | None = None
 
     @property
@@ -49,64 +93,13 @@ class ChatRequest(TextRequest):
             raise InvalidRequest(told, param="max_tokens")
         if self.echo:
             raise InvalidRequest("`echo` is not supported for chat. Leave it out.", param="echo")
-
-
-def read_messages(messages: Any) -> list[dict[str, Any]]:
-    """The conversation as templates read it: a role, a content that is always a string, perhaps a name.
-
-    Text parts are joined by newlines. Raises `InvalidRequest`, naming the place, for what is no text.
-    """
-    if not isinstance(messages, list):
-        raise InvalidRequest(f"`messages` must be a list, not {kind_of(messages)}.", param="messages")
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        told = f"`messages` must hold 1 to {MAX_MESSAGES} messages, not {len(messages)}."
-        raise InvalidRequest(told, param="messages")
-    return [_read_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _read_message(message: Any, path: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise InvalidRequest(f"`{path}` must be an object, not {kind_of(message)}.", param=path)
-    role = message.get("role")
-    if role in ("tool", "function"):
-        told = f"`{path}.role`: {role} messages are not supported by this server. Say it in a user message."
-        raise InvalidRequest(told, param=f"{path}.role")
-    if not isinstance(role, str) or role not in ROLES:
-        told = f"`{path}.role` must be one of {', '.join(ROLES)}."
-        raise InvalidRequest(told, param=f"{path}.role")
-    for field in ("tool_calls", "function_call", "audio", "refusal"):
-        if message.get(field):
-            told = f"`{path}.{field}` is not supported by this server. Leave it out."
-            raise InvalidRequest(told, param=f"{path}.{field}")
-    read: dict[str, Any] = {
-        "role": ROLES[role],
-        "content": _read_content(message.get("content"), f"{path}.content", role),
-    }
-    name = message.get("name")
-    if name is not None:
-        if not isinstance(name, str) or len(name) > 256:
-            raise InvalidRequest(f"`{path}.name` must be a string of at most 256 characters.", param=f"{path}.name")
-        read["name"] = name
-    return read
-
-
-def _read_content(content: Any, path: str, role: str) -> str:
-    if isinstance(content, str):
-        return content
-    if content is None and role == "assistant":
-        return ""
-    if not isinstance(content, list) or not 0 < len(content) <= MAX_PARTS:
-        told = f"`{path}` must be a string or a list of 1 to {MAX_PARTS} text parts"
-        raise InvalidRequest(f"{told}{'' if isinstance(content, list) else f', not {kind_of(content)}'}.", param=path)
-    return "\n".join(_read_part(part, f"{path}[{index}]") for index, part in enumerate(content))
-
-
-def _read_part(part: Any, path: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        named = f"a part of type {kind[:40]!r}" if isinstance(kind, str) else "no content part"
-        raise InvalidRequest(f"`{path}` is {named}; this model reads parts of type 'text' alone.", param=f"{path}.type")
-    if not isinstance(part.get("text"), str):
-        raise InvalidRequest(f"`{path}.text` must be a string.", param=f"{path}.text")
-    text: str = part["text"]
-    return text
+        if self.prompt_logprobs is not None and self.stream:
+            told = "`prompt_logprobs` cannot be streamed. Leave out `stream`."
+            raise InvalidRequest(told, param="prompt_logprobs")
+        if self.modalities is not None and set(self.modalities) != {"text"}:
+            told = '`modalities` must be ["text"]: this model writes text alone.'
+            raise InvalidRequest(told, param="modalities")
+        if self.verbosity in ("low", "high"):
+            told = "`verbosity` is not supported by this server beyond 'medium'. Say in the messages how much you want."
+            raise InvalidRequest(told, param="verbosity")
+        self.require_one_ending()

@@ -5,21 +5,28 @@ Knows types and ranges. Knows nothing of prompts, vocabularies or defaults.
 
 from typing import Annotated, Any
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from ernie_serve.api.schema.accepted import Accepted, Boolean, Integer, Number, Text
 from ernie_serve.api.schema.validation import kind_of
 from ernie_serve.errors import InvalidRequest
-
-Boolean = Annotated[bool, Strict()]
-Integer = Annotated[int, Strict()]
-Number = Annotated[float, Strict(), AllowInfNan(False)]
-Text = Annotated[str, Strict()]
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
 MAX_STOP_IDS = 128
 MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_IDS = 4096
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
 INT31 = 2**31 - 1
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_WORDS = {"type": "array", "items": {"type": "string", "minLength": 1}}
+
+
+def documented(schema: dict[str, Any]) -> WithJsonSchema:
+    """What a field that is read by hand looks like in the API's own description; `null` is the same as nothing."""
+    return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
 
 
 class StreamOptions(BaseModel):
@@ -30,7 +37,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Boolean | None = None
 
 
-class TextRequest(BaseModel):
+class TextRequest(Accepted):
     """A request for text. `None` is everywhere the same as leaving the field out.
 
     Where a field may hold lists or objects of any length it is `Any` here and read by a function below, which
@@ -53,13 +60,18 @@ class TextRequest(BaseModel):
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     seed: Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Any = None
-    stop_token_ids: Any = None
-    logit_bias: Any = None
+    stop: Annotated[Any, documented({"anyOf": [{"type": "string"}, {**_WORDS, "maxItems": MAX_STOPS}]})] = None
+    stop_token_ids: Annotated[Any, documented({**_IDS, "maxItems": MAX_STOP_IDS})] = None
+    logit_bias: Annotated[Any, documented({"type": "object", "additionalProperties": {"type": "number"}})] = None
+    allowed_token_ids: Annotated[Any, documented({**_IDS, "minItems": 1, "maxItems": MAX_ALLOWED_IDS})] = None
+    bad_words: Annotated[Any, documented({**_WORDS, "maxItems": MAX_BAD_WORDS})] = None
     ignore_eos: Boolean | None = None
     include_stop_str_in_output: Boolean | None = None
     skip_special_tokens: Boolean | None = None
     priority: Annotated[Integer, Field(ge=-INT31, le=INT31)] | None = None
+    truncate_prompt_tokens: Annotated[Integer, Field(ge=-1, le=INT31)] | None = None
+    prompt_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    return_token_ids: Boolean | None = None
     cache_salt: Annotated[Text, Field(max_length=256)] | None = None
 
     @property
@@ -71,6 +83,16 @@ class TextRequest(BaseModel):
     def wanted_tokens(self) -> tuple[str, int | None]:
         """The longest answer the client allows, and the field that says so."""
         return "max_tokens", self.max_tokens
+
+    @property
+    def scored_prompt(self) -> int | None:
+        """Alternatives wanted beside each token of the prompt; `None` for no logprobs of it."""
+        return self.prompt_logprobs
+
+    @property
+    def num_made(self) -> int:
+        """Answers made to each prompt."""
+        return self.n or 1
 
     @property
     def wants_usage(self) -> bool:
@@ -112,6 +134,31 @@ def read_stop_token_ids(ids: Any, vocab_size: int) -> tuple[int, ...]:
         raise InvalidRequest(told, param="stop_token_ids")
     require_token_ids(ids, vocab_size, "stop_token_ids")
     return tuple(ids)
+
+
+def read_allowed_token_ids(ids: Any, vocab_size: int) -> tuple[int, ...]:
+    """`allowed_token_ids`: the only ids that may be chosen; none given means all."""
+    if ids is None:
+        return ()
+    if not isinstance(ids, list) or not 0 < len(ids) <= MAX_ALLOWED_IDS:
+        told = f"`allowed_token_ids` must be a list of 1 to {MAX_ALLOWED_IDS} token ids."
+        raise InvalidRequest(told, param="allowed_token_ids")
+    require_token_ids(ids, vocab_size, "allowed_token_ids")
+    return tuple(dict.fromkeys(ids))
+
+
+def read_bad_words(words: Any) -> tuple[str, ...]:
+    """`bad_words`: texts that the answer must not contain."""
+    if words is None:
+        return ()
+    if not isinstance(words, list) or len(words) > MAX_BAD_WORDS:
+        told = f"`bad_words` must be a list of at most {MAX_BAD_WORDS} strings."
+        raise InvalidRequest(told, param="bad_words")
+    for each in words:
+        if not isinstance(each, str) or not 0 < len(each) <= MAX_BAD_WORD_CHARS:
+            told = f"Each of `bad_words` must be a string of 1 to {MAX_BAD_WORD_CHARS} characters."
+            raise InvalidRequest(told, param="bad_words")
+    return tuple(words)
 
 
 def read_logit_bias(bias: Any, vocab_size: int) -> dict[int, float]:

@@ -18,11 +18,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "early_stopping": (False,),
     "function_call": ("none",),
@@ -35,43 +31,20 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
-    "max_reasoning_tokens": (),
-    "modalities": (["text"],),
     "moderation": (),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "reasoning_effort": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "typical_p": (1, 1.0),
     "use_beam_search": (False,),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Parameters that would change the answer and are not implemented, each with the values that change nothing."""
-
-HARMLESS = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
-"""Parameters that OpenAI knows and that never change the text of an answer: accepted, without effect."""
 
 
 def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
@@ -80,7 +53,7 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
     for name in unknown:
         if name in REFUSED and body[name] is not None and body[name] not in REFUSED[name]:
             raise InvalidRequest(f"`{name}` is not supported by this server. Leave it out.", param=name)
-    if ignored := [name[:40] for name in unknown if name not in REFUSED and name not in HARMLESS]:
+    if ignored := [name[:40] for name in unknown if name not in REFUSED]:
         logger.debug("Ignored %d unknown fields: %s", len(ignored), sorted(ignored)[:10])
     try:
         return fields.model_validate(body)

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from ernie_serve.api.schema.chat import ChatRequest, read_messages
+from ernie_serve.api.schema.chat import ChatRequest
+from ernie_serve.api.schema.messages import read_messages
 from ernie_serve.errors import InvalidRequest
 
 
@@ -55,11 +56,10 @@ WRONG: list[tuple[Any, str]] = [
     ([{}], "messages[0].role"),
     ([{"role": "robot", "content": "a"}], "messages[0].role"),
     ([{"role": ["user"], "content": "a"}], "messages[0].role"),
-    ([{"role": "tool", "content": "a", "tool_call_id": "x"}], "messages[0].role"),
+    ([{"role": "tool", "content": "a"}], "messages[0].tool_call_id"),
     ([{"role": "function", "content": "a", "name": "x"}], "messages[0].role"),
-    ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0].tool_calls"),
+    ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
     ([{"role": "assistant", "content": None, "function_call": {"name": "x"}}], "messages[0].function_call"),
-    ([{"role": "assistant", "content": "a", "refusal": "no"}], "messages[0].refusal"),
     ([{"role": "user"}], "messages[0].content"),
     ([user(None)], "messages[0].content"),
     ([user(7)], "messages[0].content"),

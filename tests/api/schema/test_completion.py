@@ -66,16 +66,26 @@ def test_id_outside_the_vocabulary_is_told_with_the_range() -> None:
         read_prompts([1, 10], VOCAB, 4)
 
 
-def test_best_of_must_be_n() -> None:
-    CompletionRequest(model="m", prompt="p", best_of=1).require_supported()
-    CompletionRequest(model="m", prompt="p", best_of=3, n=3).require_supported()
-    for best_of, n in ((2, None), (3, 2), (1, 2)):
-        with pytest.raises(InvalidRequest, match="`best_of` must equal `n`"):
-            CompletionRequest(model="m", prompt="p", best_of=best_of, n=n).require_supported()
+def test_best_of_is_at_least_n_and_no_stream() -> None:
+    for best_of, n in ((1, None), (3, 3), (5, 2)):
+        fields = CompletionRequest(model="m", prompt="p", best_of=best_of, n=n)
+        fields.require_supported()
+        assert fields.num_made == best_of
+    with pytest.raises(InvalidRequest, match="`best_of` is 1, but `n` asks for 2"):
+        CompletionRequest(model="m", prompt="p", best_of=1, n=2).require_supported()
+    with pytest.raises(InvalidRequest, match="`best_of` cannot be streamed"):
+        CompletionRequest(model="m", prompt="p", best_of=2, stream=True).require_supported()
+    CompletionRequest(model="m", prompt="p", best_of=2, n=2, stream=True).require_supported()
 
 
-def test_echo_with_logprobs_is_refused_by_name() -> None:
-    CompletionRequest(model="m", prompt="p", echo=True).require_supported()
-    CompletionRequest(model="m", prompt="p", logprobs=1).require_supported()
-    with pytest.raises(InvalidRequest, match="`echo` together with `logprobs`"):
-        CompletionRequest(model="m", prompt="p", echo=True, logprobs=0).require_supported()
+def test_repeated_prompt_is_scored_like_the_answer() -> None:
+    assert CompletionRequest(model="m", prompt="p", echo=True).scored_prompt is None
+    assert CompletionRequest(model="m", prompt="p", logprobs=1).scored_prompt is None
+    assert CompletionRequest(model="m", prompt="p", echo=True, logprobs=0).scored_prompt == 0
+    assert CompletionRequest(model="m", prompt="p", prompt_logprobs=3).scored_prompt == 3
+
+
+def test_scored_prompt_is_no_stream_unless_repeated() -> None:
+    CompletionRequest(model="m", prompt="p", echo=True, logprobs=1, stream=True).require_supported()
+    with pytest.raises(InvalidRequest, match="`prompt_logprobs` cannot be streamed"):
+        CompletionRequest(model="m", prompt="p", prompt_logprobs=1, stream=True).require_supported()

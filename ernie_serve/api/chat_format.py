@@ -1,0 +1,131 @@
+"""OpenAI's chat completion objects, whole and in chunks.
+
+Knows the shapes of messages, deltas and calls of functions. Knows nothing of how they come about.
+"""
+
+import time
+from typing import Any
+
+import orjson
+
+from ernie_serve.api.events import Answer, CallBegun, CallDelta, Event, Finished, PromptScored, ReasoningDelta
+from ernie_serve.api.logprobs import chat_logprobs, prompt_logprobs
+from ernie_serve.api.services import Services
+from ernie_serve.api.sse import DONE, error_event
+from ernie_serve.api.telling import Job
+from ernie_serve.errors import RequestError
+
+
+class ChatFormat:
+    """What stays the same from chunk to chunk is encoded once. `extra` stands beside it, such as a service tier."""
+
+    def __init__(self, services: Services, job: Job, extra: dict[str, Any]) -> None:
+        self._tokenizer = services.tokenizer
+        self._with_logprobs = job.text.logprobs
+        self._with_token_ids = job.with_token_ids
+        self._include_usage = job.include_usage
+        self._about = {
+            "id": job.id,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": services.model_name,
+            "system_fingerprint": services.fingerprint,
+            **extra,
+        }
+        self._chunk_about = {**self._about, "object": "chat.completion.chunk"}
+        self._head = b"data: " + orjson.dumps(self._chunk_about)[:-1] + b',"choices":['
+        self._tail = b',"usage":null}\n\n' if job.include_usage else b"}\n\n"
+        self._begun: set[int] = set()
+        self._prompt_ids = job.choices[0].request.prompt_token_ids
+
+    def opening(self) -> bytes:
+        """The prompt's token ids in a chunk of their own, if they were asked for."""
+        if not self._with_token_ids:
+            return b""
+        ids = b',"prompt_token_ids":%b' % orjson.dumps(self._prompt_ids)
+        return b"%b]%b%b" % (self._head, ids, self._tail)
+
+    def chunk(self, event: Event) -> bytes:
+        """An event of a stream; the first one of a choice comes after a chunk that says who speaks."""
+        opening, index = b"", event.index
+        if index not in self._begun:
+            self._begun.add(index)
+            opening = self._choice(index, b'{"role":"assistant","content":"","refusal":null}')
+        match event:
+            case PromptScored():
+                return opening
+            case Finished():
+                return opening + self._choice(index, b"{}", reason=b'"%b"' % event.reason.encode())
+            case ReasoningDelta():
+                return opening + self._choice(index, b'{"reasoning_content":%b}' % orjson.dumps(event.text))
+            case CallBegun():
+                function = {"name": event.name, "arguments": ""}
+                call = {"index": event.call, "id": event.id, "type": "function", "function": function}
+                return opening + self._choice(index, orjson.dumps({"tool_calls": [call]}))
+            case CallDelta():
+                delta = {"index": event.call, "function": {"arguments": event.arguments}}
+                return opening + self._choice(index, orjson.dumps({"tool_calls": [delta]}))
+        logprobs, more = b"null", b""
+        if self._with_logprobs:
+            logprobs = orjson.dumps(chat_logprobs(self._tokenizer, event.logprobs))
+        if self._with_token_ids:
+            more = b',"token_ids":%b' % orjson.dumps(list(event.token_ids))
+        return opening + self._choice(index, b'{"content":%b}' % orjson.dumps(event.text), logprobs, more=more)
+
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """The usage, in a chunk without choices, if it was asked for; then the end."""
+        if not self._include_usage:
+            return DONE
+        return b"data: %b\n\n%b" % (orjson.dumps({**self._chunk_about, "choices": [], "usage": usage}), DONE)
+
+    def failure(self, error: RequestError) -> bytes:
+        """What a stream that breaks ends with."""
+        return error_event(error)
+
+    def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
+        """The body of an answer in one piece."""
+        body = {**self._about, "choices": [self._told(each) for each in answers], "usage": usage}
+        if self._with_token_ids:
+            body["prompt_token_ids"] = self._prompt_ids
+        if answers[0].prompt_logprobs:
+            body["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answers[0].prompt_logprobs)
+        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+
+    def _told(self, answer: Answer) -> dict[str, Any]:
+        told = {
+            "index": answer.index,
+            "message": message_of(answer),
+            "logprobs": chat_logprobs(self._tokenizer, answer.logprobs) if self._with_logprobs else None,
+            "finish_reason": answer.reason,
+        }
+        return {**told, "token_ids": answer.token_ids} if self._with_token_ids else told
+
+    def _choice(
+        self, index: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null", more: bytes = b""
+    ) -> bytes:
+        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
+            self._head,
+            index,
+            delta,
+            logprobs,
+            reason,
+            more,
+            self._tail,
+        )
+
+
+def message_of(answer: Answer) -> dict[str, Any]:
+    """OpenAI's message of an assistant, with its reasoning beside it. Calls alone have no content."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.text or (None if answer.calls else ""),
+        "refusal": None,
+    }
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls
+        ]
+    return message

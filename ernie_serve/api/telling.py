@@ -1,0 +1,149 @@
+"""What one choice asks of the engine, and how the engine's outputs for it become events.
+
+Knows the text of a choice, its end, and a reader that tells reasoning and calls from the answer. Knows nothing of other
+choices or of how events are spelled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
+from ernie_serve.api.events import Event, Finished, PromptScored, TextDelta
+from ernie_serve.messages import EngineOutput, EngineRequest, TokenLogprobs
+from ernie_serve.text.tokenizer import Tokenizer
+
+
+class Reader(Protocol):
+    """Tells reasoning and calls of functions from the text that is the answer. Each choice has one of its own."""
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of functions begun so far."""
+
+    def push(self, text: str) -> list[Event]:
+        """What more text lets us tell."""
+
+    def finish(self) -> list[Event]:
+        """What was held back, now that no more text comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to one prompt, the first of its prompt or a further one.
+
+    `opening` is text that stands before the answer's own. With `prompt_only` the prompt is scored and nothing made.
+    """
+
+    index: int
+    prompt_index: int
+    is_first: bool
+    request: EngineRequest
+    opening: str = ""
+    prompt_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything one HTTP request asks of the engine.
+
+    `read` makes the reader of a choice, `None` where all text is the answer; where the prompt opened the reasoning,
+    the token `reasoning_end` ends it. Of the choices of each prompt the likeliest `keep` are told, all of them where
+    it is `None`.
+    """
+
+    id: str
+    choices: list[Choice]
+    text: TextOptions
+    stream: bool
+    include_usage: bool
+    read: Callable[[int], Reader] | None = None
+    reasoning_end: int | None = None
+    keep: int | None = None
+    with_token_ids: bool = False
+
+
+class Telling:
+    """The outputs of one choice, told as events."""
+
+    def __init__(self, tokenizer: Tokenizer, choice: Choice, job: Job) -> None:
+        self._index = choice.index
+        self._prompt_only = choice.prompt_only
+        self._prompt: list[TokenLogprobs] | None = None if choice.request.sampling.prompt_logprobs is None else []
+        self._text = ChoiceText(tokenizer, choice.request.prompt_token_ids, job.text)
+        self._opening = choice.opening
+        self._shift = len(choice.opening)
+        self._reader = job.read(choice.index) if job.read else None
+        self._with_token_ids = job.with_token_ids
+        self._reasoning_end = job.reasoning_end
+        self._thinks = job.reasoning_end is not None
+        self.num_reasoning = 0
+        """Tokens of reasoning so far."""
+        self._num_placed = 0
+        self._num_tokens = 0
+        self._sum_logprobs = 0.0
+
+    def push(self, output: EngineOutput) -> list[Event]:
+        """The events of an output; the last one, when there is nothing more to tell, is `Finished`."""
+        scored = self._score(output)
+        if self._prompt_only:
+            return self._without_answer(scored) if output.token_ids or output.finish_reason else []
+        self._count(output)
+        text, placed = self._text.push(output)
+        finished = self._text.stopped or output.finish_reason is not None
+        if self._opening and (text or finished):
+            text, self._opening = self._opening + text, ""
+        events = self._read(text, finished)
+        placed, ids = self._of_answer(placed), output.token_ids if self._with_token_ids else ()
+        if placed or ids:
+            at = next((n for n, event in enumerate(events) if isinstance(event, TextDelta)), None)
+            if at is None:
+                events.append(TextDelta(self._index, "", placed, ids))
+            else:
+                events[at] = TextDelta(self._index, getattr(events[at], "text", ""), placed, ids)
+        if finished:
+            mean = self._sum_logprobs / max(1, self._num_tokens)
+            events.append(Finished(self._index, self._reason(output), mean))
+        return [*scored, *events]
+
+    def _score(self, output: EngineOutput) -> list[Event]:
+        """The prompt's log-probabilities, once they are all there, which is when the first token is."""
+        if self._prompt is None:
+            return []
+        self._prompt += output.prompt_logprobs
+        if not output.token_ids and output.finish_reason is None:
+            return []
+        scored, self._prompt = PromptScored(self._index, [None, *self._prompt]), None
+        return [scored]
+
+    def _without_answer(self, scored: list[Event]) -> list[Event]:
+        opening: list[Event] = [TextDelta(self._index, self._opening)] if self._opening else []
+        return [*scored, *opening, Finished(self._index, "length")]
+
+    def _count(self, output: EngineOutput) -> None:
+        self._num_tokens += len(output.token_ids)
+        self._sum_logprobs += sum(token.logprob for token in output.logprobs)
+        for token_id in output.token_ids if self._thinks else ():
+            if token_id == self._reasoning_end:
+                self._thinks = False
+                break
+            self.num_reasoning += 1
+
+    def _read(self, text: str, finished: bool) -> list[Event]:
+        if self._reader is None:
+            return [TextDelta(self._index, text)] if text else []
+        events = self._reader.push(text) if text else []
+        return [*events, *self._reader.finish()] if finished else events
+
+    def _of_answer(self, placed: Sequence[Placed]) -> list[Placed]:
+        """The log-probabilities that belong to the answer, not to its reasoning, counted from the opening on."""
+        first = self._num_placed
+        self._num_placed += len(placed)
+        if self._thinks:
+            return []
+        behind = self.num_reasoning + 1 if self._reasoning_end is not None else 0
+        return [(place + self._shift, token) for place, token in placed[max(0, behind - first) :]]
+
+    def _reason(self, output: EngineOutput) -> str:
+        reason = "stop" if self._text.stopped else output.finish_reason or "stop"
+        return "tool_calls" if reason == "stop" and self._reader and self._reader.num_calls else reason
