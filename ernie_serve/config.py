@@ -30,8 +30,11 @@ def _byte_count(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    """Read `a,b` as two names."""
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    """Read `a,b` as two names, and `["a", "b"]`, which is how some servers spell lists, as well."""
+    if not isinstance(value, str):
+        return value
+    bare = value.strip().removeprefix("[").removesuffix("]") if value.strip().startswith("[") else value
+    return tuple(name.strip(" \"'") for name in bare.split(",") if name.strip(" \"'"))
 
 
 Bytes = Annotated[int, BeforeValidator(_byte_count)]
@@ -79,6 +82,9 @@ class Settings(BaseModel):
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")
     port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     api_key: Names = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
+    allowed_origins: Names = _setting(
+        "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
+    )
     max_output_tokens: int | None = _setting("API", None, "Most tokens that one answer may have.", ge=1)
     shutdown_timeout: int = _setting(
         "API", 30, "Seconds that running requests may take to end after SIGTERM or Ctrl-C.", ge=0, le=86_400

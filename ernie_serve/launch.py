@@ -112,6 +112,7 @@ def create_app(settings: Settings, text: Text, client: EngineClient, names: tupl
         max_model_len=settings.max_model_len or text.config.max_position_embeddings,
         max_output_tokens=settings.max_output_tokens,
         api_keys=settings.api_key,
+        allowed_origins=settings.allowed_origins,
     )
     return create(services)
 

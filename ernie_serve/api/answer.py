@@ -7,7 +7,7 @@ shape of an answer; an endpoint brings both.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +20,8 @@ from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
 from ernie_serve.api.telling import Job
 from ernie_serve.errors import RequestError
+
+T = TypeVar("T")
 
 INLINE_BYTES = 4096
 """Bodies up to this size are read, templated and tokenised at once; larger ones in a thread."""
@@ -52,16 +54,22 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     """The answer to a request. Raises `RequestError`, and `ClientLeft` when nobody waits any more."""
     body = await read_body(request, services.limits)
     services.require_ready()
-    if len(body) <= INLINE_BYTES:
-        job, form = prepare(services, parse_object(body))
-    else:
-        work = asyncio.to_thread(lambda: prepare(services, parse_object(body)))
-        job, form = await while_connected(request.receive, work)
+    job, form = await prepared(services, request, body, prepare)
     generation = Generation(services.engine, services.tokenizer, job)
     if job.stream:
         return EventStream(_chunks(generation, form), services.limits, form.failure)
     answers = await while_connected(request.receive, generation.answers())
     return Response(form.whole(answers, generation.usage), media_type="application/json")
+
+
+async def prepared(
+    services: Services, request: Request, body: bytes, prepare: Callable[[Services, dict[str, Any]], T]
+) -> T:
+    """What is made of a body, in a thread if the body is large. Raises `RequestError` and `ClientLeft`."""
+    if len(body) <= INLINE_BYTES:
+        return prepare(services, parse_object(body))
+    work = asyncio.to_thread(lambda: prepare(services, parse_object(body)))
+    return await while_connected(request.receive, work)
 
 
 async def _chunks(generation: Generation, form: Format) -> AsyncGenerator[bytes, None]:

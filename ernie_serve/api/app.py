@@ -6,8 +6,9 @@ Knows which files make the API. Knows nothing of how any of them works, and buil
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
-from ernie_serve.api import chat, completions, health, models
+from ernie_serve.api import chat, completions, health, models, tokenize, version
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
@@ -23,9 +24,24 @@ def create_app(services: Services) -> FastAPI:
         title="ernie-serve",
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
+        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
-    for room in (completions, chat, models, health):
+    for room in (completions, chat, models, tokenize, health, version):
         app.include_router(room.router(services))
     return app
+
+
+def cross_origin(services: Services) -> list[Middleware]:
+    """Answers what browsers ask before a page of another origin may call; nothing, unless some origin is allowed."""
+    if not services.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=services.allowed_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+        )
+    ]

@@ -12,14 +12,13 @@ from starlette.responses import Response
 from ernie_serve.api.answer import Format, answer
 from ernie_serve.api.chat_format import ChatFormat
 from ernie_serve.api.jobs import make_job
-from ernie_serve.api.prompts import continued, require_template
+from ernie_serve.api.prompts import chat_prompt
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.chat import ChatRequest
 from ernie_serve.api.schema.messages import read_messages
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
 from ernie_serve.api.telling import Job
-from ernie_serve.errors import InvalidRequest
 
 
 def router(services: Services) -> APIRouter:
@@ -39,15 +38,6 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
     services.require_model(fields.model)
     fields.require_supported()
     messages = read_messages(fields.messages)
-    template = require_template(services)
-    variables = fields.template_variables
-    if fields.continue_final_message:
-        ids = continued(services.tokenizer, template, messages, None, variables)
-    else:
-        begin = fields.add_generation_prompt is not False
-        ids = template.render(messages, add_generation_prompt=begin, variables=variables)
-    if not ids:
-        raise InvalidRequest("`messages` hold no text. Say something in one of them.", param="messages")
-    ids = truncated(ids, fields, services.context_length)
+    ids = truncated(chat_prompt(services, messages, fields), fields, services.context_length)
     job = make_job(services, fields, [ids], chat=True, prompt_param="messages", default_max=None)
     return job, ChatFormat(services, job, fields.told_tier)

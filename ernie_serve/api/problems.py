@@ -56,7 +56,7 @@ async def handle_request_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises: no such path, no such method."""
+    """What the router raises: no such path, no such method. OPTIONS asks just for the methods there are."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
@@ -65,6 +65,8 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
         )
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
         told = f"{asked} is not allowed; this URL answers {allowed}."
         return error_response(MethodNotAllowed(told), {"allow": allowed})
     return error_response(InvalidRequest(str(error.detail)))

@@ -1,12 +1,12 @@
 """From a conversation to the token ids of its prompt.
 
-Knows how a prompt ends: with the beginning of a new turn, or in the middle of the last one. Knows no field of a
-request.
+Knows how a prompt ends: with the beginning of a new turn, or in the middle of the last one. Knows no endpoint.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ernie_serve.api.schema.chat import ConversationFields
 from ernie_serve.api.services import Services
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.text.template import ChatTemplate, Variable
@@ -14,6 +14,20 @@ from ernie_serve.text.tokenizer import Tokenizer
 
 _END = "\U000f5a5a"
 """A private character, written behind the text that is to be continued, and never part of a longer token."""
+
+
+def chat_prompt(services: Services, messages: Sequence[dict[str, Any]], fields: ConversationFields) -> list[int]:
+    """The prompt of a conversation. Raises `InvalidRequest` where it cannot be made, or holds nothing."""
+    template = require_template(services)
+    variables = fields.template_variables
+    if fields.continue_final_message:
+        ids = continued(services.tokenizer, template, messages, None, variables)
+    else:
+        begin = fields.add_generation_prompt is not False
+        ids = template.render(messages, add_generation_prompt=begin, variables=variables)
+    if not ids:
+        raise InvalidRequest("`messages` hold no text. Say something in one of them.", param="messages")
+    return ids
 
 
 def require_template(services: Services) -> ChatTemplate:

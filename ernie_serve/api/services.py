@@ -32,7 +32,8 @@ class Services:
 
     The first of `model_names` is the one that answers report; all of them are accepted. `template` is `None`
     for a checkpoint that cannot chat. `max_model_len` bounds prompt and answer together, in tokens;
-    `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may call.
+    `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may call; pages of
+    `allowed_origins` may call from browsers.
     """
 
     engine: EngineClient
@@ -43,6 +44,7 @@ class Services:
     max_model_len: int
     max_output_tokens: int | None = None
     api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = "fp_ernie_serve"
     limits: Limits = Limits()

@@ -83,6 +83,7 @@ class ScriptedEngine:
     break_after: int | None = None
     breakage: Exception | str = "error"
     state: EngineState = "ready"
+    state_when_broken: EngineState = "ready"
     progress: tuple[float, str] = (1.0, "ready")
     failure: str = ""
     info: EngineInfo | None = None
@@ -110,6 +111,7 @@ class ScriptedEngine:
                     self.begun.set()
                     await asyncio.Event().wait()
                 if self.break_after is not None and made >= self.break_after:
+                    self.state = self.state_when_broken
                     if isinstance(self.breakage, Exception):
                         raise self.breakage
                     output = EngineOutput(

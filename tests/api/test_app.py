@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from ernie_serve.errors import EngineUnavailable
+
 ERRORS = [
     ("GET", "/", {}, 404, "unknown_url"),
     ("GET", "/v1/nothing", {}, 404, "unknown_url"),
@@ -12,7 +14,9 @@ ERRORS = [
     ("GET", "/openapi.json", {}, 404, "unknown_url"),
     ("GET", "/v1/completions", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models/ernie", {}, 405, "method_not_allowed"),
-    ("OPTIONS", "/v1/chat/completions", {}, 405, "method_not_allowed"),
+    ("OPTIONS", "/v1/nothing", {}, 404, "unknown_url"),
+    ("HEAD", "/v1/nothing", {}, 404, "unknown_url"),
+    ("HEAD", "/v1/chat/completions", {}, 405, "method_not_allowed"),
     ("GET", "/v1/models/gpt-4", {}, 404, "model_not_found"),
     ("POST", "/v1/completions", {"json": {"model": "gpt-4", "prompt": "a"}}, 404, "model_not_found"),
     ("POST", "/v1/completions", {"json": {"prompt": "a"}}, 400, None),
@@ -32,6 +36,8 @@ def test_every_error_has_openais_body(
     response = call(method, path, **request_)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
+    if method == "HEAD":
+        return
     body = response.json()
     assert body.keys() == {"error"}
     error = body["error"]
@@ -77,3 +83,56 @@ def test_engine_that_ended_is_a_503_without_its_reasons(chat: Any, engine: Any, 
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
     assert "secret" not in response.text
+
+
+def test_engine_that_dies_at_work_is_a_503_without_its_reasons(chat: Any, engine: Any) -> None:
+    engine.break_after, engine.breakage = 3, EngineUnavailable("The engine has ended. CUDA error at /secret/path")
+    engine.state_when_broken = "failed"
+    response = chat()
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert "secret" not in response.text
+    assert "log" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/chat/completions", {"POST", "OPTIONS"}), ("/v1/models/", {"GET", "HEAD", "OPTIONS"})],
+)
+def test_options_tell_the_methods(call: Any, path: str, methods: set[str]) -> None:
+    response = call("OPTIONS", path)
+    assert response.status_code == 204
+    assert set(response.headers["allow"].split(", ")) == methods
+    assert response.content == b""
+
+
+PREFLIGHT = {
+    "origin": "https://a.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+def test_pages_of_other_origins_may_not_call_unless_allowed(call: Any) -> None:
+    assert "access-control-allow-origin" not in call("OPTIONS", "/v1/completions", headers=PREFLIGHT).headers
+    assert "access-control-allow-origin" not in call("GET", "/v1/models", headers=PREFLIGHT).headers
+
+
+@pytest.mark.parametrize("origins", [("https://a.example",), ("*",)])
+def test_pages_of_allowed_origins_may_call(call_with: Any, origins: tuple[str, ...]) -> None:
+    call = call_with(allowed_origins=origins, api_keys=("sk-right",))
+    response = call("OPTIONS", "/v1/completions", headers=PREFLIGHT)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == origins[0]
+    assert "POST" in response.headers["access-control-allow-methods"]
+    assert "authorization" in response.headers["access-control-allow-headers"]
+    refused = call("GET", "/v1/models", headers={"origin": "https://a.example"})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == origins[0]
+    assert "x-request-id" in refused.headers["access-control-expose-headers"]
+
+
+def test_pages_of_origins_that_are_not_allowed_may_not_call(call_with: Any) -> None:
+    call = call_with(allowed_origins=("https://b.example",))
+    assert "access-control-allow-origin" not in call("OPTIONS", "/v1/completions", headers=PREFLIGHT).headers
+    assert "access-control-allow-origin" not in call("GET", "/v1/models", headers=PREFLIGHT).headers

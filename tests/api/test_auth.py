@@ -68,7 +68,7 @@ def test_every_path_that_is_not_listed_is_closed(call_with: Any, method: str, pa
 def test_every_route_is_closed_but_the_listed(call_with: Any, make_services: Any) -> None:
     call = call_with(api_keys=KEYS)
     paths = {route.path for route in walk(create_app(make_services()).routes)}
-    assert len(paths) == 6
+    assert len(paths) >= 6
     assert paths >= PUBLIC_PATHS
     for path in paths:
         status = call("GET", path.replace("{model_id:path}", "ernie")).status_code
