@@ -1,0 +1,1 @@
+"""From what an answer must look like to which token may come next."""

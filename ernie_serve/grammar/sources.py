@@ -1,0 +1,128 @@
+"""From a grammar as the client means it to the text that the compiler reads.
+
+Knows llguidance's input: JSON schema with options, regular expressions, its Lark dialect. Knows no vocabulary but
+the ids it is told.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from llguidance import LLMatcher
+
+from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar import limits, tools
+from ernie_serve.messages import Grammar
+
+SPACING: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""At most one space after a comma or colon and no other: no model can spend its answer on white space."""
+
+
+def source(grammar: Grammar, control_ids: Collection[int]) -> str:
+    """What `LLMatcher` compiles. Raises `InvalidRequest` for what is outside the limits or not supported."""
+    text = grammar.text
+    match grammar.kind:
+        case "json_object":
+            return _json({"type": "object"})
+        case "json_schema":
+            return _json(limits.read_schema(text))
+        case "regex":
+            limits.check_pattern(text, "The regular expression", limits.MAX_REGEX)
+            return LLMatcher.grammar_from_regex(text)
+        case "choice":
+            return LLMatcher.grammar_from_regex("|".join(map(literal, _choices(text))))
+        case "lark":
+            limits.check_size(text, "grammar")
+            return LLMatcher.grammar_from_lark(_with_bounded_spaces(text))
+        case "tools":
+            return LLMatcher.grammar_from_lark(_tools(tools.read(text), control_ids))
+
+
+def literal(text: str) -> str:
+    """A regular expression that matches a text and nothing else."""
+    return "".join(c if c.isascii() and c.isalnum() else rf"\x{{{ord(c):x}}}" for c in text)
+
+
+def _json(schema: dict[str, Any] | bool) -> str:
+    return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=SPACING)  # type: ignore[arg-type]  # a TypedDict in a stub
+
+
+def _as_object(schema: dict[str, Any] | bool) -> dict[str, Any]:
+    """`true` and `false` as schemas that have room for options."""
+    if isinstance(schema, dict):
+        return schema
+    return {} if schema else {"anyOf": []}
+
+
+def _choices(text: str) -> list[str]:
+    limits.check_size(text, "choice")
+    choices = limits.read_json(text, "choice")
+    if not isinstance(choices, list) or not choices or not all(isinstance(each, str) for each in choices):
+        raise InvalidRequest("A choice must be a list of at least one string.")
+    if len(choices) > limits.MAX_ENUM:
+        raise InvalidRequest(f"The choice has {len(choices)} strings; at most {limits.MAX_ENUM} are compiled.")
+    if any("\ud800" <= c <= "\udfff" for each in choices for c in each):
+        raise InvalidRequest("A choice must be valid Unicode; it has half of a surrogate pair.")
+    return choices
+
+
+def _with_bounded_spaces(lark: str) -> str:
+    """A Lark grammar with the options of ours in each `%json`, whose schemas are held to the limits."""
+    parts = _PERCENT_JSON.split(lark)
+    for index, part in enumerate(parts[1:], start=1):
+        try:
+            schema, end = json.JSONDecoder().raw_decode(part)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("After `%json` the grammar must have a JSON schema, without comments.") from None
+        limits.check_schema(schema)
+        parts[index] = _inline(schema) + part[end:]
+    return "".join(parts)
+
+
+_PERCENT_JSON = re.compile(r"%json\s*")
+
+
+def _inline(schema: dict[str, Any] | bool) -> str:
+    return "%json " + json.dumps(_as_object(schema) | {"x-guidance": SPACING})
+
+
+# Tool calls, in Lark. Text is written as regular expressions, control tokens as ids.
+
+
+def _tools(spec: tools.ToolGrammar, control_ids: Collection[int]) -> str:
+    f = spec.framing
+    rules = [f"body: {' | '.join(f'tool_{index}' for index in range(len(spec.tools)))}", f"end: {_mark(f.end, f.end_id)}"]
+    for index, tool in enumerate(spec.tools):
+        name = json.dumps(tool.name, ensure_ascii=False)
+        opening = f'{f.after_begin}{{"name": {name}, "arguments": '
+        closing = "}" + f.before_end
+        rules.append(f"tool_{index}: {_terminal(opening)} {_inline(tool.arguments)} {_terminal(closing)}")
+    if spec.free_text:
+        return "\n".join(_among_text(spec, control_ids) + rules)
+    more = f"({_terminal(f.before)} call)*" if spec.parallel else ""
+    call = f"call: {_mark(f.begin, f.begin_id)} body end {_terminal(f.after)}"
+    return "\n".join([f"start: /\\n{{0,3}}/ call {more}", call, *rules])
+
+
+def _among_text(spec: tools.ToolGrammar, control_ids: Collection[int]) -> list[str]:
+    """Calls in any text with any control tokens; what is spelled like a call's beginning is one, or is not said."""
+    f = spec.framing
+    controls = sorted(set(control_ids) - {f.begin_id, f.end_id})
+    pieces = f"(TEXT? <[{','.join(map(str, controls))}]>)*" if controls else ""
+    begin = f"begin[lazy]: /(?s:.)*{literal(f.begin)}/" if f.begin_id is None else f"begin: TEXT? <[{f.begin_id}]>"
+    return [
+        f"start: (pieces call){'*' if spec.parallel else '?'} pieces TEXT?",
+        f"pieces: {pieces}",
+        "call: begin body end",
+        begin,
+        f"TEXT: /(?s:.)+/ & ~/(?s:.)*{literal(f.begin)}(?s:.)*/",
+    ]
+
+
+def _mark(text: str, token_id: int | None) -> str:
+    return _terminal(text) if token_id is None else f"<[{token_id}]>"
+
+
+def _terminal(text: str) -> str:
+    return f"/{literal(text)}/" if text else ""
