@@ -38,18 +38,20 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 from ernie_serve.text.call_reader import CallReader
-from ernie_serve.text.events import CallArguments, CallBegin, CallEnd, ContentDelta, Event, ReasoningDelta, merged
+from ernie_serve.text.content import END_OF_RESPONSE, SPACE, Content
+from ernie_serve.text.events import CallArguments, CallBegin, CallEnd, Event, ReasoningDelta, merged
 
 THINK, END_OF_THINK = "<think>", "</think>"
-RESPONSE, END_OF_RESPONSE = "<response>", "</response>"
+RESPONSE = "<response>"
 TOOL_CALL, END_OF_TOOL_CALL = "<tool_call>", "</tool_call>"
 TAGS = (THINK, END_OF_THINK, RESPONSE, END_OF_RESPONSE, TOOL_CALL, END_OF_TOOL_CALL)
 
 Start = Literal["reasoning", "answer", "response", "text"]
 """Where an answer begins: inside reasoning; before its frame; inside `<response>`; or in a text that has no frames."""
 
+_State = Literal["reasoning", "answer", "call", "call end", "done"]
+
 _TAG = re.compile("|".join(TAGS))
-_SPACE = " \t\r\n"
 _LETTERS = string.ascii_letters + string.digits
 
 
@@ -69,29 +71,20 @@ class AnswerStream:
         max_calls: int | None = None,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
-        """`tools` are the names that may be called. After `max_calls` whole calls nothing more is told."""
+        """`tools` are the names that may be called. After `max_calls` calls nothing more is told."""
         self._tools = frozenset(tools)
         self._max_calls = max_calls
         self._new_id = new_id
-        self._events: list[Event] = []
-        self._tail = ""
-        self._state: Literal["reasoning", "answer", "call", "call end", "done"] = (
-            "reasoning" if start == "reasoning" else "answer"
-        )
         self._framed = start != "text"
         self._may_think = start == "answer"
-        self._in_response = start == "response"
-        self._skip_newline = False
-        # Of the answer: white space held back, or `</response>` and the white space around it.
-        self._held: list[str] = []
-        self._after_frame = start == "answer"
-        self._closed = False
-        self._line_start = True
-        self._has_content = False
-        # Of the call that is being read.
+        self._events: list[Event] = []
+        self._content = Content(self._events, framed=self._framed, in_response=start == "response")
         self._call = CallReader(())
         self._call_text: list[str] = []
         self._num_calls = 0
+        self._tail = ""
+        self._skip_newline = False
+        self._state: _State = "reasoning" if start == "reasoning" else "answer"
 
     @property
     def in_reasoning(self) -> bool:
@@ -133,140 +126,76 @@ class AnswerStream:
 
     def flush(self) -> list[Event]:
         """What was held back and is no framing. Nothing is pushed after it."""
-        tail, self._tail = self._tail, ""
         if self._state == "reasoning":
-            self._tell(ReasoningDelta(tail))
+            self._tell_reasoning(self._tail)
         elif self._state == "answer":
-            if tail:
-                self._add(tail)
+            self._content.add(self._tail)
         elif self._state == "call" and not self._call.begun:
             self._give_call_back()
-        if self._state == "answer" and not (self._after_frame or self._closed):
-            self._release()
+        if self._state == "answer":
+            self._content.flush()
+        self._tail = ""
         return self._take()
-
-    # Reasoning.
 
     def _read_reasoning(self, text: str, at: int) -> int:
         end = text.find(END_OF_THINK, at)
         if end < 0:
             cut = _before_partial(text, at, END_OF_THINK)
             cut -= cut > at and text[cut - 1] == "\n"
-            self._tell(ReasoningDelta(text[at:cut]))
+            self._tell_reasoning(text[at:cut])
             return self._keep(text, cut)
-        self._tell(ReasoningDelta(text[at:end].removesuffix("\n") if end > at else ""))
-        self._enter_answer()
+        self._tell_reasoning(text[at:end].removesuffix("\n"))
+        self._content.end_frame()
+        self._may_think = False
+        self._state = "answer"
         return end + len(END_OF_THINK)
 
-    # The answer.
-
     def _read_answer(self, text: str, at: int) -> int:
-        if not (self._tools or self._in_response or self._after_frame or self._closed):
-            self._tell_content(text[at:])
+        if self._content.is_free and not self._tools:
+            self._content.add_verbatim(text[at:])
             return len(text)
         found = _TAG.search(text, at)
         place = found.start() if found else _before_partial(text, at, *TAGS)
         if place > at:
-            self._add(text[at:place])
+            self._content.add(text[at:place])
             return place
         for tag in self._possible_tags():
             if text.startswith(tag, at):
                 self._enter(tag)
                 return at + len(tag)
-            if len(text) - at < len(tag) and tag.startswith(text[at:]):
+            if tag.startswith(text[at:]):
                 return self._keep(text, at)
-        if self._closed:
-            self._reopen_response()
+        if self._content.closing:  # with `</response>` read as text, the same tag may be a frame after all
+            self._content.reopen_response()
             return at
-        self._add("<")
+        self._content.add("<")
         return at + 1
 
     def _possible_tags(self) -> list[str]:
         """The tags that would be framing here."""
-        tags = []
-        if self._tools and self._line_start:
-            tags.append(TOOL_CALL)
-        if self._closed:
-            return tags
-        if self._in_response:
+        content = self._content
+        tags = [TOOL_CALL] if self._tools and content.line_start else []
+        if content.in_response and not content.closing:
             tags.append(END_OF_RESPONSE)
-        elif self._after_frame and self._framed:
+        elif content.behind_frame and self._framed:
             tags.append(RESPONSE)
-        if self._may_think:
-            tags.append(THINK)
+            if self._may_think:
+                tags.append(THINK)
         return tags
 
     def _enter(self, tag: str) -> None:
-        self._may_think = False
         if tag == THINK:
-            self._held.clear()
             self._state, self._skip_newline = "reasoning", True
         elif tag == RESPONSE:
-            self._held.clear()
-            self._after_frame, self._in_response, self._line_start = False, True, True
+            self._content.open_response()
             self._skip_newline = True
         elif tag == END_OF_RESPONSE:
-            self._close_response()
+            self._content.close_response()
         else:
-            self._open_call()
-
-    def _enter_answer(self) -> None:
-        """Behind a frame, outside of any."""
-        self._state = "answer"
-        self._after_frame = self._line_start = True
-
-    def _close_response(self) -> None:
-        """Perhaps the end of the frame: held back until it is known what follows."""
-        space = "" if self._after_frame else "".join(self._held)
-        before = space.removesuffix("\n")
-        self._tell_content(before)
-        self._held = [space[len(before) :] + END_OF_RESPONSE]
-        self._closed = self._line_start = True
-        self._after_frame = False
-
-    def _reopen_response(self) -> None:
-        """More text follows: the tag was part of it."""
-        tag, *self._held = self._held
-        self._tell_content(tag)
-        self._closed = False
-        self._line_start = self._held[-1].endswith("\n") if self._held else False
-
-    def _add(self, text: str) -> None:
-        """Text that is no framing. White space at its end is held back: it may belong to a frame that follows."""
-        body = text.rstrip(_SPACE)
-        if not body:
-            self._held.append(text)
-            if not (self._after_frame or self._closed):
-                self._line_start = text.endswith("\n")
-            return
-        words = body.lstrip(_SPACE)
-        if len(words) < len(body):
-            self._held.append(body[: len(body) - len(words)])
-        if self._closed:
-            self._reopen_response()
-        self._release()
-        self._tell_content(words)
-        if len(body) < len(text):
-            self._held.append(text[len(body) :])
-        self._after_frame = self._may_think = False
-        self._line_start = text.endswith("\n")
-
-    def _release(self) -> None:
-        """Tell the white space that was held back, without the line breaks of a frame at the beginning."""
-        space = "".join(self._held)
-        self._held.clear()
-        self._tell_content(space.lstrip("\n") if self._after_frame and not self._has_content else space)
-
-    # Calls.
-
-    def _open_call(self) -> None:
-        if self._closed:
-            del self._held[0]
-            self._closed = self._in_response = False
-            self._after_frame = True
-        self._call = CallReader(self._tools)
-        self._call_text = [TOOL_CALL]
-        self._state = "call"
+            self._content.open_call()
+            self._call, self._call_text = CallReader(self._tools), [TOOL_CALL]
+            self._state = "call"
+        self._may_think = False
 
     def _read_call(self, text: str, at: int) -> int:
         call = self._call
@@ -278,14 +207,13 @@ class AnswerStream:
             return end
         if self._call_text:
             self._call_text.clear()
-            self._held.clear()
-            self._tell(CallBegin(self._num_calls, self._new_id(), call.name))
+            self._content.end_frame()
+            self._events.append(CallBegin(self._num_calls, self._new_id(), call.name))
             self._num_calls += 1
-        index = self._num_calls - 1
         if arguments := call.take():
-            self._tell(CallArguments(index, arguments))
+            self._events.append(CallArguments(self._num_calls - 1, arguments))
             if call.complete:
-                self._tell(CallEnd(index))
+                self._events.append(CallEnd(self._num_calls - 1))
         if self._num_calls == self._max_calls and (call.complete or call.failed):
             self._state = "done"
         elif call.failed or call.closed:
@@ -295,30 +223,22 @@ class AnswerStream:
     def _give_call_back(self) -> None:
         """It was no call after all."""
         self._state = "answer"
-        self._add("".join(self._call_text))
+        self._content.add("".join(self._call_text))
 
     def _read_call_end(self, text: str, at: int) -> int:
-        if text[at] in _SPACE:
-            self._held.append(text[at])
+        if text[at] in SPACE:
+            self._content.add(text[at])
             return at + 1
-        if text.startswith(END_OF_TOOL_CALL, at):
-            self._held.clear()
-            self._enter_answer()
-            return at + len(END_OF_TOOL_CALL)
-        if len(text) - at < len(END_OF_TOOL_CALL) and END_OF_TOOL_CALL.startswith(text[at:]):
+        if tag := text.startswith(END_OF_TOOL_CALL, at):
+            self._content.end_frame()
+        elif END_OF_TOOL_CALL.startswith(text[at:]):
             return self._keep(text, at)
-        self._enter_answer()
-        return at
+        self._state = "answer"
+        return at + tag * len(END_OF_TOOL_CALL)
 
-    # Telling.
-
-    def _tell_content(self, text: str) -> None:
-        self._has_content = self._has_content or bool(text)
-        self._tell(ContentDelta(text))
-
-    def _tell(self, event: Event) -> None:
-        if isinstance(event, CallBegin | CallEnd) or event.text:
-            self._events.append(event)
+    def _tell_reasoning(self, text: str) -> None:
+        if text:
+            self._events.append(ReasoningDelta(text))
 
     def _keep(self, text: str, at: int) -> int:
         """Keep the rest, shorter than a tag, until more is there."""
@@ -326,8 +246,9 @@ class AnswerStream:
         return len(text)
 
     def _take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return merged(events)
+        events = merged(self._events)
+        self._events.clear()
+        return events
 
 
 def _before_partial(text: str, at: int, *tags: str) -> int:

@@ -311,14 +311,15 @@ starts = st.sampled_from(["reasoning", "answer", "response", "text"])
 
 
 @settings(deadline=None, max_examples=1000, derandomize=True)
-@given(start=starts, text=texts, seed=st.integers(0, 1000), limit=st.sampled_from([None, 1]))
-def test_any_cut_tells_the_same_events(start, text, seed, limit):
+@given(start=starts, text=texts, seed=st.integers(0, 1000), limit=st.sampled_from([None, 1]), known=st.booleans())
+def test_any_cut_tells_the_same_events(start, text, seed, limit, known):
     rng = random.Random(seed)
-    whole = events_of(start, [text], max_calls=limit)
-    assert events_of(start, text, max_calls=limit) == whole
+    options = {"max_calls": limit, "tools": TOOLS if known else ()}
+    whole = events_of(start, [text], **options)
+    assert events_of(start, text, **options) == whole
     cuts = sorted(rng.randrange(len(text) + 1) for _ in range(4))
     pieces = [text[i:j] for i, j in itertools.pairwise([0, *cuts, len(text)])]
-    assert events_of(start, pieces, max_calls=limit) == whole
+    assert events_of(start, pieces, **options) == whole
 
 
 @settings(deadline=None, max_examples=1000, derandomize=True)
@@ -341,9 +342,9 @@ def bare(text):
 
 
 @settings(deadline=None, max_examples=1000, derandomize=True)
-@given(start=starts, text=texts)
-def test_nothing_but_framing_is_lost(start, text):
-    message = fold(events_of(start, [text], tools={"another"}))
+@given(start=starts, text=texts, tools=st.sampled_from([("another",), ()]))
+def test_nothing_but_framing_is_lost(start, text, tools):
+    message = fold(events_of(start, [text], tools=tools))
     assert bare((message.reasoning or "") + (message.content or "")) == bare(text)
     if start == "text":
         assert message.content == (text or None)
