@@ -102,12 +102,14 @@ def create_app(settings: Settings, text: Text, client: EngineClient, names: tupl
     """The HTTP application over an engine."""
     from ernie_serve.api.app import create_app as create
     from ernie_serve.api.services import Services
+    from ernie_serve.text.formats import OutputFormat
 
     services = Services(
         engine=client,
         tokenizer=text.tokenizer,
         template=text.template,
         defaults=text.defaults,
+        format=OutputFormat(text.template, text.tokenizer) if text.template else None,
         model_names=names,
         max_model_len=settings.max_model_len or text.config.max_position_embeddings,
         max_output_tokens=settings.max_output_tokens,

@@ -16,8 +16,10 @@ from ernie_serve.api.prompts import chat_prompt
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.chat import ChatRequest
 from ernie_serve.api.schema.messages import read_messages
+from ernie_serve.api.schema.structure import read_structure
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
+from ernie_serve.api.shaping import reasoning_budget, shape_chat
 from ernie_serve.api.telling import Job
 
 
@@ -38,6 +40,10 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
     services.require_model(fields.model)
     fields.require_supported()
     messages = read_messages(fields.messages)
-    ids = truncated(chat_prompt(services, messages, fields), fields, services.context_length)
-    job = make_job(services, fields, [ids], chat=True, prompt_param="messages", default_max=None)
+    use = fields.tool_use
+    grammar, param = read_structure(fields.response_format, fields.structured_outputs)
+    ids = truncated(chat_prompt(services, messages, use, fields), fields, services.context_length)
+    budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
+    shape = shape_chat(services, ids, use, grammar, param, budget)
+    job = make_job(services, fields, [ids], chat=True, prompt_param="messages", default_max=None, shape=shape)
     return job, ChatFormat(services, job, fields.told_tier)

@@ -18,13 +18,17 @@ Placed = tuple[int, TokenLogprobs]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """How the ids of an answer become its text. Stop strings are looked for behind the first `min_tokens` tokens."""
+    """How the ids of an answer become its text. Stop strings are looked for behind the first `min_tokens` tokens.
+
+    Ids in `hidden_ids` have no text, whatever they are.
+    """
 
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
     logprobs: bool = False
+    hidden_ids: frozenset[int] = frozenset()
 
 
 class ChoiceText:
@@ -53,7 +57,7 @@ class ChoiceText:
         ids, logprobs = output.token_ids, output.logprobs
         if output.stop_token_id is not None and not self._options.include_stop:
             ids, logprobs = ids[:-1], logprobs[: len(ids) - 1]
-        text = self._push_one_by_one(ids, logprobs) if self._by_token else self._show(self._detokenizer.push(ids))
+        text = self._push_one_by_one(ids, logprobs) if self._by_token else self._show(self._text_of(ids))
         if output.finish_reason is not None and not self.stopped:
             text += self._show(self._detokenizer.flush())
             text += self._stop.flush()
@@ -63,7 +67,7 @@ class ChoiceText:
     def _push_one_by_one(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
         text = ""
         for index, token_id in enumerate(ids):
-            piece = self._detokenizer.push((token_id,))
+            piece = self._text_of((token_id,))
             self._num_tokens += 1
             if logprobs:
                 self._waiting.append((self._num_chars, logprobs[index]))
@@ -72,6 +76,10 @@ class ChoiceText:
             if self.stopped:
                 break
         return text
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        hidden = self._options.hidden_ids
+        return self._detokenizer.push([i for i in ids if i not in hidden] if hidden else ids)
 
     def _show(self, text: str) -> str:
         return self._stop.push(text) if text and self._options.stops else text

@@ -14,8 +14,10 @@ from ernie_serve.api.completion_format import CompletionFormat
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.completion import DEFAULT_MAX_TOKENS, CompletionRequest, read_prompts
+from ernie_serve.api.schema.structure import read_structure
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
+from ernie_serve.api.shaping import shape_text
 from ernie_serve.api.telling import Job
 from ernie_serve.errors import InvalidRequest
 
@@ -56,6 +58,7 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
         chat=False,
         prompt_param="prompt",
         default_max=DEFAULT_MAX_TOKENS,
+        shape=shape_text(*read_structure(fields.response_format, fields.structured_outputs)),
         openings=openings,
     )
     return job, CompletionFormat(services, job, echo=bool(fields.echo))

@@ -10,6 +10,7 @@ from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.sampling import Sampling
 from ernie_serve.api.schema.fields import TextRequest, read_stops
 from ernie_serve.api.services import Services
+from ernie_serve.api.shaping import PLAIN, Shape
 from ernie_serve.api.telling import Choice, Job
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.messages import EngineRequest
@@ -23,13 +24,22 @@ def make_job(
     chat: bool,
     prompt_param: str,
     default_max: int | None,
+    shape: Shape = PLAIN,
     openings: Sequence[str] = (),
 ) -> Job:
     """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
     job_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}"
     num_choices = require_choices(services, fields, len(prompts))
     prompt_only = fields.wanted_tokens[1] == 0 and fields.scored_prompt is not None
-    sampling = Sampling(fields, services, chat=chat, prompt_param=prompt_param, default_max=default_max)
+    sampling = Sampling(
+        fields,
+        services,
+        chat=chat,
+        prompt_param=prompt_param,
+        default_max=default_max,
+        constraints=shape.constraints,
+    )
+    skips = fields.skip_special_tokens is not False
     choices = [
         Choice(
             index=prompt_index * num_choices + number,
@@ -51,9 +61,10 @@ def make_job(
     text = TextOptions(
         stops=read_stops(fields.stop),
         include_stop=bool(fields.include_stop_str_in_output),
-        skip_special_tokens=fields.skip_special_tokens is not False,
+        skip_special_tokens=skips and shape.read is None,
         min_tokens=fields.min_tokens or 0,
         logprobs=fields.num_logprobs is not None,
+        hidden_ids=shape.hidden_ids if skips else frozenset(),
     )
     return Job(
         id=job_id,
@@ -63,6 +74,9 @@ def make_job(
         include_usage=fields.wants_usage,
         keep=(fields.n or 1) if fields.num_made > (fields.n or 1) else None,
         with_token_ids=bool(fields.return_token_ids),
+        read=shape.read,
+        start=shape.start,
+        grammar_param=shape.grammar_param,
     )
 
 

@@ -7,24 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ernie_serve.api.schema.chat import ConversationFields
+from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.services import Services
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.text.template import ChatTemplate, Variable
 from ernie_serve.text.tokenizer import Tokenizer
+from ernie_serve.text.tools import prepare
 
 _END = "\U000f5a5a"
 """A private character, written behind the text that is to be continued, and never part of a longer token."""
 
 
-def chat_prompt(services: Services, messages: Sequence[dict[str, Any]], fields: ConversationFields) -> list[int]:
+def chat_prompt(
+    services: Services, messages: Sequence[dict[str, Any]], use: ToolUse, fields: ConversationFields
+) -> list[int]:
     """The prompt of a conversation. Raises `InvalidRequest` where it cannot be made, or holds nothing."""
     template = require_template(services)
     variables = fields.template_variables
+    messages, tools = prepare(messages, use.tools, template, tool_choice=use.told)
     if fields.continue_final_message:
-        ids = continued(services.tokenizer, template, messages, None, variables)
+        ids = continued(services.tokenizer, template, messages, tools, variables)
     else:
         begin = fields.add_generation_prompt is not False
-        ids = template.render(messages, add_generation_prompt=begin, variables=variables)
+        ids = template.render(messages, tools=tools, add_generation_prompt=begin, variables=variables)
     if not ids:
         raise InvalidRequest("`messages` hold no text. Say something in one of them.", param="messages")
     return ids

@@ -4,8 +4,9 @@ Knows the checkpoint's defaults and the limits on lengths. Knows nothing of text
 """
 
 import secrets
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,10 +29,18 @@ class Sampling:
     """How all choices of one request are sampled; they differ in seed and in the room their prompts leave."""
 
     def __init__(
-        self, fields: TextRequest, services: Services, *, chat: bool, prompt_param: str, default_max: int | None
+        self,
+        fields: TextRequest,
+        services: Services,
+        *,
+        chat: bool,
+        prompt_param: str,
+        default_max: int | None,
+        constraints: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Read the fields once. `default_max` bounds an answer whose length the client leaves open, `None` by room.
 
+        `constraints` are further parameters: what grammar binds the answer, and how long it may reason.
         What neither the client nor the checkpoint states is OpenAI's default.
         """
         self._services = services
@@ -63,6 +72,7 @@ class Sampling:
             prompt_logprobs=fields.scored_prompt,
             allowed_token_ids=read_allowed_token_ids(fields.allowed_token_ids, vocab_size),
             bad_words=bad_word_ids(services.tokenizer, read_bad_words(fields.bad_words)),
+            **constraints,
         )
 
     def for_choice(self, choice: int, prompt_length: int) -> SamplingParams:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ernie_serve.engine.client import EngineClient
 from ernie_serve.errors import EngineUnavailable, ModelNotFound
+from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
@@ -30,16 +31,17 @@ class Limits:
 class Services:
     """The rooms below, and the facts that every answer repeats.
 
-    The first of `model_names` is the one that answers report; all of them are accepted. `template` is `None`
-    for a checkpoint that cannot chat. `max_model_len` bounds prompt and answer together, in tokens;
-    `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may call; pages of
-    `allowed_origins` may call from browsers.
+    `template` is `None` for a checkpoint that cannot chat; `format` is how chat answers are framed, without it they are
+    plain text. The first of `model_names` is the one that answers report; all of them are accepted. `max_model_len`
+    bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. Without
+    `api_keys` everybody may call; pages of `allowed_origins` may call from browsers.
     """
 
     engine: EngineClient
     tokenizer: Tokenizer
     template: ChatTemplate | None
     defaults: GenerationDefaults
+    format: OutputFormat | None = None
     model_names: tuple[str, ...]
     max_model_len: int
     max_output_tokens: int | None = None

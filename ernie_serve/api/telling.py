@@ -11,6 +11,8 @@ from typing import Protocol
 from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
 from ernie_serve.api.events import Event, Finished, PromptScored, TextDelta
 from ernie_serve.messages import EngineOutput, EngineRequest, TokenLogprobs
+from ernie_serve.text.formats import ReasoningTokens
+from ernie_serve.text.stream import Start
 from ernie_serve.text.tokenizer import Tokenizer
 
 
@@ -20,6 +22,10 @@ class Reader(Protocol):
     @property
     def num_calls(self) -> int:
         """Calls of functions begun so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more need be made."""
 
     def push(self, text: str) -> list[Event]:
         """What more text lets us tell."""
@@ -47,9 +53,9 @@ class Choice:
 class Job:
     """Everything one HTTP request asks of the engine.
 
-    `read` makes the reader of a choice, `None` where all text is the answer; where the prompt opened the reasoning,
-    the token `reasoning_end` ends it. Of the choices of each prompt the likeliest `keep` are told, all of them where
-    it is `None`.
+    `read` makes the reader of a choice, whose answer begins at `start`; it is `None` where all text is the answer. Of
+    the choices of each prompt the likeliest `keep` are told, all of them where it is `None`. `grammar_param` names the
+    field that a wrong grammar comes from.
     """
 
     id: str
@@ -58,8 +64,9 @@ class Job:
     stream: bool
     include_usage: bool
     read: Callable[[int], Reader] | None = None
-    reasoning_end: int | None = None
+    start: Start = "text"
     keep: int | None = None
+    grammar_param: str = "response_format"
     with_token_ids: bool = False
 
 
@@ -75,13 +82,15 @@ class Telling:
         self._shift = len(choice.opening)
         self._reader = job.read(choice.index) if job.read else None
         self._with_token_ids = job.with_token_ids
-        self._reasoning_end = job.reasoning_end
-        self._thinks = job.reasoning_end is not None
-        self.num_reasoning = 0
-        """Tokens of reasoning so far."""
+        self._reasoning = ReasoningTokens(tokenizer, job.start) if job.read else None
         self._num_placed = 0
         self._num_tokens = 0
         self._sum_logprobs = 0.0
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of reasoning so far."""
+        return self._reasoning.num_tokens if self._reasoning else 0
 
     def push(self, output: EngineOutput) -> list[Event]:
         """The events of an output; the last one, when there is nothing more to tell, is `Finished`."""
@@ -90,10 +99,11 @@ class Telling:
             return self._without_answer(scored) if output.token_ids or output.finish_reason else []
         self._count(output)
         text, placed = self._text.push(output)
-        finished = self._text.stopped or output.finish_reason is not None
-        if self._opening and (text or finished):
+        ended = self._text.stopped or output.finish_reason is not None
+        if self._opening and (text or ended):
             text, self._opening = self._opening + text, ""
-        events = self._read(text, finished)
+        events = self._read(text, ended)
+        finished = ended or (self._reader is not None and self._reader.done)
         placed, ids = self._of_answer(placed), output.token_ids if self._with_token_ids else ()
         if placed or ids:
             at = next((n for n, event in enumerate(events) if isinstance(event, TextDelta)), None)
@@ -123,26 +133,20 @@ class Telling:
     def _count(self, output: EngineOutput) -> None:
         self._num_tokens += len(output.token_ids)
         self._sum_logprobs += sum(token.logprob for token in output.logprobs)
-        for token_id in output.token_ids if self._thinks else ():
-            if token_id == self._reasoning_end:
-                self._thinks = False
-                break
-            self.num_reasoning += 1
+        if self._reasoning is not None:
+            self._reasoning.push(output.token_ids)
 
-    def _read(self, text: str, finished: bool) -> list[Event]:
+    def _read(self, text: str, ended: bool) -> list[Event]:
         if self._reader is None:
             return [TextDelta(self._index, text)] if text else []
         events = self._reader.push(text) if text else []
-        return [*events, *self._reader.finish()] if finished else events
+        return [*events, *self._reader.finish()] if ended else events
 
     def _of_answer(self, placed: Sequence[Placed]) -> list[Placed]:
         """The log-probabilities that belong to the answer, not to its reasoning, counted from the opening on."""
         first = self._num_placed
         self._num_placed += len(placed)
-        if self._thinks:
-            return []
-        behind = self.num_reasoning + 1 if self._reasoning_end is not None else 0
-        return [(place + self._shift, token) for place, token in placed[max(0, behind - first) :]]
+        return [(place + self._shift, token) for place, token in placed[max(0, self.num_reasoning - first) :]]
 
     def _reason(self, output: EngineOutput) -> str:
         reason = "stop" if self._text.stopped else output.finish_reason or "stop"

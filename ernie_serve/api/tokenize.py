@@ -47,7 +47,7 @@ def tokenized(services: Services, body: dict[str, Any]) -> dict[str, Any]:
     if fields.prompt is not None:
         ids = tokenizer.encode(fields.prompt)
     else:
-        ids = chat_prompt(services, read_messages(fields.messages), fields)
+        ids = chat_prompt(services, read_messages(fields.messages), fields.tool_use, fields)
     return {
         "count": len(ids),
         "max_model_len": services.context_length,

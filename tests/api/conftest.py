@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -18,24 +19,31 @@ from ernie_serve.api.app import Limits, Services, create_app
 from ernie_serve.engine.client import EngineState
 from ernie_serve.errors import EngineUnavailable
 from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
+from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
 
 EOS = 256
 HIDDEN = 257
-VOCAB_SIZE = 258
+TAGS = ["</s>", "<think>", "</think>", "<response>", "</response>", "<tool_call>", "</tool_call>"]
+VOCAB_SIZE = EOS + len(TAGS)
 
 
 class ByteTokenizer:
-    """Every byte is a token; one more ends a text and one more is special."""
+    """Every byte is a token; one more ends a text, and the tags of the family are special."""
 
     vocab_size = VOCAB_SIZE
-    control_ids = frozenset({EOS, HIDDEN})
-    _names: ClassVar = {EOS: b"</s>", HIDDEN: b"<think>"}
+    control_ids = frozenset(range(EOS, VOCAB_SIZE))
+    _names: ClassVar = {EOS + number: tag.encode() for number, tag in enumerate(TAGS)}
+    _tag = re.compile("(" + "|".join(TAGS) + ")")
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        return list(text.encode())
+        pieces = self._tag.split(text) if parse_special else [text]
+        return [i for piece in pieces for i in ([EOS + TAGS.index(piece)] if piece in TAGS else piece.encode())]
+
+    def token_id(self, spelling: str) -> int | None:
+        return EOS + TAGS.index(spelling) if spelling in TAGS else None
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         return b"".join(self.iter_bytes(ids, skip_special_tokens=skip_special_tokens)).decode("utf-8", "replace")
@@ -53,6 +61,7 @@ class ByteTokenizer:
 class PlainTemplate:
     """`role: content`, a line each."""
 
+    source = ""
     uses_tools = False
     thinks = False
 
@@ -66,6 +75,28 @@ class PlainTemplate:
     ) -> list[int]:
         lines = [f"{message['role']}: {message['content']}\n" for message in messages]
         return list(("".join(lines) + "assistant: " * add_generation_prompt).encode())
+
+
+class ThinkingTemplate(PlainTemplate):
+    """Lists tools, writes calls, and opens the answer's reasoning."""
+
+    source = "<think> <response>"
+    uses_tools = True
+    thinks = True
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Any = None,
+        add_generation_prompt: bool = True,
+        variables: Any = None,
+    ) -> list[int]:
+        lines = [f"tools: {json.dumps(tools)}\n"] if tools else []
+        for message in messages:
+            lines.append(f"{message['role']}: {message['content']}\n")
+            lines += [f"call: {json.dumps(call['function'])}\n" for call in message.get("tool_calls", [])]
+        return [*"".join(lines).encode(), *([HIDDEN, 10] if add_generation_prompt else [])]
 
 
 @dataclass
@@ -171,7 +202,13 @@ class ScriptedEngine:
                 finish_reason=("length" if stopped is None else "stop") if last else None,
                 stop_token_id=stopped if last else None,
                 num_cached_tokens=self.num_cached if start == 0 else 0,
+                prompt_logprobs=self._scored(request) if start == 0 else [],
             )
+
+    def _scored(self, request: EngineRequest) -> list[TokenLogprobs]:
+        if (count := request.sampling.prompt_logprobs) is None:
+            return []
+        return [self._logprobs(i, count) for i in request.prompt_token_ids[1:]]
 
     def _logprobs(self, token_id: int, count: int) -> TokenLogprobs:
         top = [((token_id + offset) % VOCAB_SIZE, -0.5 - offset) for offset in range(count)]
@@ -190,6 +227,7 @@ def make_services(engine: ScriptedEngine) -> Callable[..., Services]:
             "engine": engine,
             "tokenizer": cast("Tokenizer", ByteTokenizer()),
             "template": cast("ChatTemplate", PlainTemplate()),
+            "format": OutputFormat(cast("ChatTemplate", PlainTemplate()), cast("Tokenizer", ByteTokenizer())),
             "defaults": GenerationDefaults(stop_token_ids=(EOS,), chat_stop_token_ids=(EOS,)),
             "model_names": ("baidu/ernie", "ernie"),
             "max_model_len": 256,
@@ -204,6 +242,19 @@ def make_services(engine: ScriptedEngine) -> Callable[..., Services]:
 @pytest.fixture
 def services(make_services: Callable[..., Services]) -> Services:
     return make_services()
+
+
+@pytest.fixture
+def thinking_services(make_services: Callable[..., Services]) -> Services:
+    """A checkpoint that thinks before it answers, and whose template lists tools."""
+    template, tokenizer = cast("ChatTemplate", ThinkingTemplate()), cast("Tokenizer", ByteTokenizer())
+    return make_services(template=template, format=OutputFormat(template, tokenizer), max_model_len=4096)
+
+
+@pytest.fixture
+def tagged() -> Callable[[str], list[int]]:
+    """The ids of a text whose tags are control tokens."""
+    return ByteTokenizer().encode
 
 
 Call = Callable[..., httpx.Response]
@@ -249,6 +300,16 @@ def chat(call: Call) -> Call:
     messages = [{"role": "user", "content": "Hi"}]
     return lambda **fields: call(
         "POST", "/v1/chat/completions", json={"model": "ernie", "messages": messages, **fields}
+    )
+
+
+@pytest.fixture
+def think(thinking_services: Services) -> Call:
+    """POST /v1/chat/completions to a checkpoint that thinks."""
+    app = create_app(thinking_services)
+    messages = [{"role": "user", "content": "Hi"}]
+    return lambda **fields: ask(
+        app, "POST", "/v1/chat/completions", json={"model": "ernie", "messages": messages, **fields}
     )
 
 

@@ -125,13 +125,9 @@ def test_checkpoint_without_a_template_points_to_completions(call_with: Any) -> 
 
 
 REFUSED = [
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("tool_choice", "auto"),
     ("functions", [{"name": "f"}]),
-    ("response_format", {"type": "json_object"}),
     ("modalities", ["text", "audio"]),
     ("audio", {"voice": "alloy", "format": "wav"}),
-    ("structured_outputs", {"json": {}}),
     ("chat_template", "{{ 1 }}"),
     ("chat_template_kwargs", {"tokenize": True}),
     ("echo", True),

@@ -181,7 +181,7 @@ def test_engine_that_fails_before_the_first_token_has_its_status_in_a_stream_too
 
 
 def test_refused_fields_are_named(complete: Any) -> None:
-    for name, value in (("suffix", "x"), ("response_format", {"type": "json_object"})):
+    for name, value in (("suffix", "x"), ("use_beam_search", True)):
         response = complete(**{name: value})
         assert (response.status_code, response.json()["error"]["param"]) == (400, name)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from ernie_serve.api.schema.accepted import Boolean, Integer, Prediction, Text
 from ernie_serve.api.schema.fields import INT31, TextRequest, documented
 from ernie_serve.api.schema.messages import MESSAGES
+from ernie_serve.api.schema.tools import TOOL_CHOICE, TOOLS, ToolUse, read_tool_use, read_tools
 from ernie_serve.api.schema.validation import kind_of
 from ernie_serve.errors import InvalidRequest
 
@@ -26,12 +27,20 @@ class ConversationFields(BaseModel):
     continue_final_message: Boolean | None = None
     chat_template_kwargs: Annotated[Any, documented({"type": "object", "additionalProperties": True})] = None
     reasoning_effort: ReasoningEffort | None = None
+    tools: Annotated[Any, documented(TOOLS)] = None
+    tool_choice: Annotated[Any, documented(TOOL_CHOICE)] = None
+    parallel_tool_calls: Boolean | None = None
 
     def require_one_ending(self) -> None:
         """Raise `InvalidRequest` where a prompt cannot both go on with the last message and begin a new one."""
         if self.add_generation_prompt and self.continue_final_message:
             told = "`continue_final_message` and `add_generation_prompt` exclude each other. Set one of them to false."
             raise InvalidRequest(told, param="continue_final_message")
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """What may be called. Raises `InvalidRequest`."""
+        return read_tool_use(read_tools(self.tools), self.tool_choice, self.parallel_tool_calls)
 
     @property
     def template_variables(self) -> dict[str, str | int | float | bool | None]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ernie_serve.api.schema.accepted import Accepted, Boolean, Integer, Number, Text
+from ernie_serve.api.schema.structure import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from ernie_serve.api.schema.validation import kind_of
 from ernie_serve.errors import InvalidRequest
 
@@ -72,6 +73,8 @@ class TextRequest(Accepted):
     truncate_prompt_tokens: Annotated[Integer, Field(ge=-1, le=INT31)] | None = None
     prompt_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     return_token_ids: Boolean | None = None
+    response_format: Annotated[Any, documented(RESPONSE_FORMAT)] = None
+    structured_outputs: Annotated[Any, documented(STRUCTURED_OUTPUTS)] = None
     cache_salt: Annotated[Text, Field(max_length=256)] | None = None
 
     @property

@@ -1,0 +1,128 @@
+"""What an answer's text must look like, as clients ask for it.
+
+Knows OpenAI's response formats and vLLM's structured outputs. Knows nothing of how grammars are compiled.
+"""
+
+import json
+import re
+from typing import Any
+
+from ernie_serve.api.schema.validation import kind_of
+from ernie_serve.errors import InvalidRequest
+from ernie_serve.messages import Grammar
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_KINDS = ("json", "json_object", "regex", "choice", "grammar")
+
+RESPONSE_FORMAT = {
+    "anyOf": [
+        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"enum": ["json_schema"]},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+                        "schema": {"type": "object"},
+                        "strict": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+                    },
+                    "required": ["name"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+    ]
+}
+"""A response format for the API's own description."""
+
+STRUCTURED_OUTPUTS = {
+    "type": "object",
+    "properties": {
+        "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        "json_object": {"type": "boolean"},
+        "regex": {"type": "string"},
+        "choice": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "grammar": {"type": "string"},
+    },
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+"""Structured outputs for the API's own description."""
+
+
+def read_structure(response_format: Any, structured_outputs: Any) -> tuple[Grammar | None, str]:
+    """The grammar of the answer, `None` for any text, and the field that asks for it. Raises `InvalidRequest`."""
+    formatted = read_format(response_format)
+    if structured_outputs is None:
+        return formatted, "response_format"
+    if formatted is not None:
+        told = "`structured_outputs` and `response_format` both say what the answer looks like. Send one of them."
+        raise InvalidRequest(told, param="structured_outputs")
+    return _read_outputs(structured_outputs), "structured_outputs"
+
+
+def read_format(value: Any, path: str = "response_format") -> Grammar | None:
+    """`response_format`: text, json_object, or json_schema in chat's nested form or the flat one of Responses.
+
+    A schema binds the answer whether it is strict or not.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{path}` must be an object, not {kind_of(value)}.", param=path)
+    match value.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return Grammar("json_object")
+        case "json_schema":
+            return _read_schema(value, path)
+    raise InvalidRequest(f"`{path}.type` must be text, json_object or json_schema.", param=f"{path}.type")
+
+
+def _read_schema(value: dict[str, Any], path: str) -> Grammar:
+    if "json_schema" in value or "schema" not in value:
+        value, path = value.get("json_schema"), f"{path}.json_schema"  # type: ignore[assignment]  # checked below
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{path}` must be an object, not {kind_of(value)}.", param=path)
+    name, schema, strict = value.get("name"), value.get("schema"), value.get("strict")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        told = f"`{path}.name` must be 1 to 64 letters, digits, underscores or dashes."
+        raise InvalidRequest(told, param=f"{path}.name")
+    if strict is not None and not isinstance(strict, bool):
+        raise InvalidRequest(f"`{path}.strict` must be true or false, not {kind_of(strict)}.", param=f"{path}.strict")
+    if schema is None:
+        return Grammar("json_object")
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"`{path}.schema` must be an object, not {kind_of(schema)}.", param=f"{path}.schema")
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def _read_outputs(value: Any) -> Grammar | None:
+    path = "structured_outputs"
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{path}` must be an object, not {kind_of(value)}.", param=path)
+    given = {name: inner for name, inner in value.items() if inner is not None and inner is not False}
+    if unknown := sorted(given.keys() - set(_KINDS)):
+        told = f"`{path}.{unknown[0][:40]}` is not supported. Use one of {', '.join(_KINDS)}."
+        raise InvalidRequest(told, param=path)
+    if len(given) != 1:
+        told = f"`{path}` must have exactly one of {', '.join(_KINDS)}, not {len(given)}."
+        raise InvalidRequest(told, param=path)
+    ((kind, inner),) = given.items()
+    match kind, inner:
+        case "json", str():
+            return Grammar("json_schema", inner)
+        case "json", dict():
+            return Grammar("json_schema", json.dumps(inner))
+        case "json_object", True:
+            return Grammar("json_object")
+        case "regex", str():
+            return Grammar("regex", inner)
+        case "choice", list():
+            return Grammar("choice", json.dumps(inner))
+        case "grammar", str():
+            return Grammar("lark", inner)
+    raise InvalidRequest(f"`{path}.{kind}` is {kind_of(inner)}, which it cannot be.", param=f"{path}.{kind}")

@@ -1,0 +1,115 @@
+"""What form an answer takes: the grammar that binds it, the reasoning before it, and who reads it.
+
+Knows how tools, response formats and reasoning come together in one answer. Knows no endpoint's fields and no grammar's
+insides.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ernie_serve.api.reading import AnswerReader
+from ernie_serve.api.schema.tools import ToolUse
+from ernie_serve.api.services import Services
+from ernie_serve.api.telling import Reader
+from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.messages import Grammar
+from ernie_serve.text.formats import OutputFormat
+from ernie_serve.text.stream import Start
+
+EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 8192}
+"""Tokens of reasoning that an effort allows; more effort has no bound of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The form of one request's answers. `constraints` are fields of the engine's sampling parameters.
+
+    `grammar_param` names the field that a wrong grammar comes from. Special tokens in `hidden_ids` are left out of the
+    text that `read` reads, all others are spelled.
+    """
+
+    constraints: dict[str, Any] = field(default_factory=dict)
+    grammar_param: str = "response_format"
+    read: Callable[[int], Reader] | None = None
+    start: Start = "text"
+    hidden_ids: frozenset[int] = frozenset()
+
+
+PLAIN = Shape()
+"""Any text, all of it the answer."""
+
+
+def shape_text(grammar: Grammar | None, param: str) -> Shape:
+    """The form of a text that is continued."""
+    return Shape(constraints={} if grammar is None else {"grammar": grammar}, grammar_param=param)
+
+
+def shape_chat(
+    services: Services,
+    prompt_ids: Sequence[int],
+    use: ToolUse,
+    grammar: Grammar | None,
+    param: str,
+    max_reasoning_tokens: int | None,
+) -> Shape:
+    """The form of an answer to this prompt. Raises `InvalidRequest` for what cannot go together."""
+    form = services.format
+    if form is None:
+        return shape_text(grammar, param)
+    start = form.start(prompt_ids)
+    if use.mode != "none":
+        grammar, param = _call_grammar(form, start, use, grammar), "tools"
+    constraints: dict[str, Any] = {}
+    if grammar is not None:
+        constraints["grammar"] = grammar
+        if start == "reasoning":
+            constraints["grammar_after_token_id"] = _end_of_think(form, param)
+    if max_reasoning_tokens is not None and start == "reasoning":
+        constraints["max_reasoning_tokens"] = max_reasoning_tokens
+        constraints["reasoning_end_token_id"] = _end_of_think(form, "max_reasoning_tokens")
+        constraints["reasoning_end_forced_ids"] = form.end_of_think_ids
+    if form.is_plain(use.names):
+        return Shape(constraints=constraints, grammar_param=param)
+    max_calls = None if use.parallel else 1
+
+    def read(index: int) -> Reader:
+        return AnswerReader(index, form.stream(prompt_ids, tools=use.names, max_calls=max_calls))
+
+    return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
+
+
+def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, grammar: Grammar | None) -> Grammar:
+    """What keeps calls well-formed, and makes them where they are required."""
+    if grammar is not None and use.mode == "auto":
+        told = (
+            "A response format cannot be kept together with tools that the model may call or not. Set `tool_choice` to "
+            "required or none, or leave the format out."
+        )
+        raise InvalidRequest(told, param="response_format")
+    framing = form.call_framing(start)
+    around = "\n" if form.framed else ""
+    return tool_grammar(
+        use.tools,
+        ToolFraming(begin_id=framing.begin_id, end_id=framing.end_id, after=around),
+        mode="required" if use.mode == "required" else "auto",
+        names=use.names,
+        parallel=use.parallel,
+    )
+
+
+def _end_of_think(form: OutputFormat, param: str) -> int:
+    if form.end_of_think_id is None:
+        told = f"`{param}` cannot be kept: this checkpoint has no token that ends its reasoning. Leave it out."
+        raise InvalidRequest(told, param=param)
+    return form.end_of_think_id
+
+
+def reasoning_budget(wanted: int | None, variables: dict[str, Any]) -> int | None:
+    """Tokens of reasoning: what was asked for, or what an effort or a switch says; `None` for no bound."""
+    if wanted is not None:
+        return wanted
+    if variables.get("enable_thinking") is False or variables.get("thinking") is False:
+        return 0
+    return EFFORTS.get(str(variables.get("reasoning_effort")))
