@@ -8,7 +8,11 @@ from contextlib import suppress
 from typing import Protocol
 
 from ernie_serve.engine import wire
+from ernie_serve.engine.admission import Admission
+from ernie_serve.engine.constraint import Constraint
+from ernie_serve.engine.masks import MaskMaker, Masks
 from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.grammar.compiler import GrammarCompiler
 from ernie_serve.messages import (
     Abort,
     EngineCommand,
@@ -28,31 +32,41 @@ logger = logging.getLogger(__name__)
 class Runner(Protocol):
     """Turns plans into tokens."""
 
-    def execute(self, plan: StepPlan) -> list[Sampled]:
-        """Compute every row of the plan; a token for each row that wants one, in any order."""
+    def execute(self, plan: StepPlan, masks: Masks | None = None) -> list[Sampled]:
+        """Compute every row of the plan; what was sampled for each row that wants something, in any order.
+
+        `masks` is given where some rows may not yield every token. It waits for the masks, which are made meanwhile,
+        so it is called as late as possible: when the logits are there.
+        """
 
 
 class EngineCore:
-    """One scheduler and one runner. Not safe for threads: one caller at a time."""
+    """One scheduler and one runner. Not safe for threads: one caller at a time.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    Without `grammars` a request that is constrained in any way ends with an error.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self._admission = Admission(grammars)
+        self._masks = MaskMaker(grammars.vocabulary.bytes_per_mask) if grammars else None
         self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
         self._num_failures = 0  # steps in a row
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.has_work or bool(self._ended)
+        return self.scheduler.has_work or bool(self._ended) or self._admission.is_waiting
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; all its outputs come from `step`."""
-        if output := self.scheduler.add(request):
-            self._ended.append(output)
+        if admitted := self._admission.add(request):
+            self._accept(*admitted)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; no output says so. Unknown ids are ignored."""
+        self._admission.abort(request_id)
         self.scheduler.abort(request_id)
 
     def step(self) -> list[EngineOutput]:
@@ -61,12 +75,13 @@ class EngineCore:
         A step that fails ends its requests with an error and the engine goes on; a second failure in a row is
         raised, because what broke does not heal.
         """
+        self._admit()
         outputs, self._ended = self._ended, []
         plan = self.scheduler.schedule()
         if plan is None:
             return outputs
         try:
-            sampled = self.runner.execute(plan)
+            sampled = self._execute(plan)
         except Exception as error:
             self._num_failures += 1
             if self._num_failures > 1:
@@ -75,6 +90,31 @@ class EngineCore:
             return outputs + self.scheduler.fail(plan, f"The engine failed on this request ({type(error).__name__}).")
         self._num_failures = 0
         return outputs + self.scheduler.update(plan, sampled)
+
+    def _admit(self) -> None:
+        """Let in the requests whose grammars are ready; wait a moment for one when there is nothing else to do."""
+        if self._admission.is_waiting:
+            for admitted in self._admission.take(patiently=not self.scheduler.has_work and not self._ended):
+                self._accept(*admitted)
+
+    def _accept(self, request: EngineRequest, constraint: Constraint | None, error: str) -> None:
+        ended = EngineOutput(request_id=request.request_id, finish_reason="error", error=error) if error else None
+        if ended := ended or self.scheduler.add(request, constraint):
+            self._ended.append(ended)
+
+    def _execute(self, plan: StepPlan) -> list[Sampled]:
+        """Run a plan, while the masks of its rows are made in another thread."""
+        constraints = self.scheduler.constraints(plan)
+        if not constraints:
+            return self.runner.execute(plan)
+        assert self._masks is not None, "a constrained request got past admission"
+        masks = self._masks.start(constraints)
+        if masks is None:
+            return self.runner.execute(plan)
+        try:
+            return self.runner.execute(plan, masks)
+        finally:
+            self._masks.wait()
 
     def serve(self, connection: wire.Connection) -> None:
         """Obey commands until `Shutdown` or until the other side is gone; report every step in one message.

@@ -14,6 +14,7 @@ class OutputQueue:
     def __init__(self) -> None:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
         self._last: EngineOutput | None = None
         self._num_cached = 0
         self._error: Exception | None = None
@@ -23,6 +24,7 @@ class OutputQueue:
         """Add an output to what is unread."""
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs
+        self._prompt_logprobs += output.prompt_logprobs
         self._last = output
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
         self._news.set()
@@ -43,12 +45,13 @@ class OutputQueue:
             request_id=last.request_id,
             token_ids=self._token_ids,
             logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs,
             finish_reason=last.finish_reason,
             stop_token_id=last.stop_token_id,
             num_cached_tokens=self._num_cached,
             error=last.error,
         )
-        self._token_ids, self._logprobs, self._last = [], [], None
+        self._token_ids, self._logprobs, self._prompt_logprobs, self._last = [], [], [], None
         if self._error is None:
             self._news.clear()
         return merged

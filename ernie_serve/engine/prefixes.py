@@ -22,14 +22,19 @@ class Prefixes:
         self._coming: dict[bytes, tuple[int, int]] = {}  # digest -> order of the request that computes the block
 
     def find(self, request: Request) -> list[int]:
-        """Blocks that hold the request's beginning; at least one token is left to compute, for its logits."""
-        if not self._pool.enable_prefix_caching:
+        """Blocks that hold the request's beginning; at least one token is left to compute, for its logits.
+
+        None for a request that wants the logprobs of its prompt: it computes all of it.
+        """
+        if not self._pool.enable_prefix_caching or request.wants_scores:
             return []
         limit = self._limit(request)
         return self._pool.find(request.block_digests(limit, self._pool.block_size), limit)
 
     def is_worth_waiting(self, request: Request, num_found: int) -> bool:
         """Whether requests that come before this one compute, right now, half or more of what it lacks."""
+        if request.wants_scores:
+            return False
         num_coming = 0
         for digest in islice(request.digests, num_found, self._limit(request)):
             if self._coming.get(digest, request.order) >= request.order:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from struct import pack
 
+from ernie_serve.engine.constraint import Constraint
 from ernie_serve.messages import EngineRequest, FinishReason, PlanRow, SamplingParams
 
 
@@ -16,6 +17,7 @@ class Request:
 
     `num_computed` counts the tokens whose keys and values are in `block_ids`, or will be once the plans that are
     under way have run. `num_cached` is how much of the prompt the prefix cache held when the request first ran.
+    `num_scored` counts the prompt tokens whose logprobs have been told, without the first, which has none.
     """
 
     request_id: str
@@ -30,10 +32,12 @@ class Request:
     num_computed: int = 0
     num_published: int = 0
     num_cached: int | None = None
+    num_scored: int = 0
     digests: list[bytes] = field(default_factory=list)
+    constraint: Constraint | None = None
 
     @classmethod
-    def arriving(cls, request: EngineRequest, arrival: int) -> "Request":
+    def arriving(cls, request: EngineRequest, arrival: int, constraint: Constraint | None = None) -> "Request":
         """A request that has just come in, as the `arrival`-th."""
         return cls(
             request_id=request.request_id,
@@ -41,6 +45,7 @@ class Request:
             sampling=request.sampling,
             salt=request.cache_salt,
             order=(request.priority, arrival),
+            constraint=constraint,
         )
 
     @property
@@ -57,6 +62,11 @@ class Request:
     def num_pending(self) -> int:
         """Tokens known but not computed."""
         return len(self.prompt_ids) + len(self.output_ids) - self.num_computed
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether logprobs of prompt tokens are still to be told; until then all of the prompt is computed."""
+        return self.sampling.prompt_logprobs is not None and self.num_scored < len(self.prompt_ids) - 1
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """The tokens at positions `start` to `stop` (exclusive), across prompt and output."""
@@ -97,14 +107,19 @@ class Request:
             start=start,
             block_ids=self.block_ids,
             sampling=self.sampling,
-            wants_token=stop == self.num_tokens,
+            wants_token=stop == self.num_tokens and self.sampling.max_tokens > 0,
             prompt_token_ids=self.prompt_ids,
             output_token_ids=self.output_ids,
+            wants_prompt_logprobs=self.wants_scores and start < len(self.prompt_ids) - 1,
         )
 
     def finish_reason(self, max_len: int) -> FinishReason | None:
         """Why the text ends with the newest token, if it does. `max_len` bounds prompt and output together."""
         sampling, num_output = self.sampling, len(self.output_ids)
+        if self.constraint is not None and self.constraint.error:
+            return "error"
+        if self.constraint is not None and self.constraint.has_ended:
+            return "stop"
         if num_output > sampling.min_tokens and self.output_ids[-1] in sampling.stop_token_ids:
             return "stop"
         if num_output >= sampling.max_tokens or self.num_tokens >= max_len:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Literal
 
+from ernie_serve.engine.constraint import Constraint
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.prefixes import Prefixes
 from ernie_serve.engine.request import Request
@@ -22,6 +23,7 @@ from ernie_serve.messages import (
     PlanRow,
     Sampled,
     StepPlan,
+    TokenLogprobs,
 )
 
 _ORDER = attrgetter("order")
@@ -42,6 +44,7 @@ class Scheduler:
         max_num_batched_tokens: int = 8192,
         max_model_len: int,
         min_tokens_worth_waiting: int = 128,
+        max_scored_tokens: int = 256,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("max_num_seqs, max_num_batched_tokens and max_model_len must be at least 1.")
@@ -49,6 +52,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.max_scored_tokens = max_scored_tokens  # a step: each holds the logits of a whole vocabulary
         self._max_len = min(max_model_len, pool.num_blocks * pool.block_size)
         self._prefixes = Prefixes(pool, min_tokens_worth_waiting)
         self._requests: dict[str, Request] = {}
@@ -77,14 +81,14 @@ class Scheduler:
             blocks_free=self.pool.num_free,
         )
 
-    def add(self, request: EngineRequest) -> EngineOutput | None:
+    def add(self, request: EngineRequest, constraint: Constraint | None = None) -> EngineOutput | None:
         """Queue a request. One that has nothing to compute, or never could, ends here with the output returned."""
         if reason := self._why_impossible(request):
             return EngineOutput(request_id=request.request_id, finish_reason="error", error=reason)
-        if request.sampling.max_tokens < 1:
+        if request.sampling.max_tokens < 1 and request.sampling.prompt_logprobs is None:
             return EngineOutput(request_id=request.request_id, finish_reason="length")
         self._num_arrived += 1
-        arrived = Request.arriving(request, self._num_arrived)
+        arrived = Request.arriving(request, self._num_arrived, constraint)
         self._requests[arrived.request_id] = arrived
         insort(self._waiting, arrived, key=_ORDER)
         return None
@@ -102,6 +106,7 @@ class Scheduler:
         ever hits requests that have not had their turn yet, so no row is ever taken back.
         """
         budget = self.max_num_batched_tokens
+        scored = self.max_scored_tokens
         rows: list[PlanRow] = []
         place = 0  # those that run before it have had their turn
         passed = 0  # those that wait before it stay where they are
@@ -117,18 +122,26 @@ class Scheduler:
                 break  # one that cannot grow has preempted itself, and it was the last
             request = self._running[place]
             place += 1
-            if request.num_pending:  # otherwise its next token is still under way
-                row = request.take_row(min(request.num_pending, max(1, budget - len(self._running) + place)))
-                budget -= len(row.token_ids)
-                rows.append(row)
+            count = min(request.num_pending, max(1, budget - len(self._running) + place))
+            if request.wants_scores:
+                count = min(count, scored)
+                scored -= count
+            if count:  # otherwise its next token is still under way, or others are scored in this step
+                budget -= count
+                rows.append(request.take_row(count))
         if not rows:
             return None
         self._step += 1
         return StepPlan(self._step, rows)
 
+    def constraints(self, plan: StepPlan) -> dict[str, Constraint]:
+        """What binds the tokens that a plan yields, by request; most requests are not bound."""
+        requests = [request for row in plan.rows if row.wants_token and (request := self._request_of(row))]
+        return {request.request_id: request.constraint for request in requests if request.constraint is not None}
+
     def update(self, plan: StepPlan, sampled: Iterable[Sampled]) -> list[EngineOutput]:
-        """Take the results of a plan: one sampled token for each row that wants one."""
-        tokens = {token.request_id: token for token in sampled}
+        """Take the results of a plan: what was sampled for each row that wants a token or logprobs of its prompt."""
+        yielded = {each.request_id: each for each in sampled}
         outputs = []
         for row in plan.rows:
             request = self._request_of(row)
@@ -137,8 +150,12 @@ class Scheduler:
             stop = row.start + len(row.token_ids)
             if row.block_ids is request.block_ids:  # otherwise it was preempted since, and its blocks are gone
                 self._prefixes.publish(request, stop)
-            if row.wants_token and stop == request.num_tokens:  # otherwise it has that token from before
-                outputs.append(self._advance(request, tokens[row.request_id]))
+            is_news = stop == request.num_tokens  # otherwise it has that token from before
+            scores = _take_scores(request, row, yielded[row.request_id]) if row.wants_prompt_logprobs else []
+            if is_news and row.wants_token:
+                outputs.append(self._advance(request, yielded[row.request_id], scores))
+            elif is_news or scores:
+                outputs.append(self._tell_scores(request, scores, is_last=is_news))
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:
@@ -225,8 +242,14 @@ class Scheduler:
         request = self._requests.get(row.request_id)
         return request if request is not None and row.output_token_ids is request.output_ids else None
 
-    def _advance(self, request: Request, sampled: Sampled) -> EngineOutput:
+    def _advance(self, request: Request, sampled: Sampled, scores: list[TokenLogprobs]) -> EngineOutput:
+        constraint = request.constraint
+        if constraint is not None and constraint.error:  # what was sampled is no answer
+            self._end(request)
+            return EngineOutput(request_id=request.request_id, finish_reason="error", error=constraint.error)
         request.output_ids.append(sampled.token_id)
+        if constraint is not None:
+            constraint.advance(sampled.token_id)
         reason = request.finish_reason(self._max_len)
         if reason:
             self._end(request)
@@ -234,8 +257,21 @@ class Scheduler:
             request_id=request.request_id,
             token_ids=[sampled.token_id],
             logprobs=[sampled.logprobs] if sampled.logprobs else [],
+            prompt_logprobs=scores,
             finish_reason=reason,
-            stop_token_id=sampled.token_id if reason == "stop" else None,
+            stop_token_id=sampled.token_id if reason == "stop" and _is_stop(request, sampled.token_id) else None,
+            num_cached_tokens=request.num_cached or 0,
+            error=constraint.error if constraint is not None else "",
+        )
+
+    def _tell_scores(self, request: Request, scores: list[TokenLogprobs], *, is_last: bool) -> EngineOutput:
+        """Logprobs of the prompt without a token; the end of a request that wants no token."""
+        if is_last:
+            self._end(request)
+        return EngineOutput(
+            request_id=request.request_id,
+            prompt_logprobs=scores,
+            finish_reason="length" if is_last else None,
             num_cached_tokens=request.num_cached or 0,
         )
 
@@ -256,6 +292,17 @@ class Scheduler:
         self._prefixes.stop(request)
         self.pool.release(request.block_ids)
         request.restart()
+
+
+def _take_scores(request: Request, row: PlanRow, sampled: Sampled) -> list[TokenLogprobs]:
+    """The logprobs of prompt tokens that are new; after a preemption some come again."""
+    new = sampled.prompt_logprobs[max(0, request.num_scored - row.start) :]
+    request.num_scored += len(new)
+    return new
+
+
+def _is_stop(request: Request, token_id: int) -> bool:
+    return token_id in request.sampling.stop_token_ids
 
 
 def _remove(requests: list[Request], request: Request) -> bool:
