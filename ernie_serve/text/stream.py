@@ -163,7 +163,7 @@ class AnswerStream:
             if text.startswith(tag, at):
                 self._enter(tag)
                 return at + len(tag)
-            if tag.startswith(text[at:]):
+            if tag.startswith(text[at : at + len(tag)]):
                 return self._keep(text, at)
         if self._content.closing:  # with `</response>` read as text, the same tag may be a frame after all
             self._content.reopen_response()
@@ -231,7 +231,7 @@ class AnswerStream:
             return at + 1
         if tag := text.startswith(END_OF_TOOL_CALL, at):
             self._content.end_frame()
-        elif END_OF_TOOL_CALL.startswith(text[at:]):
+        elif END_OF_TOOL_CALL.startswith(text[at : at + len(END_OF_TOOL_CALL)]):
             return self._keep(text, at)
         self._state = "answer"
         return at + tag * len(END_OF_TOOL_CALL)

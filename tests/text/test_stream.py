@@ -262,6 +262,8 @@ def test_nothing_is_told_behind_the_last_call_that_is_wanted():
     assert stream.done
     message = fold(events + stream.push("z") + stream.flush())
     assert (message.content, [c.name for c in message.tool_calls]) == ("x", ["a"])
+    broken = call("a", '{"x": tru!}') + "\nbye"
+    assert parse("text", broken, max_calls=1) == (None, None, [("a", '{"x": tru')])
 
 
 def test_reasoning_is_known_while_it_lasts():
@@ -350,24 +352,39 @@ def test_nothing_but_framing_is_lost(start, text, tools):
         assert message.content == (text or None)
 
 
-def num_calls(start, pieces):
-    """How many functions run, Python's own included, and the longest text that is read again."""
+class Copied(str):
+    """A text that counts the characters that are copied out of it."""
+
+    num_chars = 0
+
+    def __getitem__(self, place):
+        piece = str.__getitem__(self, place)
+        Copied.num_chars += len(piece)
+        return piece
+
+    def __radd__(self, before):
+        Copied.num_chars += len(before) + len(self)
+        return Copied(str.__add__(before, self))
+
+
+def work_of(start, pieces):
+    """How many functions run, Python's own included, and how many characters are copied."""
     stream = stream_of(start)
-    count = longest = 0
+    count = 0
 
     def counted(frame, event, argument):
         nonlocal count
         count += event in ("call", "c_call")
 
+    Copied.num_chars = 0
     sys.setprofile(counted)
     try:
         for piece in pieces:
-            stream.push(piece)
-            longest = max(longest, len(stream._tail))
+            stream.push(Copied(piece))
         stream.flush()
     finally:
         sys.setprofile(None)
-    return count, longest
+    return count, Copied.num_chars
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -389,16 +406,18 @@ def num_calls(start, pieces):
 def test_the_work_grows_with_the_text_and_no_faster(unit, start, one_by_one):
     def work(repeats):
         text = unit * repeats
-        return num_calls(start, text if one_by_one else [text])
+        return work_of(start, text if one_by_one else [text])
 
-    (once, _), (twice, longest) = work(40), work(80)
-    assert twice < 2.2 * once + 40
-    assert longest < max(map(len, TAGS))
+    once, twice = work(40), work(80)
+    assert twice[0] < 2.2 * once[0] + 40
+    assert twice[1] < 2.2 * once[1] + 40
 
 
 @pytest.mark.parametrize("head", ['"', "[", "[1,", '{"b":', "1", " "])
 def test_the_work_grows_with_a_calls_arguments_and_no_faster(head):
     def work(repeats):
-        return num_calls("text", ['<tool_call>{"name": "a", "arguments": {"a": ', *(head * repeats)])[0]
+        return work_of("text", ['<tool_call>{"name": "a", "arguments": {"a": ', *(head * repeats)])
 
-    assert work(200) < 2.2 * work(100) + 40
+    once, twice = work(100), work(200)
+    assert twice[0] < 2.2 * once[0] + 40
+    assert twice[1] < 2.2 * once[1] + 40
