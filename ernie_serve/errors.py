@@ -7,15 +7,23 @@
     │   └── NotEnoughMemory          what is needed, what is free, and the flag to change
     └── RequestError                 a request cannot be answered: OpenAI's error body
         ├── InvalidRequest      400  the request is wrong; `param` names the field
-        │   └── ContextLengthExceeded
+        │   ├── ContextLengthExceeded
+        │   └── PreviousResponseNotFound
         ├── Unauthorized        401
+        ├── PaymentRequired     402  the balance or a monthly limit is too small; both numbers are in the message
+        ├── Forbidden           403  the key is known, but may not do this
         ├── ModelNotFound       404
+        ├── ResponseNotFound    404
         ├── UnknownUrl          404
         ├── MethodNotAllowed    405
         ├── RequestTimeout      408
+        ├── RequestConflict     409  the same idempotency key is still being answered
         ├── RequestTooLarge     413
         ├── UnsupportedMedia    415
+        ├── IdempotencyMismatch 422  an idempotency key came back with another body
+        ├── RateLimited         429  the caller's own limit; try again after the seconds told
         ├── EngineUnavailable   503  loading, or ended; try again later
+        ├── StoreUnavailable    503  the billing store cannot be written; nothing was generated or charged
         └── EngineFailure       500  the engine failed this request; it is not charged
 
 Knows statuses, OpenAI's `type` and `code`, and nothing of how an answer is sent.
@@ -71,6 +79,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    """A response is to go on from one that is not kept."""
+
+    code = "previous_response_not_found"
+
+
 class Unauthorized(RequestError):
     """No key, or none that is known."""
 
@@ -79,12 +93,35 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class PaymentRequired(RequestError):
+    """What is left does not pay for the request."""
+
+    status = 402
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class Forbidden(RequestError):
+    """The key is good, but its scopes do not reach this far."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_permissions"
+
+
 class ModelNotFound(RequestError):
     """The request names a model that is not served here."""
 
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class ResponseNotFound(RequestError):
+    """There is no kept response of this id for this key."""
+
+    status = 404
+    type = "invalid_request_error"
 
 
 class UnknownUrl(RequestError):
@@ -111,6 +148,14 @@ class RequestTimeout(RequestError):
     code = "request_timeout"
 
 
+class RequestConflict(RequestError):
+    """A request with the same idempotency key is still running."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
 class RequestTooLarge(RequestError):
     """The body is larger than the server reads."""
 
@@ -127,12 +172,36 @@ class UnsupportedMedia(RequestError):
     code = "unsupported_media_type"
 
 
+class IdempotencyMismatch(RequestError):
+    """An idempotency key was used before, for another body."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_mismatch"
+
+
+class RateLimited(RequestError):
+    """The caller asks faster, or for more at once, than the key allows."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class EngineUnavailable(RequestError):
     """The engine is still loading, is shutting down, or has ended."""
 
     status = 503
     type = "server_error"
     code = "engine_unavailable"
+
+
+class StoreUnavailable(RequestError):
+    """The billing store is down, read-only or full: nothing is generated that could not be charged."""
+
+    status = 503
+    type = "server_error"
+    code = "billing_unavailable"
 
 
 class EngineFailure(RequestError):

@@ -26,9 +26,10 @@ def make_job(
     default_max: int | None,
     shape: Shape = PLAIN,
     openings: Sequence[str] = (),
+    id_prefix: str = "",
 ) -> Job:
     """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
-    job_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}"
+    job_id = f"{id_prefix or ('chatcmpl-' if chat else 'cmpl-')}{uuid4().hex}"
     num_choices = require_choices(services, fields, len(prompts))
     prompt_only = fields.wanted_tokens[1] == 0 and fields.scored_prompt is not None
     sampling = Sampling(

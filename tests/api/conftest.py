@@ -304,13 +304,25 @@ def chat(call: Call) -> Call:
 
 
 @pytest.fixture
-def think(thinking_services: Services) -> Call:
-    """POST /v1/chat/completions to a checkpoint that thinks."""
+def call_thinking(thinking_services: Services) -> Call:
+    """Call a server whose checkpoint thinks."""
     app = create_app(thinking_services)
+    return lambda method, path, **request: ask(app, method, path, **request)
+
+
+@pytest.fixture
+def think(call_thinking: Call) -> Call:
+    """POST /v1/chat/completions to a checkpoint that thinks."""
     messages = [{"role": "user", "content": "Hi"}]
-    return lambda **fields: ask(
-        app, "POST", "/v1/chat/completions", json={"model": "ernie", "messages": messages, **fields}
+    return lambda **fields: call_thinking(
+        "POST", "/v1/chat/completions", json={"model": "ernie", "messages": messages, **fields}
     )
+
+
+@pytest.fixture
+def respond(call_thinking: Call) -> Call:
+    """POST /v1/responses to a checkpoint that thinks."""
+    return lambda **fields: call_thinking("POST", "/v1/responses", json={"model": "ernie", "input": "Hi", **fields})
 
 
 @pytest.fixture
