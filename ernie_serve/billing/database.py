@@ -1,0 +1,155 @@
+"""Opens a database: SQLite with the care that money needs, or PostgreSQL.
+
+Knows URLs, pragmas and connections. Knows no table.
+
+A hold need not outlive a power cut, because every hold is released when its process is gone; a settled request must. So
+a transaction says whether it is `durable`, and only those wait for the disk: SQLite's `synchronous` is `FULL` for them
+and `NORMAL` for the others, PostgreSQL's `synchronous_commit` is on or off.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from ernie_serve.billing.migrations import migrate
+from ernie_serve.errors import SettingsError, StartupError
+
+STATEMENT_SECONDS = 2
+_CONNECTIONS = 8
+_READERS = 4
+
+
+class Database:
+    """Engines over one database, migrated. Raises `StartupError` where it cannot be opened or written."""
+
+    def __init__(self, url: str, *, synchronous: bool = True) -> None:
+        try:
+            self._url = make_url(url)
+        except ArgumentError:
+            raise SettingsError(f"`{_without_password(url)}` is no database URL. {_EXAMPLES}") from None
+        self.embedded = self._url.get_backend_name() == "sqlite"
+        self._levels = ("FULL", "NORMAL") if synchronous else ("OFF", "OFF")
+        self._lock: int | None = None
+        if self.embedded:
+            self._open_sqlite()
+        elif self._url.get_backend_name() == "postgresql":
+            self._open_postgresql()
+        else:
+            raise SettingsError(f"`{_without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
+        try:
+            with self.writer.begin() as connection:
+                migrate(connection)
+        except (DBAPIError, sqlite3.Error) as error:
+            self.close()
+            cause = str(getattr(error, "orig", error)).strip()[:300]
+            raise StartupError(f"The billing database {_without_password(url)} cannot be used: {cause}") from None
+
+    writer: Engine
+    reader: Engine
+
+    @property
+    def num_writers(self) -> int:
+        """How many transactions may be written at once."""
+        return 1 if self.embedded else _CONNECTIONS
+
+    @property
+    def num_readers(self) -> int:
+        """How many reports may be read at once."""
+        return _READERS
+
+    @contextmanager
+    def transaction(self, *, durable: bool, lane: str) -> Iterator[Connection]:
+        """One transaction, durable or quick. In PostgreSQL it takes the account `lane` before anything else."""
+        with self.writer.connect() as connection:
+            if self.embedded:
+                raw: Any = connection.connection.driver_connection
+                raw.execute(f"PRAGMA synchronous={self._levels[0] if durable else self._levels[1]}")
+            with connection.begin():
+                if not self.embedded and not durable:
+                    connection.execute(_QUICK)
+                if not self.embedded and lane:
+                    connection.execute(_TAKE_ACCOUNT, {"id": lane})
+                yield connection
+
+    def hold_alone(self) -> None:
+        """Say that this process serves from this SQLite file. Raises `StartupError` where another one does."""
+        path = f"{self._url.database}.lock"
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartupError(
+                f"Another server charges to {self._url.database}. Give each its own --database-url, or one PostgreSQL "
+                "to all of them."
+            ) from None
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.writer.dispose()
+        self.reader.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _open_sqlite(self) -> None:
+        name = self._url.database
+        if not name or name == ":memory:":
+            raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
+        path = Path(name).expanduser()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise StartupError(f"The billing database {path} cannot be made: {error.strerror}.") from None
+        url = self._url.set(drivername="sqlite+pysqlite", database=str(path))
+        self._url = url
+        arguments = {"isolation_level": None, "check_same_thread": False, "timeout": 5.0}
+        self.writer = create_engine(
+            url, connect_args=arguments, poolclass=QueuePool, pool_size=1, max_overflow=0, hide_parameters=True
+        )
+        self.reader = create_engine(
+            url, connect_args=arguments, poolclass=QueuePool, pool_size=_READERS, hide_parameters=True
+        )
+        for engine, begin in ((self.writer, "BEGIN IMMEDIATE"), (self.reader, "BEGIN")):
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", lambda connection, begin=begin: connection.exec_driver_sql(begin))
+
+    def _open_postgresql(self) -> None:
+        options = f"-c statement_timeout={STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=30s"
+        arguments = {"connect_timeout": STATEMENT_SECONDS, "options": options, "application_name": "ernie-serve"}
+        url = self._url.set(drivername="postgresql+psycopg")
+        try:
+            self.writer = self.reader = create_engine(
+                url,
+                connect_args=arguments,
+                pool_size=_CONNECTIONS + _READERS,
+                max_overflow=0,
+                pool_timeout=STATEMENT_SECONDS,
+                pool_recycle=1800,
+                pool_pre_ping=True,
+                hide_parameters=True,
+            )
+        except ModuleNotFoundError:
+            raise StartupError("PostgreSQL needs its driver: pip install 'ernie-serve[postgres]'") from None
+
+
+_EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
+_QUICK = text("SET LOCAL synchronous_commit = off")
+_TAKE_ACCOUNT = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "trusted_schema=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at else url[:200]

@@ -1,0 +1,82 @@
+"""The meter of one person on one machine: keys if some are set, and nothing costs anything.
+
+Knows the keys of the settings. Knows no store.
+"""
+
+import hmac
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+
+from ernie_serve.billing.keys import SCOPES, Caller, digest
+from ernie_serve.billing.meter import Charge, Counters, Order, Reservation
+from ernie_serve.billing.money import Nano
+from ernie_serve.billing.prices import Prices, Status, Usage
+from ernie_serve.billing.reports import ExportFormat, Scope
+from ernie_serve.errors import Unauthorized, UnknownUrl
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FREE = Prices(input_nano=0, cached_nano=0, output_nano=0)
+
+
+class FreeMeter:
+    """Lets everybody in, or those with one of `keys`; holds nothing and charges nothing."""
+
+    charges = False
+
+    def __init__(self, keys: Sequence[str] = ()) -> None:
+        self.counters = Counters()
+        self._digests = [digest(key) for key in keys]
+
+    async def authenticate(self, key: str | None) -> Caller:
+        """Whoever has one of the keys, or anybody where there are none."""
+        if self._digests:
+            given = digest(key or "")
+            # Every key is compared, so that the time does not tell which one came close.
+            if not any([hmac.compare_digest(given, each) for each in self._digests]) or not key:  # noqa: C419
+                raise Unauthorized("Send a known API key as `Authorization: Bearer …`.")
+        return Caller(account_id="local", project_id="local", key_id="local", scopes=frozenset(SCOPES))
+
+    async def reserve(self, caller: Caller, order: Order) -> Reservation:
+        """Everything that is asked for."""
+        self.counters.reserved += 1
+        return Reservation(caller, order, _FREE, order.n * order.tokens_each)
+
+    async def settle(
+        self,
+        reservation: Reservation,
+        usage: Usage,
+        status: Status,
+        *,
+        finish_reason: str | None = None,
+        ttft_us: int | None = None,
+        total_us: int | None = None,
+    ) -> Charge:
+        """Nothing."""
+        self.counters.settled += 1
+        return Charge(Nano(0), usage, 0)
+
+    async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """There is nothing to tell."""
+        raise UnknownUrl(_OFF)
+
+    async def change(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """There is nothing to change."""
+        raise UnknownUrl(_OFF)
+
+    def export(self, scope: Scope, form: ExportFormat, *, start: int, end: int) -> AsyncIterator[bytes]:
+        """There is nothing to export."""
+        raise UnknownUrl(_OFF)
+
+    def rate_headers(self, caller: Caller) -> dict[str, str]:
+        """No limits, no headers."""
+        return {}
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+_OFF = "This server does not meter its use. Start it with --billing to have keys, prices and reports."

@@ -1,0 +1,47 @@
+"""Makes the meter that the settings ask for.
+
+Knows which parts a meter is made of, and where a store lies when nobody says.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+from ernie_serve.billing.clock import Clock
+from ernie_serve.billing.database import Database
+from ernie_serve.billing.paid import PaidMeter
+from ernie_serve.billing.prices import Prices
+from ernie_serve.billing.store import Store
+
+DATABASE_VARIABLE = "ERNIE_SERVE_DATABASE_URL"
+
+
+async def open_meter(url: str, model: str, prices: Prices, clock: Clock | None = None) -> PaidMeter:
+    """Begin to charge requests for `model` to the store at `url`. Close what comes back.
+
+    Raises `StartupError` where the store cannot be used, or another server has it to itself.
+    """
+    store = await asyncio.to_thread(_open_store, url)
+    try:
+        return await PaidMeter.open(store, model, prices, clock)
+    except BaseException:
+        await asyncio.to_thread(store.close)
+        raise
+
+
+def default_url() -> str:
+    """The store that the environment names, or a file in the user's data folder."""
+    named = os.environ.get(DATABASE_VARIABLE)
+    folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ernie_serve"
+    return named or f"sqlite:///{folder / 'billing.db'}"
+
+
+def _open_store(url: str) -> Store:
+    database = Database(url)
+    if database.embedded:
+        try:
+            database.hold_alone()
+        except BaseException:
+            database.close()
+            raise
+    return Store(database)

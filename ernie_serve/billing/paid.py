@@ -1,0 +1,262 @@
+"""The meter that charges: keys, limits and holds before a request, its usage in the ledger after it.
+
+Knows the order in which these happen, and what to do while the store is away: new requests are refused, running ones
+finish and are charged when it is back. Knows no SQL and no HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+
+from ernie_serve.billing import accounts, idempotency, ledger, reports
+from ernie_serve.billing.clock import Clock
+from ernie_serve.billing.keyring import Keyring
+from ernie_serve.billing.keys import Caller
+from ernie_serve.billing.limits import Limiter
+from ernie_serve.billing.meter import AlreadyAnswered, Charge, Counters, Order, Reservation
+from ernie_serve.billing.money import format_usd
+from ernie_serve.billing.prices import Prices, Status, Usage
+from ernie_serve.billing.store import Store
+from ernie_serve.billing.upkeep import Upkeep, Waiting
+from ernie_serve.errors import PaymentRequired, RateLimited, StoreUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CLOSE_SECONDS = 10
+
+
+class PaidMeter:
+    """Billing over a store. Made by `open`; close it last, when every reservation is settled."""
+
+    charges = True
+
+    def __init__(self, store: Store, prices: Prices, clock: Clock) -> None:
+        self.counters = Counters()
+        self.upkeep = Upkeep(store, clock, self.counters)
+        self._store = store
+        self.prices = prices
+        self._clock = clock
+        self._limiter = Limiter(clock.now_ns)
+        self._keyring = Keyring(store, clock)
+        self._tasks: set[asyncio.Task[Charge]] = set()
+
+    @classmethod
+    async def open(cls, store: Store, model: str, prices: Prices, clock: Clock | None = None) -> "PaidMeter":
+        """Begin to charge: make `prices` current, say that this process lives, release what dead ones held."""
+        clock = clock or Clock()
+        stored = await store.write(partial(accounts.set_prices, model=model, prices=prices, now=clock.seconds()))
+        meter = cls(store, stored, clock)
+        await meter.upkeep.start()
+        return meter
+
+    async def authenticate(self, key: str | None) -> Caller:
+        """Whose key this is; see `Meter.authenticate`."""
+        return await self._keyring.authenticate(key)
+
+    async def reserve(self, caller: Caller, order: Order) -> Reservation:
+        """Hold money for a request; see `Meter.reserve`."""
+        caller.require("inference")
+        try:
+            self._limiter.take(caller, order.prompt_tokens + order.want_tokens)
+        except RateLimited:
+            self.counters.refused_rate += 1
+            raise
+        try:
+            held = await self._admit(caller, order)
+        except BaseException:
+            self._limiter.end(caller, order.prompt_tokens + order.want_tokens, refused=True)
+            raise
+        self.counters.reserved += 1
+        return Reservation(caller, order, self.prices, held, self._extend)
+
+    async def settle(
+        self,
+        reservation: Reservation,
+        usage: Usage,
+        status: Status,
+        *,
+        finish_reason: str | None = None,
+        ttft_us: int | None = None,
+        total_us: int | None = None,
+    ) -> Charge:
+        """Charge a request; see `Meter.settle`."""
+        if reservation.charge is None:
+            usage = _within(usage, reservation.covered)
+            bill = ledger.Bill(
+                request_id=reservation.order.request_id,
+                caller=reservation.caller,
+                model=reservation.order.model,
+                price_version=reservation.prices.version,
+                usage=usage,
+                cost_nano=reservation.prices.cost(usage, status),
+                status=status,
+                finish_reason=finish_reason,
+                ttft_us=ttft_us,
+                total_us=total_us,
+            )
+            order = reservation.order
+            used = usage.prompt_tokens + usage.completion_tokens
+            self._limiter.end(reservation.caller, order.prompt_tokens + order.want_tokens - used)
+            reservation.charge = asyncio.create_task(self._settle(bill, claimed=order.idempotency_key is not None))
+            self._tasks.add(reservation.charge)
+            reservation.charge.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(reservation.charge)
+
+    async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read; see `Meter.report`."""
+        return await self._store.read(lambda connection: read(connection, *args, **kwargs))
+
+    async def change(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write; see `Meter.change`. Keys are asked for anew afterwards."""
+        answer = await self._store.write(lambda connection: do(connection, *args, **kwargs))
+        self._keyring.forget()
+        return answer
+
+    async def export(
+        self, scope: reports.Scope, form: reports.ExportFormat, *, start: int, end: int
+    ) -> AsyncIterator[bytes]:
+        """Every usage row between two times, a page at a time."""
+        yield reports.export_head(form)
+        after = (0, "")
+        size = reports.EXPORT_PAGE
+        while rows := await self.report(reports.list_usage, scope, start=start, end=end, after=after, limit=size):
+            yield reports.export_rows(rows, form)
+            after = (rows[-1].created, rows[-1].request_id)
+
+    async def set_prices(self, model: str, prices: Prices) -> None:
+        """Other prices for requests that begin from now on."""
+        now = self._clock.seconds()
+        self.prices = await self._store.write(partial(accounts.set_prices, model=model, prices=prices, now=now))
+
+    def rate_headers(self, caller: Caller) -> dict[str, str]:
+        """`x-ratelimit-…` for an answer to this caller."""
+        return self._limiter.headers(caller)
+
+    async def close(self) -> None:
+        """Write what still waits and let go of the store. What cannot be written is logged, to be booked by hand."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
+        await self.upkeep.stop()
+        await asyncio.to_thread(self._store.close)
+
+    async def _admit(self, caller: Caller, order: Order) -> int:
+        """Hold money for a request; return the output tokens it covers."""
+        prices, now = self.prices, self._clock.seconds()
+        ask = ledger.Ask(
+            request_id=order.request_id,
+            caller=caller,
+            boot_id=self.upkeep.boot_id,
+            prompt_nano=prices.prompt_hold(order.prompt_tokens),
+            token_nano=prices.output_nano,
+            want_tokens=order.want_tokens,
+            least_tokens=order.least_tokens,
+        )
+        do = partial(_reserve_once, order=order, ask=ask, now=now)
+        future = self._store.submit(do, lane=caller.account_id, durable=False)
+        try:
+            held = await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            future.add_done_callback(partial(self._undo, order.request_id, caller.account_id))
+            raise
+        except StoreUnavailable:
+            self.counters.store_failures += 1
+            undo = partial(_undo, order.request_id, caller.account_id)
+            self.upkeep.later(Waiting(caller.account_id, undo, f"release the hold of request {order.request_id}"))
+            raise
+        if isinstance(held, idempotency.Earlier):
+            raise AlreadyAnswered(idempotency.replayed(held, order.body_sha256))
+        if not held.granted:
+            self.counters.refused_payment += 1
+            raise _too_poor(order, held, ask)
+        return held.tokens
+
+    def _undo(self, request_id: str, account_id: str, _done: "Future[Any]") -> None:
+        """The caller left while its money was being held. Runs in a writer's thread, or where the store is closing."""
+        with suppress(StoreUnavailable):
+            self._store.submit(partial(_undo, request_id, account_id), lane=account_id, durable=False)
+
+    async def _extend(self, reservation: Reservation, tokens: int) -> int:
+        """Hold more for a running request; one lease on trust where the store is away."""
+        request_id, caller = reservation.order.request_id, reservation.caller
+        extend = partial(
+            ledger.extend,
+            request_id=request_id,
+            caller=caller,
+            tokens=tokens,
+            token_nano=reservation.prices.output_nano,
+            now=self._clock.seconds(),
+        )
+        try:
+            return await self._store.write(extend, lane=caller.account_id, durable=False)
+        except StoreUnavailable:
+            self.counters.store_failures += 1
+            self.counters.unsecured_leases += 1
+            return tokens
+
+    async def _settle(self, bill: ledger.Bill, *, claimed: bool) -> Charge:
+        do = partial(_settle_once, bill=bill, claimed=claimed, now=self._clock.seconds())
+        try:
+            settled = await self._store.write(do, lane=bill.caller.account_id)
+        except StoreUnavailable:
+            self.counters.store_failures += 1
+            told = f"{bill}, {format_usd(bill.cost_nano)} USD"
+            self.upkeep.later(Waiting(bill.caller.account_id, do, told))
+            return Charge(bill.cost_nano, bill.usage, bill.price_version, kept=False)
+        self.counters.settled += 1
+        self.counters.charged_nano += settled.cost_nano
+        self.counters.waived_nano += settled.waived_nano
+        return Charge(settled.cost_nano, bill.usage, bill.price_version)
+
+
+def _reserve_once(
+    connection: Connection, order: Order, ask: ledger.Ask, now: int
+) -> "ledger.Held | idempotency.Earlier":
+    if order.idempotency_key is not None:
+        earlier = idempotency.begin(
+            connection, ask.caller.key_id, order.idempotency_key, order.body_sha256, ask.request_id, ask.boot_id, now
+        )
+        if earlier is not None:
+            return earlier
+    held = ledger.reserve(connection, ask, now)
+    if not held.granted and order.idempotency_key is not None:
+        idempotency.end(connection, ask.request_id, answered=False)
+    return held
+
+
+def _settle_once(connection: Connection, bill: ledger.Bill, claimed: bool, now: int) -> ledger.Settled:
+    settled = ledger.settle(connection, bill, now)
+    if claimed:
+        idempotency.end(connection, bill.request_id, answered=bill.status == "ok")
+    return settled
+
+
+def _undo(request_id: str, account_id: str, connection: Connection) -> None:
+    ledger.release(connection, request_id, account_id)
+    idempotency.end(connection, request_id, answered=False)
+
+
+def _within(usage: Usage, covered: int) -> Usage:
+    """No more output than was held: an overdraft is impossible by construction."""
+    completion = min(usage.completion_tokens, covered)
+    reasoning = min(usage.reasoning_tokens, completion)
+    return replace(usage, completion_tokens=completion, reasoning_tokens=reasoning)
+
+
+def _too_poor(order: Order, held: ledger.Held, ask: ledger.Ask) -> PaymentRequired:
+    """Both numbers, in tokens and in money."""
+    needed = ask.prompt_nano + ask.least_tokens * ask.token_nano
+    asked = order.least_tokens // order.n
+    return PaymentRequired(
+        f"This request needs more credit, or fewer `max_tokens`: you requested up to {asked} tokens, but can only "
+        f"afford {held.tokens // order.n}. It would hold {format_usd(needed)} USD, for {order.prompt_tokens} prompt "
+        f"tokens and {order.n} x {asked} of output; balance and monthly limits leave "
+        f"{format_usd(max(0, held.room_nano))} USD.",
+        param="max_tokens",
+    )

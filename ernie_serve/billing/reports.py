@@ -1,0 +1,272 @@
+"""What was used and what it cost, read back: one request, lists, sums by time, and exports.
+
+Knows the tables. Knows no HTTP: shapes that clients see are made from these by whoever serves them. Times are seconds,
+ends are exclusive.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Table, cast, func, or_, select
+
+from ernie_serve.billing.ledger import DAY, month_start
+from ernie_serve.billing.money import format_usd
+from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
+from ernie_serve.errors import InvalidRequest
+
+Width = Literal["1m", "1h", "1d"]
+Group = Literal["project_id", "key_id", "model", "account_id"]
+ExportFormat = Literal["csv", "jsonl"]
+
+_SECONDS: dict[str, int] = {"1m": 60, "1h": 3600, "1d": DAY}
+_MAX_BUCKETS: dict[str, int] = {"1m": 1440, "1h": 168, "1d": 366}
+_SUMS = ("prompt", "cached", "completion", "reasoning", "cost_nano")
+EXPORT_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Whose usage: an account's, or of that one project or key. `None` throughout is everybody's."""
+
+    account_id: str | None = None
+    project_id: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """One request as it was charged."""
+
+    request_id: str
+    account_id: str
+    project_id: str
+    key_id: str
+    model: str
+    price_version: int
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int
+    cost_nano: int
+    status: str
+    finish_reason: str | None
+    ttft_us: int | None
+    total_us: int | None
+    created: int
+
+
+_NAMES = [field.name for field in fields(UsageRow)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Requests, tokens and money of one group. A field that was not grouped by is `None`."""
+
+    account_id: str | None = None
+    project_id: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+    requests: int = 0
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+    cost_nano: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A span of time and what was used in it; nothing at all is an empty tuple."""
+
+    start: int
+    end: int
+    results: tuple[Sums, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Buckets in order of time. `next_page` is the start of the first bucket that is missing, if one is."""
+
+    buckets: tuple[Bucket, ...]
+    next_page: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What a key has spent today, in this week (from Monday), this month and ever, in UTC."""
+
+    day_nano: int
+    week_nano: int
+    month_nano: int
+    total_nano: int
+
+
+def find_usage(connection: Connection, request_id: str, scope: Scope) -> UsageRow | None:
+    """One request's row, if it is within `scope`."""
+    query = select(usage_event).where(usage_event.c.request_id == request_id, *_within(usage_event, scope))
+    row = connection.execute(query).mappings().first()
+    return None if row is None else UsageRow(**row)
+
+
+def list_usage(
+    connection: Connection, scope: Scope, *, start: int, end: int, after: tuple[int, str] = (0, ""), limit: int = 100
+) -> list[UsageRow]:
+    """Rows in order of time. `after` is the `(created, request_id)` of the last row already seen."""
+    created, request_id = usage_event.c.created, usage_event.c.request_id
+    later = or_(created > after[0], (created == after[0]) & (request_id > after[1]))
+    query = select(usage_event).where(
+        *_within(usage_event, scope), created >= max(start, after[0]), created < end, later
+    )
+    rows = connection.execute(query.order_by(created, request_id).limit(limit)).mappings()
+    return [UsageRow(**row) for row in rows]
+
+
+def usage_by_time(
+    connection: Connection,
+    scope: Scope,
+    *,
+    start: int,
+    end: int,
+    width: Width = "1d",
+    group_by: Sequence[Group] = (),
+    limit: int | None = None,
+    page: int | None = None,
+) -> Page:
+    """Sums for each bucket of `width` between `start` and `end`, `limit` buckets from `page` on.
+
+    Raises `InvalidRequest` for a width, group or span that is not offered.
+    """
+    _check(width, group_by, start, end, limit)
+    seconds = _SECONDS[width]
+    first = max(start - start % seconds, (page or 0) - (page or 0) % seconds)
+    count = min(limit or (7 if width == "1d" else 24 if width == "1h" else 60), -(-(end - first) // seconds))
+    last = first + max(0, count) * seconds
+    table, time = (usage_day, usage_day.c.day) if width == "1d" else (usage_event, usage_event.c.created)
+    groups = [table.c[name] for name in group_by]
+    bucket = (time - time % seconds).label("bucket")
+    requests = func.sum(table.c.requests) if table is usage_day else func.count()
+    sums = [cast(func.sum(table.c[name]), BigInteger).label(name) for name in _SUMS]
+    query = (
+        select(bucket, *groups, cast(requests, BigInteger).label("requests"), *sums)
+        .where(*_within(table, scope), time >= first, time < min(last, end))
+        .group_by(bucket, *groups)
+        .order_by(bucket, *groups)
+    )
+    found: dict[int, list[Sums]] = {}
+    for row in connection.execute(query).mappings():
+        values = dict(row)
+        found.setdefault(values.pop("bucket"), []).append(Sums(**values))
+    starts = range(first, last, seconds)
+    buckets = tuple(Bucket(at, at + seconds, tuple(found.get(at, ()))) for at in starts)
+    return Page(buckets, last if last < end else None)
+
+
+def spending(connection: Connection, account_id: str, key_id: str, now: int) -> Spending:
+    """What a key has spent, by span."""
+    day = now - now % DAY
+    week = day - (day // DAY + 3) % 7 * DAY  # the first of January 1970 was a Thursday
+    day_of, cost = usage_day.c.day, usage_day.c.cost_nano
+    spans = [
+        cast(func.coalesce(func.sum(cost).filter(day_of >= since), 0), BigInteger)
+        for since in (day, week, month_start(now), 0)
+    ]
+    query = select(*spans).where(usage_day.c.account_id == account_id, usage_day.c.key_id == key_id)
+    today, this_week, month, total = tuple(connection.execute(query).one())
+    return Spending(day_nano=today, week_nano=this_week, month_nano=month, total_nano=total)
+
+
+def export_head(form: ExportFormat) -> bytes:
+    """What comes before the rows: a line of names in CSV, nothing in JSON lines."""
+    return _csv_line([*_NAMES, "cost_usd"]) if form == "csv" else b""
+
+
+def export_rows(rows: Sequence[UsageRow], form: ExportFormat) -> bytes:
+    """Rows as CSV or JSON lines, with money in both spellings."""
+    values = [asdict(row) | {"cost_usd": format_usd(row.cost_nano)} for row in rows]
+    if form == "csv":
+        return b"".join(_csv_line(list(each.values())) for each in values)
+    return b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in values)
+
+
+def export(connection: Connection, scope: Scope, form: ExportFormat, *, start: int, end: int) -> Iterator[bytes]:
+    """Every row between two times, a page at a time."""
+    yield export_head(form)
+    after = (0, "")
+    while rows := list_usage(connection, scope, start=start, end=end, after=after, limit=EXPORT_PAGE):
+        yield export_rows(rows, form)
+        after = (rows[-1].created, rows[-1].request_id)
+
+
+def problems(connection: Connection) -> list[str]:
+    """What does not add up, in words; an empty list is a healthy ledger."""
+    found = []
+    for record in connection.execute(select(account)).mappings():
+        booked = _sum(connection, ledger.c.delta_nano, ledger.c.account_id == record["id"])
+        charged = _sum(connection, ledger.c.delta_nano, ledger.c.account_id == record["id"], ledger.c.kind == "usage")
+        held = _sum(
+            connection,
+            reservation.c.amount_nano,
+            reservation.c.account_id == record["id"],
+            reservation.c.state == "open",
+        )
+        used = _sum(connection, usage_event.c.cost_nano, usage_event.c.account_id == record["id"])
+        balance, reserved = record["balance_nano"], record["reserved_nano"]
+        for name, kept, counted in (
+            ("balance", balance, booked),
+            ("reserved", reserved, held),
+            ("usage", -charged, used),
+        ):
+            if kept != counted:
+                found.append(f"account {record['id']}: {name} is {kept}, counted {counted}")
+        if not 0 <= reserved <= balance:
+            found.append(f"account {record['id']}: reserved {reserved} of {balance}")
+    return found + _day_problems(connection)
+
+
+def _day_problems(connection: Connection) -> list[str]:
+    """Roll-ups that are not the sum of their rows."""
+    key = ("account_id", "project_id", "key_id", "model")
+    day = (usage_event.c.created - usage_event.c.created % DAY).label("day")
+    groups = [usage_event.c[name] for name in key]
+    sums = [cast(func.sum(usage_event.c[name]), BigInteger).label(name) for name in _SUMS]
+    recount = select(day, *groups, func.count().label("requests"), *sums).group_by(day, *groups)
+    kept = select(*(usage_day.c[name] for name in ("day", *key, "requests", *_SUMS)))
+    different = {tuple(row) for row in connection.execute(recount)} ^ {tuple(row) for row in connection.execute(kept)}
+    return [f"usage_day differs: {row}" for row in sorted(different)]
+
+
+def _sum(connection: Connection, column: ColumnElement[int], *conditions: ColumnElement[bool]) -> int:
+    total = select(cast(func.coalesce(func.sum(column), 0), BigInteger)).where(*conditions)
+    return int(connection.execute(total).scalar_one())
+
+
+def _within(table: Table, scope: Scope) -> list[ColumnElement[bool]]:
+    return [table.c[name] == value for name, value in asdict(scope).items() if value is not None]
+
+
+def _check(width: str, group_by: Sequence[str], start: int, end: int, limit: int | None) -> None:
+    if width not in _SECONDS:
+        raise InvalidRequest(f"`bucket_width` is `{width[:20]}`; choose 1m, 1h or 1d.", param="bucket_width")
+    unknown = [name for name in group_by if name not in get_args(Group)]
+    if unknown or len(set(group_by)) < len(group_by):
+        raise InvalidRequest(
+            f"`group_by` may name each of {', '.join(get_args(Group))} once; it has {str(list(group_by))[:80]}.",
+            param="group_by",
+        )
+    if not 0 <= start < end < 2**40:
+        raise InvalidRequest(f"The time from {start} to {end} is no span; end it after it starts.", param="end_time")
+    if limit is not None and not 1 <= limit <= _MAX_BUCKETS[width]:
+        raise InvalidRequest(
+            f"`limit` is {limit}; with buckets of {width} ask for 1 to {_MAX_BUCKETS[width]}.", param="limit"
+        )
+
+
+def _csv_line(values: list[Any]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
+    return line.getvalue().encode()

@@ -1,0 +1,141 @@
+"""What billing does beside the requests: settle what had to wait, say that this process lives, release dead holds.
+
+Knows the store and the clock. Knows no price and no caller.
+
+A hold belongs to the process that made it. SQLite is served by one process, so whatever is open when it starts is dead.
+On PostgreSQL each process writes a heartbeat; one that has been silent for `DEAD_SECONDS` is taken for dead.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from ernie_serve.billing import idempotency, ledger
+from ernie_serve.billing.clock import NS, Clock
+from ernie_serve.billing.meter import Counters
+from ernie_serve.billing.store import Store
+from ernie_serve.errors import StoreUnavailable
+
+DEAD_SECONDS = 60
+"""After this long without a heartbeat a replica is taken for dead, and its holds are released."""
+
+_BEAT_SECONDS = 10
+_TIDY_SECONDS = 3600
+_KEEP_CLOSED_SECONDS = 86_400
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something that the store could not take. `told` is what a person needs to book it by hand."""
+
+    account_id: str
+    do: Callable[[Connection], Any]
+    told: str
+
+
+class Upkeep:
+    """The background of one meter. `boot_id` names this process in the store."""
+
+    def __init__(self, store: Store, clock: Clock, counters: Counters) -> None:
+        self.boot_id = f"boot_{secrets.token_hex(8)}"
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._waiting: deque[Waiting] = deque()
+        self._alive_since_ns: int | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Say that this process lives. Where it has the database to itself, release what any other held."""
+        await self._store.write(self._beat)
+        if self._store.embedded:
+            await self._store.write(partial(ledger.bury_others, boot_id=self.boot_id))
+            await self._release_orphans(alive_since=0)
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        """Write what still waits; what cannot be written is logged. Then say that this process ends."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        await self.settle_waiting()
+        for waiting in self._waiting:
+            _log.critical("Never written to the billing store, book by hand: %s", waiting.told)
+        with suppress(StoreUnavailable):
+            await self._store.write(partial(ledger.retire, boot_id=self.boot_id))
+
+    def later(self, waiting: Waiting) -> None:
+        """Keep what the store could not take, in order, until it can."""
+        self._waiting.append(waiting)
+        self._counters.unsettled = len(self._waiting)
+
+    async def settle_waiting(self) -> int:
+        """Try to write what the store could not take before; return how much still waits."""
+        for _ in range(len(self._waiting)):
+            waiting = self._waiting.popleft()
+            try:
+                await self._store.write(waiting.do, lane=waiting.account_id)
+            except StoreUnavailable:
+                self._waiting.appendleft(waiting)
+                break
+            except Exception:
+                _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
+            finally:
+                self._counters.unsettled = len(self._waiting)
+        return len(self._waiting)
+
+    async def beat(self) -> None:
+        """Say that this process lives, and release what dead ones hold.
+
+        After an outage of the store nobody is buried until all have had the time to say that they live.
+        """
+        try:
+            now = await self._store.write(self._beat, durable=False)
+            if self._alive_since_ns is None:
+                self._alive_since_ns = self._clock.now_ns()
+            if self._clock.now_ns() - self._alive_since_ns >= DEAD_SECONDS * NS:
+                await self._release_orphans(alive_since=now - DEAD_SECONDS)
+        except StoreUnavailable:
+            self._alive_since_ns = None
+            self._counters.store_failures += 1
+
+    def _beat(self, connection: Connection) -> int:
+        now = ledger.database_time(connection)
+        ledger.beat(connection, self.boot_id, now)
+        return now
+
+    async def _release_orphans(self, alive_since: int) -> None:
+        for account_id in await self._store.read(partial(ledger.orphaned_accounts, alive_since=alive_since)):
+            release = partial(ledger.release_orphans, account_id=account_id, alive_since=alive_since)
+            released = await self._store.write(release, lane=account_id)
+            self._counters.orphans_released += released
+            _log.warning("Released %d holds of processes that are gone, of account %s.", released, account_id)
+        forget = partial(idempotency.forget, alive_since=alive_since, now=self._clock.seconds())
+        await self._store.write(forget, durable=False)
+
+    async def _keep(self) -> None:
+        """Do all this for as long as the server runs."""
+        beat_at = tidy_at = self._clock.now_ns()
+        while True:
+            await asyncio.sleep(1)
+            now_ns = self._clock.now_ns()
+            if self._waiting:
+                await self.settle_waiting()
+            if not self._store.embedded and now_ns >= beat_at:
+                beat_at = now_ns + _BEAT_SECONDS * NS
+                await self.beat()
+            if now_ns >= tidy_at:
+                tidy_at = now_ns + _TIDY_SECONDS * NS
+                before = self._clock.seconds() - _KEEP_CLOSED_SECONDS
+                with suppress(StoreUnavailable):
+                    await self._store.write(partial(ledger.forget_old, before=before), durable=False)
