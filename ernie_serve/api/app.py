@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from ernie_serve.api import chat, completions, health, models, responses, tokenize, version
+from ernie_serve.api import chat, completions, description, health, models, responses, tokenize, version
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
@@ -27,7 +27,7 @@ def create_app(services: Services) -> FastAPI:
         middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
-    for room in (completions, chat, responses, models, tokenize, health, version):
+    for room in (completions, chat, responses, models, tokenize, health, version, description):
         app.include_router(room.router(services))
     return app
 

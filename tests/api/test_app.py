@@ -11,7 +11,6 @@ ERRORS = [
     ("GET", "/v1/nothing", {}, 404, "unknown_url"),
     ("POST", "/v1/embeddings", {"json": {}}, 404, "unknown_url"),
     ("GET", "/docs", {}, 404, "unknown_url"),
-    ("GET", "/openapi.json", {}, 404, "unknown_url"),
     ("GET", "/v1/completions", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models/ernie", {}, 405, "method_not_allowed"),
     ("OPTIONS", "/v1/nothing", {}, 404, "unknown_url"),

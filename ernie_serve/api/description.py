@@ -1,0 +1,117 @@
+"""GET /openapi.json: the API's own description.
+
+Knows every path with the shapes it takes and gives. Knows nothing of how any of them is answered.
+"""
+
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ernie_serve.api.schema import answers
+from ernie_serve.api.schema.chat import ChatRequest
+from ernie_serve.api.schema.completion import CompletionRequest
+from ernie_serve.api.schema.response import ResponseRequest
+from ernie_serve.api.schema.tokenize import DetokenizeRequest, TokenizeRequest
+from ernie_serve.api.services import Services
+
+
+class Operation(NamedTuple):
+    """One thing that can be asked."""
+
+    method: str
+    path: str
+    summary: str
+    answer: type[BaseModel]
+    body: type[BaseModel] | None = None
+    streams: bool = False
+
+
+OPERATIONS = (
+    Operation("post", "/v1/completions", "Continue a text", answers.Completion, CompletionRequest, streams=True),
+    Operation("post", "/v1/chat/completions", "Answer a chat", answers.ChatCompletion, ChatRequest, streams=True),
+    Operation("post", "/v1/responses", "Answer with items", answers.ResponseObject, ResponseRequest, streams=True),
+    Operation("post", "/v1/responses/input_tokens", "Count a response's input", answers.InputTokens, ResponseRequest),
+    Operation("get", "/v1/responses/{response_id}", "A kept response", answers.ResponseObject),
+    Operation("delete", "/v1/responses/{response_id}", "Forget a response", answers.DeletedResponse),
+    Operation("get", "/v1/responses/{response_id}/input_items", "What a response was asked", answers.ItemList),
+    Operation("get", "/v1/models", "What is served here", answers.ModelList),
+    Operation("get", "/v1/models/{model_id}", "One model", answers.ModelObject),
+    Operation("post", "/tokenize", "The ids of a prompt", answers.Tokenized, TokenizeRequest),
+    Operation("post", "/detokenize", "The text of ids", answers.Detokenized, DetokenizeRequest),
+    Operation("get", "/version", "The release that answers", answers.Version),
+    Operation("get", "/health/live", "Whether the server runs", answers.Health),
+    Operation("get", "/health/ready", "Whether it answers requests", answers.Health),
+)
+
+_REF = "#/components/schemas/{model}"
+
+
+def router(services: Services) -> APIRouter:
+    """The endpoint's route."""
+    routes = APIRouter()
+    body = orjson.dumps(describe())
+
+    @routes.api_route("/openapi.json", methods=["GET", "HEAD"])
+    async def show_description(request: Request) -> Response:
+        return Response(body, media_type="application/json")
+
+    return routes
+
+
+def describe() -> dict[str, Any]:
+    """The description, in OpenAPI 3.1."""
+    taken = {each.body for each in OPERATIONS if each.body}
+    given = {each.answer for each in OPERATIONS} | {answers.ProblemAnswer}
+    _, taken_schemas = models_json_schema(
+        [(model, "validation") for model in sorted(taken, key=lambda model: model.__name__)], ref_template=_REF
+    )
+    _, given_schemas = models_json_schema(
+        [(model, "validation") for model in sorted(given, key=lambda model: model.__name__)], ref_template=_REF
+    )
+    paths: dict[str, Any] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method] = _described(each)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ernie-serve", "version": version("ernie-serve")},
+        "paths": paths,
+        "components": {
+            "schemas": {**taken_schemas["$defs"], **given_schemas["$defs"]},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    problem = {"description": "What went wrong", "content": _json(answers.ProblemAnswer)}
+    told: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": f"{operation.method}_{operation.path.strip('/').replace('/', '_')}",
+        "responses": {"200": {"description": "The answer", "content": content}, "4XX": problem, "5XX": problem},
+        "parameters": [
+            {"name": name.strip("{}"), "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in operation.path.split("/")
+            if name.startswith("{")
+        ],
+    }
+    if operation.body is not None:
+        told["requestBody"] = {"required": True, "content": _json(operation.body)}
+    return told
+
+
+def _json(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": _reference(model)}}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
