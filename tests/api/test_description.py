@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis import checks
 from hypothesis import HealthCheck, given, settings
+from schemathesis import checks
 from starlette.routing import Route
 
 from ernie_serve.api.app import create_app

@@ -1,0 +1,128 @@
+"""Repeated and scored prompts, as evaluation harnesses ask for them, and answers ranked by their likelihood."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ernie_serve.messages import TokenLogprobs
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_harness_scores_a_prompt(complete: Any, engine: Any, max_tokens: int) -> None:
+    body = complete(prompt="Hié", echo=True, logprobs=1, max_tokens=max_tokens).json()
+    (choice,) = body["choices"]
+    told = choice["logprobs"]
+    answer = "H"[:max_tokens]
+    assert choice["text"] == "Hié" + answer
+    assert told["tokens"] == ["H", "i", "bytes:\\xc3", "bytes:\\xa9", *answer]
+    assert told["token_logprobs"] == [None, -0.5, -0.5, -0.5, *[-0.5] * max_tokens]
+    assert told["top_logprobs"][0] is None
+    assert told["top_logprobs"][1] == {"i": -0.5}
+    assert told["text_offset"] == [0, 1, 2, 2, *[3] * max_tokens]
+    assert body["usage"]["completion_tokens"] == max_tokens
+    assert body["usage"]["prompt_tokens"] == 4
+    assert choice["finish_reason"] == "length"
+    assert engine.running == set()
+
+
+def test_batch_is_scored_prompt_by_prompt(complete: Any) -> None:
+    choices = complete(prompt=["ab", "cd"], echo=True, logprobs=1, max_tokens=0, n=2).json()["choices"]
+    assert [choice["text"] for choice in choices] == ["ab", "ab", "cd", "cd"]
+    assert [choice["logprobs"]["tokens"] for choice in choices] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+
+
+def test_stream_scores_alike(complete: Any, read_events: Any) -> None:
+    fields = {"prompt": "Hi", "echo": True, "logprobs": 2, "max_tokens": 3}
+    whole = complete(**fields).json()["choices"][0]
+    parts = [chunk["choices"][0] for chunk in read_events(complete(**fields, stream=True).text)[:-1]]
+    assert "".join(part["text"] for part in parts) == whole["text"]
+    for name, values in whole["logprobs"].items():
+        assert [value for part in parts if part["logprobs"] for value in part["logprobs"][name]] == values
+
+
+def test_prompt_that_is_scored_and_not_repeated(complete: Any, chat: Any) -> None:
+    choice = complete(prompt="Hi", prompt_logprobs=2).json()["choices"][0]
+    assert choice["text"] == "Hello, world!"
+    first, second = choice["prompt_logprobs"]
+    assert first is None
+    assert second["105"] == {"logprob": -0.5, "rank": 1, "decoded_token": "i"}
+    assert second["106"] == {"logprob": -1.5, "rank": 2, "decoded_token": "j"}
+    told = chat(prompt_logprobs=0).json()["prompt_logprobs"]
+    assert len(told) == len("user: Hi\nassistant: ")
+    assert chat(prompt_logprobs=0, stream=True).status_code == 400
+
+
+def test_token_ids_are_returned(complete: Any, chat: Any, read_events: Any) -> None:
+    choice = complete(prompt="Hi", return_token_ids=True).json()["choices"][0]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([72, 105], [*b"Hello, world!", 256])
+    chunks = read_events(complete(prompt="Hi", return_token_ids=True, stream=True).text)[:-1]
+    parts = [chunk["choices"][0] for chunk in chunks]
+    assert [i for part in parts for i in part["token_ids"]] == choice["token_ids"]
+    assert [part.get("prompt_token_ids") for part in parts] == [[72, 105]] + [None] * (len(parts) - 1)
+    body = chat(return_token_ids=True).json()
+    assert bytes(body["prompt_token_ids"]) == b"user: Hi\nassistant: "
+    assert body["choices"][0]["token_ids"] == choice["token_ids"]
+    chunks = read_events(chat(return_token_ids=True, stream=True).text)[:-1]
+    assert chunks[0]["prompt_token_ids"] == body["prompt_token_ids"]
+    assert [i for c in chunks for each in c["choices"] for i in each.get("token_ids", [])] == choice["token_ids"]
+
+
+@pytest.mark.parametrize(("limit", "read"), [(3, "xyz"), (1, "z"), (100, "abcxyz")])
+def test_prompt_is_cut_from_its_beginning(complete: Any, engine: Any, limit: int, read: str) -> None:
+    body = complete(prompt="abcxyz", truncate_prompt_tokens=limit, echo=True, max_tokens=0).json()
+    assert body["choices"][0]["text"] == read
+    assert body["usage"]["prompt_tokens"] == len(read)
+
+
+def test_prompt_is_cut_to_the_room_there_is(complete: Any, engine: Any) -> None:
+    assert complete(prompt="x" * 300, truncate_prompt_tokens=-1, max_tokens=50).status_code == 200
+    assert len(engine.requests[0].prompt_token_ids) == 206
+    assert complete(prompt="x", truncate_prompt_tokens=0).json()["error"]["param"] == "truncate_prompt_tokens"
+    assert complete(prompt="x", truncate_prompt_tokens=-2).json()["error"]["param"] == "truncate_prompt_tokens"
+
+
+@pytest.fixture
+def graded(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], None]:
+    """Let the choices of a prompt say their seed, and be as likely as told."""
+
+    def grade(logprobs: dict[int, float]) -> None:
+        def outputs(request: Any) -> Any:
+            seed = request.sampling.seed
+            engine.reply = str(seed)
+            yield from (
+                type(output)(
+                    **{
+                        **{name: getattr(output, name) for name in output.__struct_fields__},
+                        "logprobs": [TokenLogprobs(i, logprobs[seed], []) for i in output.token_ids],
+                    }
+                )
+                for output in list(plain(request))
+            )
+
+        plain = engine._outputs
+        monkeypatch.setattr(engine, "_outputs", outputs)
+
+    return grade
+
+
+def test_best_answers_are_kept_and_all_are_billed(complete: Any, engine: Any, graded: Any) -> None:
+    graded({0: -3.0, 1: -1.0, 2: -2.0})
+    body = complete(seed=0, best_of=3, n=2, return_token_ids=True).json()
+    assert [choice["text"] for choice in body["choices"]] == ["1", "2"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert all(choice["logprobs"] is None for choice in body["choices"])
+    assert body["usage"]["completion_tokens"] == 6
+    body = complete(seed=0, best_of=3, prompt=["a", "b"], return_token_ids=True).json()
+    assert [choice["text"] for choice in body["choices"]] == ["1", "1"]
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[97], [98]]
+
+
+def test_constraints_reach_the_engine(complete: Any, engine: Any) -> None:
+    complete(allowed_token_ids=[72, 256, 72], bad_words=["ab", " c"])
+    sampling = engine.requests[0].sampling
+    assert sampling.allowed_token_ids == (72, 256)
+    assert sampling.bad_words == (tuple(b"ab"), tuple(b" ab"), tuple(b" c"))
+    for fields in ({"allowed_token_ids": []}, {"allowed_token_ids": [999]}, {"bad_words": [""]}, {"bad_words": "a"}):
+        (name,) = fields
+        assert complete(**fields).json()["error"]["param"] == name
