@@ -19,7 +19,7 @@ from ernie_serve.api.generation import Generation
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
 from ernie_serve.api.telling import Job
-from ernie_serve.errors import RequestError
+from ernie_serve.errors import InvalidRequest, RequestError
 
 T = TypeVar("T")
 
@@ -55,6 +55,7 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     body = await read_body(request, services.limits)
     services.require_ready()
     job, form = await prepared(services, request, body, prepare)
+    await require_grammar(services, request, job)
     generation = Generation(services.engine, services.tokenizer, job)
     if job.stream:
         return EventStream(_chunks(generation, form), services.limits, form.failure)
@@ -70,6 +71,17 @@ async def prepared(
         return prepare(services, parse_object(body))
     work = asyncio.to_thread(lambda: prepare(services, parse_object(body)))
     return await while_connected(request.receive, work)
+
+
+async def require_grammar(services: Services, request: Request, job: Job) -> None:
+    """Raise `InvalidRequest`, naming the field, if the grammar that binds the answers cannot be compiled."""
+    grammar = job.choices[0].request.sampling.grammar
+    if grammar is None:
+        return
+    try:
+        await while_connected(request.receive, asyncio.to_thread(services.check_grammar, grammar))
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=error.param or job.grammar_param) from None
 
 
 async def _chunks(generation: Generation, form: Format) -> AsyncGenerator[bytes, None]:

@@ -4,10 +4,12 @@ Knows which rooms below answer a request and what bounds it. Builds none of them
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ernie_serve.engine.client import EngineClient
 from ernie_serve.errors import EngineUnavailable, ModelNotFound
+from ernie_serve.messages import Grammar
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
@@ -32,9 +34,10 @@ class Services:
     """The rooms below, and the facts that every answer repeats.
 
     `template` is `None` for a checkpoint that cannot chat; `format` is how chat answers are framed, without it they are
-    plain text. The first of `model_names` is the one that answers report; all of them are accepted. `max_model_len`
-    bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. Without
-    `api_keys` everybody may call; pages of `allowed_origins` may call from browsers.
+    plain text. `check_grammar` raises `InvalidRequest` for a grammar that cannot be compiled, and may block. The first
+    of `model_names` is the one that answers report; all of them are accepted. `max_model_len` bounds prompt and answer
+    together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may
+    call; pages of `allowed_origins` may call from browsers.
     """
 
     engine: EngineClient
@@ -42,6 +45,7 @@ class Services:
     template: ChatTemplate | None
     defaults: GenerationDefaults
     format: OutputFormat | None = None
+    check_grammar: Callable[[Grammar], None] = lambda grammar: None
     model_names: tuple[str, ...]
     max_model_len: int
     max_output_tokens: int | None = None

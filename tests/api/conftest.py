@@ -107,7 +107,7 @@ class ScriptedEngine:
     """
 
     reply: str | list[int] = "Hello, world!"
-    replies: dict[bytes, str] = field(default_factory=dict)
+    replies: dict[bytes, str | list[int]] = field(default_factory=dict)
     step: int = 1
     num_cached: int = 0
     hang_after: int | None = None

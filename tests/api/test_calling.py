@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from ernie_serve.errors import InvalidRequest
+
 WEATHER = {
     "type": "function",
     "function": {
@@ -198,6 +200,28 @@ def test_formats_become_grammars(
 def test_text_is_any_text(chat: Any, engine: Any) -> None:
     chat(response_format={"type": "text"})
     assert engine.requests[0].sampling.grammar is None
+
+
+def test_grammar_that_cannot_be_compiled_is_told_by_the_field_it_comes_from(call_with: Any, engine: Any) -> None:
+    def refuse(grammar: Any) -> None:
+        raise InvalidRequest("It is too hard.")
+
+    call = call_with(check_grammar=refuse, max_model_len=4096)
+    body = {"model": "ernie", "messages": [{"role": "user", "content": "Hi"}]}
+    assert call("POST", "/v1/chat/completions", json=body).status_code == 200
+    for field, value in (
+        ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"regex": "("}),
+        ("tools", [WEATHER]),
+    ):
+        response = call("POST", "/v1/chat/completions", json={**body, field: value, "stream": True})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == field
+    response = call(
+        "POST", "/v1/responses", json={"model": "ernie", "input": "Hi", "text": {"format": {"type": "json_object"}}}
+    )
+    assert response.json()["error"]["param"] == "text.format"
+    assert len(engine.requests) == 1
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
