@@ -1,7 +1,7 @@
 """The engine's half: what runs in the engine process, and how it is built from the rooms below.
 
-Knows kernels, model, worker and engine, and the pipe they answer to. Knows nothing of text, HTTP or the process at
-the other end.
+Knows kernels, model, worker, engine and what bytes tokens stand for, and the pipe they answer to. Knows nothing of
+chat, HTTP or the process at the other end.
 """
 
 import logging
@@ -19,6 +19,7 @@ from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
@@ -27,6 +28,7 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.weights import load_weights
+from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.runner import Runner
 
@@ -106,7 +108,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
     )
-    core = EngineCore(scheduler, runner)
+    report(1.0, "preparing grammars")
+    core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
     report(1.0, "making the first token")
     _warm_up(core)
     info = EngineInfo(

@@ -6,7 +6,10 @@ interpreter lock; how long it may take is `checker`'s to bound, how large a thin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from random import Random
 from threading import Lock
+from typing import Protocol
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -16,17 +19,36 @@ from ernie_serve.grammar.matcher import Matcher
 from ernie_serve.messages import Grammar
 
 
+class Tokenizer(Protocol):
+    """What a vocabulary is made of."""
+
+    vocab_size: int
+    control_ids: frozenset[int]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for."""
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """The tokens of a text."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What each token id stands for. Control tokens are structure: no text in a grammar ever matches one.
 
     `encode` is how the tokenizer would write a text, without control tokens; where a grammar leaves one text only, it
-    is written like that. Without it such text may come in any pieces.
+    is written like that. Without it such text is written byte by byte.
     """
 
     tokens: Sequence[bytes]
     control_ids: frozenset[int] = frozenset()
     encode: Callable[[str], list[int]] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> "Vocabulary":
+        """What grammars need to know of a tokenizer."""
+        tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+        return cls(tokens, tokenizer.control_ids, partial(tokenizer.encode, parse_special=False))
 
     @property
     def size(self) -> int:
@@ -37,6 +59,15 @@ class Vocabulary:
     def bytes_per_mask(self) -> int:
         """Bytes of one row of a mask: a bit for each id and one for the end, in whole words of 4."""
         return (self.size + 32) // 32 * 4
+
+    def encode_bytes(self, text: str) -> list[int]:
+        """A text in tokens of one byte; bytes that have none are left out."""
+        return [self._byte_ids[byte] for byte in text.encode("utf-8", "replace") if byte in self._byte_ids]
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        ids = {t[0]: i for i, t in enumerate(self.tokens) if len(t) == 1}
+        return {byte: i for byte, i in ids.items() if i not in self.control_ids}
 
     def essentials(self) -> "Vocabulary":
         """The same ids with nothing but control tokens and single bytes: whatever compiles here compiles there."""
@@ -56,11 +87,21 @@ class GrammarCompiler:
         self._lock = Lock()
 
     def check(self, grammar: Grammar) -> None:
-        """Raise `InvalidRequest`, which says what is wrong, unless the grammar compiles and has a first token."""
+        """Raise `InvalidRequest`, which says what is wrong, unless the grammar compiles and can be followed a while.
+
+        Some grammars compile, and turn out too complex only where their first answers fork.
+        """
         matcher = self._compile(grammar)
-        matcher.compute_bitmask()
-        if matcher.is_error():
-            raise InvalidRequest(_said(matcher))
+        chance = Random(0)  # noqa: S311  # nothing depends on it
+        for _ in range(_NUM_TRIED):
+            bits = int.from_bytes(matcher.compute_bitmask(), "little") & ((1 << self.vocabulary.size) - 1)
+            if matcher.is_error():
+                raise InvalidRequest(_said(matcher))
+            if not bits:
+                return
+            matcher.consume_token(_some_bit(bits, chance))
+            if matcher.is_stopped() and not matcher.is_error():
+                return
 
     def cached(self, grammar: Grammar) -> Matcher | None:
         """A fresh matcher if the grammar is prepared already."""
@@ -103,6 +144,15 @@ class GrammarCompiler:
         return matcher
 
 
+_NUM_TRIED = 32
+
+
+def _some_bit(bits: int, chance: Random) -> int:
+    """The place of one of the bits that are set."""
+    start = chance.randrange(bits.bit_length())
+    return (bits >> start & -(bits >> start)).bit_length() - 1 + start
+
+
 _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
 _BYTES_EACH = 256 * 1024
 _BYTES_PER_BYTE = 64
@@ -128,7 +178,7 @@ def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
         tokens=[*vocabulary.tokens, b"<end>"],
         special_token_ids=[*sorted(vocabulary.control_ids), end_id],
         eos_token_id=end_id,
-        encode=vocabulary.encode,
+        encode=vocabulary.encode or vocabulary.encode_bytes,
     )
     return LLTokenizer(TokenizerWrapper(source), n_vocab=end_id + 1, eos_token=[end_id])
 
@@ -140,10 +190,10 @@ class _TokenSource:
     tokens: list[bytes]
     special_token_ids: list[int]
     eos_token_id: int
-    encode: Callable[[str], list[int]] | None
+    encode: Callable[[str], list[int]]
     bos_token_id: int | None = None
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TypeError("this tokenizer takes strings")
-        return self.encode(text) if self.encode else []
+        return self.encode(text)

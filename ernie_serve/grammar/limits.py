@@ -22,11 +22,12 @@ _JSON_DEPTH = 3 * MAX_DEPTH
 _ONE = ("items", "additionalProperties")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_REFUSED = frozenset(
-    "not if then else contains minContains maxContains uniqueItems propertyNames dependentRequired dependentSchemas "
-    "dependencies unevaluatedProperties unevaluatedItems additionalItems $anchor $dynamicRef $dynamicAnchor "
-    "$recursiveRef $recursiveAnchor extends disallow divisibleBy nullable x-guidance".split()
-)
+_REFUSED = {
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems"),
+    *("additionalItems", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"),
+    *("extends", "disallow", "divisibleBy", "nullable", "x-guidance"),
+}
 
 
 def read_schema(text: str) -> dict[str, Any] | bool:

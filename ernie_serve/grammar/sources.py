@@ -92,7 +92,8 @@ def _inline(schema: dict[str, Any] | bool) -> str:
 
 def _tools(spec: tools.ToolGrammar, control_ids: Collection[int]) -> str:
     f = spec.framing
-    rules = [f"body: {' | '.join(f'tool_{index}' for index in range(len(spec.tools)))}", f"end: {_mark(f.end, f.end_id)}"]
+    bodies = " | ".join(f"tool_{index}" for index in range(len(spec.tools)))
+    rules = [f"body: {bodies}", f"end: {_mark(f.end, f.end_id)}"]
     for index, tool in enumerate(spec.tools):
         name = json.dumps(tool.name, ensure_ascii=False)
         opening = f'{f.after_begin}{{"name": {name}, "arguments": '

@@ -20,12 +20,17 @@ _Ints = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """What the network reads in a step, and the rows of the plan whose logits it yields, in order."""
+    """What the network reads in a step, and the rows of the plan whose logits it yields.
+
+    First one for each of `sampled_rows`, in order, then, for each of `scored_rows`, one for every token of the row
+    that has a successor in the prompt.
+    """
 
     ids: Tensor  # [T] int64
     layout: Layout
-    logit_indices: Tensor  # [len(sampled_rows)] int64, into T
+    logit_indices: Tensor  # [len(sampled_rows) + sum(map(num_scored, scored_rows))] int64, into T
     sampled_rows: list[PlanRow]
+    scored_rows: list[PlanRow]
 
 
 class BatchBuilder:
@@ -69,8 +74,9 @@ class BatchBuilder:
         return ForwardBatch(
             ids=self._upload(np.array(ids, np.int64)),
             layout=layout,
-            logit_indices=self._upload(query_starts[1:][wanted] - 1),
+            logit_indices=self._upload(np.concatenate((query_starts[1:][wanted] - 1, *_scored(rows, query_starts)))),
             sampled_rows=[row for row in rows if row.wants_token],
+            scored_rows=[row for row in rows if row.wants_prompt_logprobs],
         )
 
     def _block_tables(self, rows: list[PlanRow], contexts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> _Ints:
@@ -88,6 +94,23 @@ class BatchBuilder:
 
     def _upload(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def num_scored(row: PlanRow) -> int:
+    """How many tokens of a row have a successor in the prompt, so that their logits score it."""
+    return max(0, min(len(row.token_ids), len(row.prompt_token_ids) - 1 - row.start))
+
+
+_Longs = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+def _scored(rows: list[PlanRow], query_starts: _Longs) -> list[_Longs]:
+    """Where the tokens stand whose logits score a prompt, for each row that wants that."""
+    return [
+        np.arange(start, start + num_scored(row))
+        for row, start in zip(rows, query_starts.tolist(), strict=False)  # one start more, where the last row ends
+        if row.wants_prompt_logprobs
+    ]
 
 
 class _Table:

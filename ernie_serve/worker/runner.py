@@ -3,11 +3,15 @@
 Knows the model, the KV cache and the sampler. Knows nothing of why a plan is what it is.
 """
 
-import torch
+from collections.abc import Callable
 
-from ernie_serve.messages import Sampled, StepPlan
+import torch
+from torch import Tensor
+
+from ernie_serve.messages import PlanRow, Sampled, StepPlan, TokenLogprobs, TokenMasks
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.worker.batch import BatchBuilder
+from ernie_serve.worker.batch import BatchBuilder, num_scored
+from ernie_serve.worker.logprobs import scores_of
 from ernie_serve.worker.sampler import Sampler
 
 
@@ -37,13 +41,38 @@ class Runner:
         ]
         self._batches = BatchBuilder(block_size, weight.device, max_requests=2 * max_num_seqs)
         self._sampler = Sampler(max_requests=2 * max_num_seqs, num_valid_ids=num_valid_ids)
+        self._num_valid_ids = num_valid_ids
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> list[Sampled]:
-        """Run a step; the new tokens, in the order of the rows that want one."""
+    def execute(self, plan: StepPlan, masks: Callable[[], TokenMasks] | None = None) -> list[Sampled]:
+        """Run a step; the new tokens, in the order of the rows that want one, then what only scores a prompt.
+
+        `masks` is asked for once the network has been started: it may wait for them.
+        """
         batch = self._batches.build(plan)
         logits = self.model(batch.ids, batch.layout, self.cache, batch.logit_indices)
-        return self._sampler.sample(logits, batch.sampled_rows) if batch.sampled_rows else []
+        rows = batch.sampled_rows
+        sampled = self._sampler.sample(logits[: len(rows)], rows, masks() if masks else None) if rows else []
+        return self._with_scores(sampled, logits[len(rows) :], batch.scored_rows) if batch.scored_rows else sampled
+
+    def _with_scores(self, sampled: list[Sampled], logits: Tensor, rows: list[PlanRow]) -> list[Sampled]:
+        """Add the logprobs of prompt tokens; `logits` has one row for each, in order."""
+        by_id = {each.request_id: each for each in sampled}
+        start = 0
+        for row in rows:
+            stop = start + num_scored(row)
+            scores = self._score(logits[start:stop], row)
+            token = by_id.get(row.request_id)
+            by_id[row.request_id] = Sampled(
+                row.request_id, token.token_id if token else -1, token.logprobs if token else None, scores
+            )
+            start = stop
+        return list(by_id.values())
+
+    def _score(self, logits: Tensor, row: PlanRow) -> list[TokenLogprobs]:
+        first = row.start + 1
+        targets = row.prompt_token_ids[first : first + len(logits)]
+        return scores_of(logits[:, : self._num_valid_ids], targets, row.sampling.prompt_logprobs or 0)
 
     @property
     def kv_bytes(self) -> int:

@@ -9,31 +9,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie_serve.messages import PlanRow, Sampled, SamplingParams, TokenLogprobs
+from ernie_serve.messages import PlanRow, Sampled, SamplingParams, TokenMasks
+from ernie_serve.worker.logprobs import logprobs_of, rows_at
 from ernie_serve.worker.recent import Recent
 
 # R rows that want a token, V token ids
 
 
 class Sampler:
-    """One token a row. The order is: logit bias, `min_tokens`, penalties, temperature, min_p, top_k, top_p, chance.
+    """One token a row.
 
-    Chance is one number a token, a function of the request's seed and of how many tokens it has put out, and
-    nothing else: neither the batch nor a preemption changes it. That number picks from the cumulative distribution in
-    the order of token ids. Ids from `num_valid_ids` on are padding of the vocabulary and never chosen. Token
-    counts for penalties are kept for up to `max_requests` requests, and rebuilt from the plan when forgotten; a
-    request id never stands for two texts.
+    The order is: logit bias, `min_tokens`, penalties, mask, temperature, min_p, top_k, top_p, chance. Chance is one
+    number a token, a function of the request's seed and of how many tokens it has put out, and nothing else: neither
+    the batch nor a preemption changes it. That number picks from the cumulative distribution in the order of token
+    ids. Ids from `num_valid_ids` on are padding of the vocabulary and never chosen. Token counts for penalties are
+    kept for up to `max_requests` requests, and rebuilt from the plan when forgotten; a request id never stands for
+    two texts.
     """
 
     def __init__(self, max_requests: int, num_valid_ids: int | None = None) -> None:
         self.num_valid_ids = num_valid_ids
         self._histories: Recent[_History] = Recent(max_requests)
 
-    def sample(self, logits: Tensor, rows: list[PlanRow]) -> list[Sampled]:
-        """A token for every row of `logits` [R, V], in order."""
+    def sample(self, logits: Tensor, rows: list[PlanRow], masks: TokenMasks | None = None) -> list[Sampled]:
+        """A token for every row of `logits` [R, V], in order; a row with a mask yields one that the mask allows.
+
+        A mask knows of `min_tokens`, and where it lets a text end before that there is no other way on.
+        """
         logits = logits[:, : self.num_valid_ids].float()
         params = [row.sampling for row in rows]
-        scores = self._adjusted(logits, rows)
+        places = {row.request_id: i for i, row in enumerate(rows)}
+        masked = [places[request_id] for request_id in masks.request_ids] if masks else []
+        scores = self._adjusted(logits, rows, frozenset(masked))
+        if masks:
+            scores = _masked(scores, masked, masks)
         greedy = [p.temperature == 0 for p in params]
         if all(greedy):
             ids = scores.argmax(-1)
@@ -43,16 +52,16 @@ class Sampler:
             chance = [i for i, is_greedy in enumerate(greedy) if not is_greedy]
             for start in range(0, len(chance), _ROWS_AT_ONCE):
                 part = chance[start : start + _ROWS_AT_ONCE]
-                picked = _pick(_rows(scores, part), [params[i] for i in part], [uniforms[i] for i in part])
+                picked = _pick(rows_at(scores, part), [params[i] for i in part], [uniforms[i] for i in part])
                 ids[torch.tensor(part, device=ids.device)] = picked
         token_ids = ids.tolist()
-        logprobs = _logprobs(logits, token_ids, params)
+        logprobs = logprobs_of(logits, token_ids, [p.logprobs for p in params])
         return [
             Sampled(row.request_id, token_id, logprobs.get(i))
             for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
         ]
 
-    def _adjusted(self, logits: Tensor, rows: list[PlanRow]) -> Tensor:
+    def _adjusted(self, logits: Tensor, rows: list[PlanRow], masked: frozenset[int]) -> Tensor:
         """`logits` after bias, `min_tokens` and penalties; a copy if anything changes."""
         V = logits.shape[1]
         bias, banned = _Edits(V), _Edits(V)
@@ -61,7 +70,7 @@ class Sampler:
             p = row.sampling
             if p.logit_bias:
                 bias.add(i, list(p.logit_bias), list(p.logit_bias.values()))
-            if len(row.output_token_ids) < p.min_tokens and p.stop_token_ids:
+            if len(row.output_token_ids) < p.min_tokens and p.stop_token_ids and i not in masked:
                 banned.add(i, p.stop_token_ids, [0.0] * len(p.stop_token_ids))
             if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
                 penalised.append((i, row))
@@ -137,7 +146,7 @@ def _pick(scores: Tensor, params: list[SamplingParams], uniforms: list[float]) -
         weights = weights.where(weights >= column([p.min_p for p in params]), 0.0)
     limited = [i for i, p in enumerate(params) if 0 < p.top_k < x.shape[1] or p.top_p < 1]
     if limited:
-        inside = _inside(_rows(x, limited), _rows(weights, limited), [params[i] for i in limited])
+        inside = _inside(rows_at(x, limited), rows_at(weights, limited), [params[i] for i in limited])
         if len(limited) == len(params):
             weights = weights.where(inside, 0.0)
         else:
@@ -183,24 +192,21 @@ def _inside(x: Tensor, weights: Tensor, params: list[SamplingParams], num_candid
     return inside
 
 
-def _logprobs(logits: Tensor, token_ids: list[int], params: list[SamplingParams]) -> dict[int, TokenLogprobs]:
-    """For the rows that ask, by row: the model's own log-probability of the chosen token and of the likeliest."""
-    wanted = [i for i, p in enumerate(params) if p.logprobs is not None]
-    if not wanted:
-        return {}
-    logs = _rows(logits, wanted).log_softmax(-1)
-    chosen = logs.gather(-1, torch.tensor([[token_ids[i]] for i in wanted], device=logs.device))[:, 0].tolist()
-    values, ids = logs.topk(min(max(params[i].logprobs or 0 for i in wanted), logs.shape[1]))
-    tops = [
-        list(zip(some_ids[: params[i].logprobs], some_values[: params[i].logprobs], strict=True))
-        for i, some_ids, some_values in zip(wanted, ids.tolist(), values.tolist(), strict=True)
-    ]
-    return {i: TokenLogprobs(token_ids[i], logprob, top) for i, logprob, top in zip(wanted, chosen, tops, strict=True)}
-
-
-def _rows(x: Tensor, indices: list[int]) -> Tensor:
-    """The rows of `x` at `indices`; `x` itself when that is all of them."""
-    return x if len(indices) == x.shape[0] else x[torch.tensor(indices, device=x.device)]
+def _masked(scores: Tensor, rows: list[int], masks: TokenMasks) -> Tensor:
+    """`scores` [R, V] without what the masks forbid in `rows`."""
+    packed = torch.frombuffer(masks.bits, dtype=torch.uint8).view(len(rows), masks.bytes_per_row)
+    if scores.device.type == "cpu":
+        forbidden = torch.from_numpy(np.unpackbits(~packed.numpy(), axis=1, bitorder="little")).view(torch.bool)
+    else:
+        shifts = torch.arange(8, dtype=torch.uint8, device=scores.device)
+        forbidden = ((packed.to(scores.device)[:, :, None] >> shifts) & 1).flatten(1) == 0
+    forbidden = forbidden[:, : scores.shape[1]]
+    if rows == list(range(scores.shape[0])):
+        return scores.masked_fill(forbidden, float("-inf"))
+    at = torch.tensor(rows, device=scores.device)
+    scores = scores.clone()
+    scores[at] = scores[at].masked_fill_(forbidden, float("-inf"))
+    return scores
 
 
 class _Edits:
