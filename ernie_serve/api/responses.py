@@ -139,7 +139,7 @@ def about(services: Services, fields: ResponseRequest, use: ToolUse, job: Job) -
         "store": fields.store is not False,
         "temperature": sampling.temperature,
         "text": {"format": (fields.text and fields.text.format) or {"type": "text"}},
-        "tool_choice": use.mode if fields.tool_choice is None else fields.tool_choice,
+        "tool_choice": "auto" if fields.tool_choice is None else fields.tool_choice,
         "tools": flat_tools(use),
         "top_logprobs": fields.top_logprobs or 0,
         "top_p": sampling.top_p,

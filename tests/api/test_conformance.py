@@ -1,7 +1,8 @@
 """Bodies and chunks against OpenAI's own description of them, where a copy of it lies beside the repository.
 
-Two things the description does not allow are what OpenAI sends all the same, and what its SDK reads: in a stream of
-completions `finish_reason` is null until the end, and `usage` is null until the last chunk where it was asked for.
+Three things the description does not allow are what OpenAI sends all the same, and what its SDK reads: in a stream of
+completions `finish_reason` is null until the end, `usage` is null until the last chunk where it was asked for, and the
+first token of a prompt that is scored has the log-probability null.
 """
 
 import json
@@ -105,6 +106,40 @@ def test_chat(chat: Any, read_events: Any, schemas: Any, fields: dict[str, Any],
     assert chunks
     for chunk in chunks:
         assert faults(chunk, schemas["CreateChatCompletionStreamResponse"], schemas) == []
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALLING: list[dict[str, Any]] = [
+    {},
+    {"tools": TOOLS},
+    {"tools": TOOLS, "tool_choice": "required"},
+    {"tools": TOOLS, "logprobs": True, "top_logprobs": 1},
+    {"tools": TOOLS, "max_tokens": 40},
+    {"service_tier": "priority"},
+]
+
+
+@pytest.mark.parametrize("fields", CALLING)
+def test_reasoning_and_calls(
+    think: Any, engine: Any, tagged: Any, read_events: Any, schemas: Any, fields: dict[str, Any]
+) -> None:
+    engine.reply = tagged('Hm.\n</think>\n\n\n<tool_call>\n{"name": "f", "arguments": {"a": "b"}}\n</tool_call>\n')
+    assert faults(think(**fields).json(), schemas["CreateChatCompletionResponse"], schemas) == []
+    for chunk in read_events(think(stream=True, **fields).text)[:-1]:
+        assert faults(chunk, schemas["CreateChatCompletionStreamResponse"], schemas) == []
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_scored_prompts(complete: Any, read_events: Any, schemas: Any, max_tokens: int) -> None:
+    fields = {"echo": True, "logprobs": 1, "max_tokens": max_tokens}
+    bodies = [complete(**fields).json(), *read_events(complete(stream=True, **fields).text)[:-1]]
+    for body in bodies:
+        for choice in body["choices"]:
+            choice["finish_reason"] = choice["finish_reason"] or "stop"
+            for values, instead in (("token_logprobs", 0.0), ("top_logprobs", {})):
+                if choice["logprobs"] and choice["logprobs"][values][:1] == [None]:
+                    choice["logprobs"][values][0] = instead
+        assert faults(body, schemas["CreateCompletionResponse"], schemas) == []
 
 
 def test_models(call: Any, schemas: Any) -> None:
