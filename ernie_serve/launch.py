@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,8 +25,10 @@ from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import InvalidRequest, SettingsError, StartupError
+from ernie_serve.grammar.checker import GrammarChecker
+from ernie_serve.grammar.compiler import Vocabulary
 from ernie_serve.logs import log_to_stderr
-from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.text.detokenize import Detokenizer
@@ -74,11 +76,13 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    server = _Server(_web(settings, create_app(settings, text, client, names)))
+    checker = GrammarChecker(vocabulary_of(text.tokenizer))
+    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check)))
     try:
         yield House(text, client, server, listener, names, url)
     finally:
         await client.close()
+        checker.close()
         listener.close()
 
 
@@ -98,7 +102,13 @@ async def _serve(settings: Settings) -> None:
             raise StartupError(house.client.failure)
 
 
-def create_app(settings: Settings, text: Text, client: EngineClient, names: tuple[str, ...]) -> FastAPI:
+def create_app(
+    settings: Settings,
+    text: Text,
+    client: EngineClient,
+    names: tuple[str, ...],
+    check_grammar: Callable[[Grammar], None],
+) -> FastAPI:
     """The HTTP application over an engine."""
     from ernie_serve.api.app import create_app as create
     from ernie_serve.api.services import Services
@@ -110,6 +120,7 @@ def create_app(settings: Settings, text: Text, client: EngineClient, names: tupl
         template=text.template,
         defaults=text.defaults,
         format=OutputFormat(text.template, text.tokenizer) if text.template else None,
+        check_grammar=check_grammar,
         model_names=names,
         max_model_len=settings.max_model_len or text.config.max_position_embeddings,
         max_output_tokens=settings.max_output_tokens,
@@ -117,6 +128,12 @@ def create_app(settings: Settings, text: Text, client: EngineClient, names: tupl
         allowed_origins=settings.allowed_origins,
     )
     return create(services)
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What checking grammars needs to know of a tokenizer."""
+    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+    return Vocabulary(tokens, tokenizer.control_ids)
 
 
 def open_text(settings: Settings) -> Text:
