@@ -83,7 +83,10 @@ def test_both_published_layouts_give_the_same_tokens(make_checkpoint: Any) -> No
         ("one at a time", {"max_num_seqs": 1}),
         ("prompts in pieces of three", {"max_num_batched_tokens": 3}),
         ("blocks of one token", {"block_size": 1}),
-        ("a cache for two requests, so that others are preempted", {"kv_cache_memory_bytes": 7 * 16 * 768, "max_model_len": 64}),
+        (
+            "a cache for two requests, so that others are preempted",
+            {"kv_cache_memory_bytes": 7 * 16 * 768, "max_model_len": 64},
+        ),
         ("no prefix cache", {"enable_prefix_caching": False}),
     ],
 )
