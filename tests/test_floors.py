@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "ernie_serve"
-_ORDER = "__main__ > cli > bench > launch > engine_process > banner > api > billing > text > worker > model > kernels > engine > grammar"
+_ORDER = (
+    "__main__ > cli > bench > launch > engine_process > banner > api > "
+    "billing > text > worker > model > kernels > engine > grammar"
+)
 FLOORS = _ORDER.split(" > ")
 BASEMENT = {"messages", "config", "errors", "observe", "logs"}
 FREE_OF_TORCH = [
