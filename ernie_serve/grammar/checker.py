@@ -88,7 +88,7 @@ class GrammarChecker:
         """A process that nobody else asks; one that has died is replaced when it is next needed."""
         child = self._idle.get()
         try:
-            if child is None:
+            if child is None or not child.is_alive:
                 child = _Child(self._vocabulary, self._start_timeout_seconds)
             yield child
         finally:
@@ -110,10 +110,15 @@ class _Child:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         self._pipe = Connection(ours.detach())
-        self.is_alive = True
+        self._has_ended = False
         self._pipe.send_bytes(msgspec.msgpack.encode((list(vocabulary.tokens), sorted(vocabulary.control_ids))))
         if self._receive(timeout_seconds) is None:
             raise RuntimeError(f"the process that checks grammars did not start within {timeout_seconds:g} s")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return not self._has_ended and self._process.poll() is None
 
     def ask(self, grammar: Grammar, timeout_seconds: float) -> str | None:
         """What is wrong with a grammar, empty if nothing is; `None` if it took too long, and the process is gone."""
@@ -133,7 +138,7 @@ class _Child:
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
-        self.is_alive = False
+        self._has_ended = True
         self._process.kill()
         self._process.wait()
         self._pipe.close()

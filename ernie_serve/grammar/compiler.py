@@ -82,6 +82,7 @@ class GrammarCompiler:
         self.vocabulary = vocabulary
         self.max_cache_bytes = max_cache_bytes
         self._tokenizer = _tokenizer(vocabulary)
+        self._controls = {i: vocabulary.tokens[i] for i in vocabulary.control_ids}
         self._cache: dict[Grammar, Matcher] = {}  # the least recently used first
         self._cache_bytes = 0
         self._lock = Lock()
@@ -131,7 +132,7 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         try:
-            text = sources.source(grammar, self.vocabulary.control_ids)
+            text = sources.source(grammar, self._controls)
             matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
         except InvalidRequest:
             raise

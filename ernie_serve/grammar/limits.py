@@ -17,6 +17,7 @@ MAX_ENUM = 2000
 MAX_PATTERN = 512
 MAX_REGEX = 2048
 MAX_PATTERN_PROPERTIES = 16
+MAX_NUMBER = 2**53
 
 _JSON_DEPTH = 3 * MAX_DEPTH
 _ONE = ("items", "additionalProperties")
@@ -28,6 +29,9 @@ _REFUSED = {
     *("additionalItems", "$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"),
     *("extends", "disallow", "divisibleBy", "nullable", "x-guidance"),
 }
+
+
+_NUMBERS = {"const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 
 
 def read_schema(text: str) -> dict[str, Any] | bool:
@@ -77,6 +81,13 @@ def _children(value: object) -> list[object]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
+
+
+def _largest(value: object) -> float:
+    """The largest absolute value of the numbers in a JSON value."""
+    if isinstance(value, int | float):
+        return abs(value)
+    return max(map(_largest, _children(value)), default=0)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -136,6 +147,11 @@ class _Walk:
             raise InvalidRequest(f"The schema's enums have more than {MAX_ENUM} values together. Use fewer.")
         check_pattern(schema.get("pattern", ""), f"`pattern` at {where}")
         self._check_counts(schema, where)
+        for key in _NUMBERS & schema.keys():
+            if _largest(schema[key]) > MAX_NUMBER:
+                raise InvalidRequest(
+                    f"`{key}` at {where} has a number beyond 2^53, which cannot be kept exactly. Leave it out."
+                )
 
     def _check_counts(self, schema: dict[str, Any], where: str) -> None:
         patterns = self._expect(schema, "patternProperties", dict, where)

@@ -6,7 +6,7 @@ the ids it is told.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from llguidance import LLMatcher
@@ -19,8 +19,11 @@ SPACING: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ?"
 """At most one space after a comma or colon and no other: no model can spend its answer on white space."""
 
 
-def source(grammar: Grammar, control_ids: Collection[int]) -> str:
-    """What `LLMatcher` compiles. Raises `InvalidRequest` for what is outside the limits or not supported."""
+def source(grammar: Grammar, controls: Mapping[int, bytes]) -> str:
+    """What `LLMatcher` compiles, in a vocabulary with these control tokens.
+
+    Raises `InvalidRequest` for what is outside the limits or not supported.
+    """
     text = grammar.text
     match grammar.kind:
         case "json_object":
@@ -36,7 +39,7 @@ def source(grammar: Grammar, control_ids: Collection[int]) -> str:
             limits.check_size(text, "grammar")
             return LLMatcher.grammar_from_lark(_with_bounded_spaces(text))
         case "tools":
-            return LLMatcher.grammar_from_lark(_tools(tools.read(text), control_ids))
+            return LLMatcher.grammar_from_lark(_tools(tools.read(text), controls))
 
 
 def literal(text: str) -> str:
@@ -90,7 +93,7 @@ def _inline(schema: dict[str, Any] | bool) -> str:
 # Tool calls, in Lark. Text is written as regular expressions, control tokens as ids.
 
 
-def _tools(spec: tools.ToolGrammar, control_ids: Collection[int]) -> str:
+def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     f = spec.framing
     bodies = " | ".join(f"tool_{index}" for index in range(len(spec.tools)))
     rules = [f"body: {bodies}", f"end: {_mark(f.end, f.end_id)}"]
@@ -100,17 +103,18 @@ def _tools(spec: tools.ToolGrammar, control_ids: Collection[int]) -> str:
         closing = "}" + f.before_end
         rules.append(f"tool_{index}: {_terminal(opening)} {_inline(tool.arguments)} {_terminal(closing)}")
     if spec.free_text:
-        return "\n".join(_among_text(spec, control_ids) + rules)
+        return "\n".join(_among_text(spec, controls) + rules)
     more = f"({_terminal(f.before)} call)*" if spec.parallel else ""
     call = f"call: {_mark(f.begin, f.begin_id)} body end {_terminal(f.after)}"
     return "\n".join([f"start: /\\n{{0,3}}/ call {more}", call, *rules])
 
 
-def _among_text(spec: tools.ToolGrammar, control_ids: Collection[int]) -> list[str]:
+def _among_text(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> list[str]:
     """Calls in any text with any control tokens; what is spelled like a call's beginning is one, or is not said."""
     f = spec.framing
-    controls = sorted(set(control_ids) - {f.begin_id, f.end_id})
-    pieces = f"(TEXT? <[{','.join(map(str, controls))}]>)*" if controls else ""
+    tags = (f.begin.encode(), f.end.encode())
+    free = [i for i, spelled in sorted(controls.items()) if i not in (f.begin_id, f.end_id) and spelled not in tags]
+    pieces = f"(TEXT? <[{','.join(map(str, free))}]>)*" if free else ""
     begin = f"begin[lazy]: /(?s:.)*{literal(f.begin)}/" if f.begin_id is None else f"begin: TEXT? <[{f.begin_id}]>"
     return [
         f"start: (pieces call){'*' if spec.parallel else '?'} pieces TEXT?",

@@ -54,6 +54,10 @@ def test_a_keyword_that_says_nothing_is_let_through(keyword):
         ({"enum": "ab"}, "enum"),
         ({"pattern": 3}, "pattern"),
         ({"items": 3}, "items"),
+        ({"const": 2**53 + 1}, "const"),
+        ({"enum": [1, {"a": [-(2**60)]}]}, "enum"),
+        ({"maximum": 2**63 - 1}, "maximum"),
+        ({"minimum": -1e400}, "minimum"),
     ],
 )
 def test_what_is_wrong_is_named(schema, name):
