@@ -204,27 +204,21 @@ def export(connection: Connection, scope: Scope, form: ExportFormat, *, start: i
 
 def problems(connection: Connection) -> list[str]:
     """What does not add up, in words; an empty list is a healthy ledger."""
+    booked = _sums(connection, ledger, ledger.c.delta_nano)
+    charged = _sums(connection, ledger, ledger.c.delta_nano, ledger.c.kind == "usage")
+    held = _sums(connection, reservation, reservation.c.amount_nano, reservation.c.state == "open")
+    used = _sums(connection, usage_event, usage_event.c.cost_nano)
     found = []
-    for record in connection.execute(select(account)).mappings():
-        booked = _sum(connection, ledger.c.delta_nano, ledger.c.account_id == record["id"])
-        charged = _sum(connection, ledger.c.delta_nano, ledger.c.account_id == record["id"], ledger.c.kind == "usage")
-        held = _sum(
-            connection,
-            reservation.c.amount_nano,
-            reservation.c.account_id == record["id"],
-            reservation.c.state == "open",
-        )
-        used = _sum(connection, usage_event.c.cost_nano, usage_event.c.account_id == record["id"])
-        balance, reserved = record["balance_nano"], record["reserved_nano"]
+    for row in connection.execute(select(account.c.id, account.c.balance_nano, account.c.reserved_nano)):
         for name, kept, counted in (
-            ("balance", balance, booked),
-            ("reserved", reserved, held),
-            ("usage", -charged, used),
+            ("balance", row.balance_nano, booked.get(row.id, 0)),
+            ("reserved", row.reserved_nano, held.get(row.id, 0)),
+            ("usage", -charged.get(row.id, 0), used.get(row.id, 0)),
         ):
             if kept != counted:
-                found.append(f"account {record['id']}: {name} is {kept}, counted {counted}")
-        if not 0 <= reserved <= balance:
-            found.append(f"account {record['id']}: reserved {reserved} of {balance}")
+                found.append(f"account {row.id}: {name} is {kept}, counted {counted}")
+        if not 0 <= row.reserved_nano <= row.balance_nano:
+            found.append(f"account {row.id}: reserved {row.reserved_nano} of {row.balance_nano}")
     return found + _day_problems(connection)
 
 
@@ -240,9 +234,12 @@ def _day_problems(connection: Connection) -> list[str]:
     return [f"usage_day differs: {row}" for row in sorted(different)]
 
 
-def _sum(connection: Connection, column: ColumnElement[int], *conditions: ColumnElement[bool]) -> int:
-    total = select(cast(func.coalesce(func.sum(column), 0), BigInteger)).where(*conditions)
-    return int(connection.execute(total).scalar_one())
+def _sums(
+    connection: Connection, table: Table, column: ColumnElement[int], *conditions: ColumnElement[bool]
+) -> dict[str, int]:
+    """The sum of a column for each account."""
+    total = select(table.c.account_id, cast(func.sum(column), BigInteger)).where(*conditions)
+    return {row[0]: row[1] for row in connection.execute(total.group_by(table.c.account_id))}
 
 
 def _within(table: Table, scope: Scope) -> list[ColumnElement[bool]]:

@@ -116,10 +116,15 @@ def sqlite_url(new_file: Callable[[], str]) -> str:
 
 
 @pytest.fixture
+def empty() -> Callable[[str], str]:
+    """A function that empties a PostgreSQL store and gives its URL back."""
+    return empty_postgres
+
+
+@pytest.fixture
 def postgres_url(postgres: str) -> str:
     """An empty PostgreSQL store."""
-    empty_postgres(postgres)
-    return postgres
+    return empty_postgres(postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -129,13 +134,14 @@ def url(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def empty_postgres(url: str) -> None:
+def empty_postgres(url: str) -> str:
     """Forget every row."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         names = ", ".join(metadata.tables)
         connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
     engine.dispose()
+    return url
 
 
 PRICES = Prices()
