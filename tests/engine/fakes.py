@@ -13,7 +13,17 @@ from ernie_serve.engine import wire
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
-from ernie_serve.messages import EngineInfo, EngineRequest, Loading, Ready, Sampled, SamplingParams, StepPlan
+from ernie_serve.messages import (
+    EngineInfo,
+    EngineRequest,
+    Loading,
+    Ready,
+    Sampled,
+    SamplingParams,
+    StepPlan,
+    TokenLogprobs,
+    TokenMasks,
+)
 
 VOCAB_SIZE = 40
 
@@ -27,7 +37,7 @@ class FakeRunner:
         self.num_computed = 0  # tokens, over all steps
         self.failures: list[Exception] = []  # raised by the next steps, the last first
 
-    def execute(self, plan: StepPlan) -> list[Sampled]:
+    def execute(self, plan: StepPlan, masks=None) -> list[Sampled]:
         if self.failures:
             raise self.failures.pop()
         assert plan.rows, "a plan without rows"
@@ -35,24 +45,30 @@ class FakeRunner:
         self._refuse_shared_writes(plan)
         # As in a real step, nothing that a row writes may be needed by another row of the step.
         states = [self._read(row.block_ids, row.start) for row in plan.rows]
+        allowed = allowed_ids(masks()) if masks else {}
         return [
-            Sampled(row.request_id, token)
+            Sampled(row.request_id, -1 if token is None else token, prompt_logprobs=score(row))
             for row, state in zip(plan.rows, states, strict=True)
-            if (token := self._compute(row, state)) is not None
+            if (token := self._compute(row, state, allowed.get(row.request_id))) is not None
+            or row.wants_prompt_logprobs
         ]
 
-    def _compute(self, row, read: list[int]) -> int | None:
+    def _compute(self, row, read: list[int], allowed: list[int] | None) -> int | None:
         stop = row.start + len(row.token_ids)
         assert row.token_ids, "a row without tokens"
         assert len(row.block_ids) * self.block_size >= stop, "the block table is too short"
         known = row.prompt_token_ids + row.output_token_ids
         assert row.token_ids == known[row.start : stop], "the tokens are not those at their positions"
-        assert row.wants_token == (stop == len(known)), "a token is wanted in the middle, or not at the end"
+        is_end = stop == len(known) and row.sampling.max_tokens > 0
+        assert row.wants_token == is_end, "a token is wanted in the middle, or not at the end"
         self.num_computed += len(row.token_ids)
         for position, token in enumerate(row.token_ids, row.start):
             read.append(leave(read, token))
             self.slots[self._slot(row.block_ids, position)] = read[-1]
-        return next_token(read, row.sampling.seed) if row.wants_token else None
+        if not row.wants_token:
+            return None
+        token = next_token(read, row.sampling.seed)
+        return token if allowed is None else allowed[zlib.crc32(b"%d" % token, read[-1]) % len(allowed)]
 
     def _read(self, block_ids: list[int], stop: int) -> list[int]:
         read = [self.slots[self._slot(block_ids, position)] for position in range(stop)]
@@ -73,6 +89,25 @@ class FakeRunner:
         for row in plan.rows:
             for block_id in row.block_ids[: -(-row.start // size)]:
                 assert writers.get(block_id, row.request_id) == row.request_id, "a row writes what another reads"
+
+
+def allowed_ids(masks: TokenMasks) -> dict[str, list[int]]:
+    """The ids that each row may yield."""
+    size, found = masks.bytes_per_row, {}
+    for n, request_id in enumerate(masks.request_ids):
+        bits = int.from_bytes(masks.bits[n * size : (n + 1) * size], "little")
+        found[request_id] = [i for i in range(8 * size) if bits >> i & 1]
+        assert found[request_id], "a mask lets nothing through"
+        assert found[request_id][-1] < VOCAB_SIZE, "a mask lets padding through"
+    return found
+
+
+def score(row) -> list[TokenLogprobs]:
+    """For each token of a row that has a successor in the prompt: that one, with its position as its logprob."""
+    if not row.wants_prompt_logprobs:
+        return []
+    last = min(row.start + len(row.token_ids), len(row.prompt_token_ids) - 1)
+    return [TokenLogprobs(row.prompt_token_ids[at], float(at), []) for at in range(row.start + 1, last + 1)]
 
 
 def leave(read: list[int], token: int) -> int:
@@ -105,10 +140,12 @@ def make_request(request_id: str, prompt: list[int], max_tokens: int = 8, **opti
     return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling, **outer)
 
 
-def make_core(num_blocks: int = 64, block_size: int = 4, *, enable_prefix_caching: bool = True, **limits) -> EngineCore:
+def make_core(
+    num_blocks: int = 64, block_size: int = 4, *, enable_prefix_caching: bool = True, grammars=None, **limits
+) -> EngineCore:
     pool = BlockPool(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 32, "max_model_len": 200} | limits
-    return EngineCore(Scheduler(pool, **limits), FakeRunner(num_blocks, block_size))
+    return EngineCore(Scheduler(pool, **limits), FakeRunner(num_blocks, block_size), grammars)
 
 
 def make_info(core: EngineCore) -> EngineInfo:

@@ -1,10 +1,23 @@
+import json
+import random
+import re
 from collections import deque
 
 import pytest
-from engine_fakes import make_core, make_request, plain_loop
+from engine_fakes import VOCAB_SIZE, make_core, make_request, plain_loop
 from msgspec import msgpack
 
-from ernie_serve.messages import Abort, EngineCommand, EngineReport, Failed, Generate, Shutdown, Stepped
+from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
+from ernie_serve.messages import (
+    Abort,
+    EngineCommand,
+    EngineReport,
+    Failed,
+    Generate,
+    Grammar,
+    Shutdown,
+    Stepped,
+)
 
 
 class ScriptedConnection:
@@ -152,3 +165,146 @@ def test_a_request_that_ends_as_it_comes_is_reported():
     connection = ScriptedConnection((0, Generate(make_request("r", [], max_tokens=5))))
     core.serve(connection)
     assert connection.reports[0].outputs[0].finish_reason == "error"
+
+
+LETTERS = b'abcdefghijklmnopqrstuvwxyz{}[]",:012-. '
+EOS = VOCAB_SIZE - 1
+VOCABULARY = Vocabulary([*(bytes([letter]) for letter in LETTERS), b"<eos>"], frozenset({EOS}))
+COMPILER = GrammarCompiler(VOCABULARY)
+GRAMMARS = {
+    "regex": (Grammar("regex", "[a-d]{2,9}(:[0-2]+)?"), lambda text: re.fullmatch("[a-d]{2,9}(:[0-2]+)?", text)),
+    "choice": (Grammar("choice", '["abc", "abd", "b-1"]'), lambda text: text in ("abc", "abd", "b-1")),
+    "schema": (
+        Grammar(
+            "json_schema", '{"type": "object", "properties": {"a": {"type": "array", "items": {"enum": [0, "b"]}}}}'
+        ),
+        lambda text: isinstance(json.loads(text), dict),
+    ),
+    "lark": (Grammar("lark", "start: (A B)+\nA: /[a-c]/\nB: /[x-z]{2}/"), re.compile("([a-c][x-z]{2})+").fullmatch),
+}
+
+
+def complete(core, *requests, max_steps=5000):
+    """All tokens of some requests that start together, and how each ended."""
+    for request in requests:
+        core.add(request)
+    tokens, ends = {request.request_id: [] for request in requests}, {}
+    for _ in range(max_steps):
+        if not core.has_work:
+            break
+        for output in core.step():
+            tokens[output.request_id] += output.token_ids
+            if output.finish_reason:
+                ends[output.request_id] = output
+        core.scheduler.check()
+    else:
+        pytest.fail("the engine does not come to an end")
+    return tokens, ends
+
+
+def said(tokens):
+    return b"".join(VOCABULARY.tokens[token] for token in tokens if token != EOS).decode()
+
+
+def bound_request(rng, name):
+    """A request of some kind, and what its text is if it ends by itself."""
+    kind = rng.choice([*GRAMMARS, "free", "words", "ids", "budget", "after"])
+    grammar, is_right = GRAMMARS.get(kind, (None, lambda text: True))
+    options = {
+        "free": {},
+        "words": {"bad_words": ((1,), (2, 3), (EOS,))},
+        "ids": {"allowed_token_ids": (3, 4, 5, EOS)},
+        "budget": {"max_reasoning_tokens": 4, "reasoning_end_token_id": 26, "reasoning_end_forced_ids": (39, 26, 39)},
+        "after": {"grammar": GRAMMARS["choice"][0], "grammar_after_token_id": 27},
+    }.get(kind, {"grammar": grammar})
+    prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, 12))
+    stop = (EOS,) if kind != "budget" else ()
+    options = {"stop_token_ids": stop, "max_tokens": rng.choice([3, 25, 40]), "seed": rng.randint(0, 9)} | options
+    return make_request(name, prompt, **options), is_right
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_constraints_hold_and_no_crowd_nor_preemption_changes_a_text(seed):
+    rng = random.Random(seed)
+    requests = [bound_request(rng, f"r{number}") for number in range(10)]
+    crowd = make_core(num_blocks=24, block_size=4, max_num_batched_tokens=12, grammars=COMPILER)
+    together, ends = complete(crowd, *[request for request, _ in requests])
+    for request, is_right in requests:
+        name, sampling = request.request_id, request.sampling
+        alone, alone_ends = complete(make_core(num_blocks=64, grammars=COMPILER), request)
+        assert together[name] == alone[name]
+        assert ends[name].finish_reason == alone_ends[name].finish_reason != "error"
+        if ends[name].finish_reason == "stop" and sampling.grammar_after_token_id is None:
+            assert is_right(said(together[name]))
+        if sampling.allowed_token_ids:
+            assert set(together[name]) <= set(sampling.allowed_token_ids)
+        for word in sampling.bad_words:
+            starts = range(len(together[name]) - len(word) + 1)
+            assert not any(together[name][at : at + len(word)] == list(word) for at in starts)
+        if sampling.max_reasoning_tokens is not None and len(together[name]) > 6:
+            assert 26 in together[name][:6]
+    crowd.scheduler.pool.check()
+    assert crowd.scheduler.pool.num_used == 0
+
+
+def test_the_crowds_of_that_test_are_preempted():
+    core = make_core(num_blocks=12, block_size=4, grammars=COMPILER)
+    grammar = Grammar("regex", "[a-z]{40}")
+    requests = [make_request(f"r{n}", [n + 1] * 4, max_tokens=60, seed=n, grammar=grammar) for n in range(4)]
+    tokens, ends = complete(core, *requests)
+    assert core.scheduler.stats.num_preempted > 0
+    assert all(re.fullmatch("[a-z]{40}", said(each)) for each in tokens.values())
+    assert {end.finish_reason for end in ends.values()} == {"stop"}
+
+
+def test_an_answer_that_its_grammar_ends_has_no_stop_token():
+    core = make_core(grammars=COMPILER)
+    tokens, ends = complete(core, make_request("r", [1], grammar=Grammar("choice", '["abc"]')))
+    assert said(tokens["r"]) == "abc"
+    assert (ends["r"].finish_reason, ends["r"].stop_token_id) == ("stop", None)
+
+
+def test_an_answer_that_max_tokens_cuts_is_the_beginning_of_a_right_one():
+    core = make_core(grammars=COMPILER)
+    tokens, ends = complete(core, make_request("r", [1], max_tokens=3, grammar=Grammar("choice", '["abcde", "abcdf"]')))
+    assert (said(tokens["r"]), ends["r"].finish_reason) == ("abc", "length")
+
+
+def test_a_constraint_that_leaves_nothing_ends_its_request_alone():
+    core = make_core(grammars=COMPILER)
+    stuck = make_request("stuck", [1], grammar=Grammar("choice", '["abc"]'), bad_words=((0, 1),))
+    free = make_request("free", [2])
+    tokens, ends = complete(core, stuck, free)
+    assert ends["stuck"].finish_reason == "error"
+    assert "no token" in ends["stuck"].error
+    assert tokens["stuck"] == [0]
+    assert tokens["free"] == plain_loop(free, 200)[0]
+
+
+def test_a_grammar_that_does_not_compile_ends_its_request_alone():
+    core = make_core(grammars=COMPILER)
+    free = make_request("free", [2])
+    tokens, ends = complete(core, make_request("bad", [1], grammar=Grammar("regex", "(")), free)
+    assert ends["bad"].finish_reason == "error"
+    assert tokens["free"] == plain_loop(free, 200)[0]
+
+
+def test_an_engine_without_a_vocabulary_says_so():
+    _, ends = complete(make_core(), make_request("r", [1], allowed_token_ids=(1,)))
+    assert "vocabulary" in ends["r"].error
+
+
+def test_a_failing_step_with_masks_ends_its_requests_and_the_engine_goes_on():
+    core = make_core(grammars=COMPILER)
+    core.runner.failures = [RuntimeError()]
+    grammar = Grammar("choice", '["abc"]')
+    assert complete(core, make_request("unlucky", [1], grammar=grammar))[1]["unlucky"].finish_reason == "error"
+    assert said(complete(core, make_request("later", [1], grammar=grammar))[0]["later"]) == "abc"
+
+
+def test_a_request_that_is_aborted_while_its_grammar_compiles_never_runs():
+    core = make_core(grammars=GrammarCompiler(VOCABULARY))
+    core.add(make_request("r", [1], grammar=Grammar("json_object")))
+    core.abort("r")
+    assert not core.has_work
+    assert core.step() == []

@@ -418,3 +418,62 @@ def test_each_block_is_hashed_once(monkeypatch):
 def test_limits_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         Scheduler(BlockPool(1, 1), max_num_seqs=0, max_model_len=8)
+
+
+def told_scores(outputs):
+    return [(each.token_id, each.logprob) for output in outputs for each in output.prompt_logprobs]
+
+
+def expected_scores(prompt):
+    return [(token, float(at)) for at, token in enumerate(prompt)][1:]
+
+
+@pytest.mark.parametrize("max_scored_tokens", [1, 5, 256])
+def test_a_prompt_is_scored_whole_and_once_in_whatever_chunks(max_scored_tokens):
+    core = make_core(max_num_batched_tokens=7, max_scored_tokens=max_scored_tokens)
+    requests = [make_request(f"r{n}", some_tokens(9 + 5 * n, n), prompt_logprobs=n) for n in range(3)]
+    outputs = run(core, *requests, make_request("plain", some_tokens(20)))
+    for request in requests:
+        assert told_scores(outputs[request.request_id]) == expected_scores(request.prompt_token_ids)
+        assert text(outputs[request.request_id]) == plain_loop(request, 200)[0]
+    assert told_scores(outputs["plain"]) == []
+
+
+def test_a_step_scores_no_more_tokens_than_it_may():
+    core = make_core(max_scored_tokens=6)
+    for n in range(4):
+        core.add(make_request(f"r{n}", some_tokens(9, n), prompt_logprobs=0))
+    sizes = [plan_sizes(core) for _ in range(6)]
+    assert sizes[0] == {"r0": 6}
+    assert sum(each.get("r3", 0) for each in sizes) >= 9
+
+
+def test_a_cached_prompt_is_scored_all_the_same():
+    core = make_core()
+    run(core, make_request("first", some_tokens(30)))
+    outputs = run(core, make_request("second", some_tokens(30), prompt_logprobs=2))["second"]
+    assert told_scores(outputs) == expected_scores(some_tokens(30))
+    assert outputs[-1].num_cached_tokens == 0
+    assert run(core, make_request("third", some_tokens(30)))["third"][-1].num_cached_tokens == 28
+
+
+def test_a_preempted_prompt_is_not_told_twice():
+    requests = [
+        make_request(f"r{n}", some_tokens(9 + 3 * n, n), max_tokens=30, seed=n, prompt_logprobs=1) for n in range(4)
+    ]
+    core = make_core(num_blocks=14, block_size=4, max_num_batched_tokens=8)
+    outputs = run(core, *requests)
+    assert core.scheduler.stats.num_preempted > 0
+    for request in requests:
+        assert told_scores(outputs[request.request_id]) == expected_scores(request.prompt_token_ids)
+        assert text(outputs[request.request_id]) == plain_loop(request, 56)[0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_a_prompt_is_scored_without_a_token_of_answer(length):
+    core = make_core(max_num_batched_tokens=16)
+    outputs = run(core, make_request("r", some_tokens(length), max_tokens=0, prompt_logprobs=0))["r"]
+    assert told_scores(outputs) == expected_scores(some_tokens(length))
+    assert text(outputs) == []
+    assert [output.finish_reason for output in outputs if output.finish_reason] == ["length"]
+    assert core.scheduler.stats.blocks_used == 0
