@@ -4,11 +4,16 @@ Knows tensors and nothing else: no layers, no requests, no device. `cpu.py` and 
 what they do better; every override is tested against the verb here on the same inputs.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ernie_serve.kernels.layout import Layout
+
+Matrices = Tensor | Sequence[Tensor]
+"""A stack of matrices [E, out, in], or each by itself."""
 
 # T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
 # I MLP width, E experts, A active experts, L tokens of one request in the cache
@@ -29,6 +34,13 @@ class ReferenceKernels:
         """Keys and values of one layer, each [num_blocks, block_size, K, D], zeroed."""
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+
+    def pack(self, weight: Tensor) -> Matrices:
+        """`weight` [out, in], or a stack of such, in the order that `linear` and `experts` read fastest.
+
+        Done once, after loading. The same object where there is nothing better than the plain order.
+        """
+        return weight
 
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
         """Rows of `weight` [V, N] for `ids` [T]."""
@@ -110,7 +122,7 @@ class ReferenceKernels:
         weights = probabilities.gather(-1, ids)
         return (weights / weights.sum(-1, keepdim=True).clamp(min=norm_min)).to(x.dtype), ids
 
-    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Matrices, down: Matrices) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs: [T, N].
 
         `gate_up` [E, 2I, N], gate rows first; `down` [E, N, I]. An id below 0 routes nowhere.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.reference import Matrices
 from ernie_serve.kernels.reference import ReferenceKernels as Kernels
 from ernie_serve.model.config import ModelConfig
 
@@ -45,6 +46,21 @@ class Ernie(nn.Module):
         residual, x = residual[logit_indices], None if x is None else x[logit_indices]
         _, x = self.norm(residual, x)
         return self.embed_tokens.project(x) if self.config.tie_word_embeddings else self.lm_head(x)
+
+    def pack(self) -> None:
+        """Put the filled matrices into the order that the kernels read fastest; they stop being parameters.
+
+        Needs room for one layer's experts on the way, and for good for a second copy of a tied embedding, since rows
+        are looked up in the plain one. Does nothing where the kernels have no such order.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear):
+                _pack(module, "weight", self.kernels)
+            elif isinstance(module, Experts):
+                _pack(module, "gate_up", self.kernels)
+                _pack(module, "down", self.kernels)
+        if self.config.tie_word_embeddings:
+            self.embed_tokens.pack_head()
 
 
 class Block(nn.Module):
@@ -148,8 +164,8 @@ class Experts(nn.Module):
         super().__init__()
         self.kernels = kernels
         E, N, width = config.moe_num_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up = _empty(E, 2 * width, N, dtype=dtype)
-        self.down = _empty(E, N, width, dtype=dtype)
+        self.gate_up: Matrices = _empty(E, 2 * width, N, dtype=dtype)
+        self.down: Matrices = _empty(E, N, width, dtype=dtype)
 
     def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """The weighted sum of each token's experts: [T, N]."""
@@ -178,7 +194,7 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight = _empty(out_features, in_features, dtype=dtype)
+        self.weight: Tensor = _empty(out_features, in_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
@@ -192,6 +208,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.kernels = kernels
         self.weight = _empty(vocab_size, hidden_size, dtype=dtype)
+        self.head: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """[T] to [T, N]."""
@@ -199,7 +216,14 @@ class Embedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[T, N] to logits [T, V]."""
-        return self.kernels.linear(x, self.weight)
+        return self.kernels.linear(x, self.weight if self.head is None else self.head)
+
+    def pack_head(self) -> None:
+        """Keep a packed copy beside the rows, for the logits, where the kernels have one."""
+        packed = self.kernels.pack(self.weight)
+        if packed is not self.weight:
+            assert isinstance(packed, Tensor), "one matrix is packed as one"
+            self.head = packed
 
 
 class Rotary:
@@ -219,6 +243,14 @@ class Rotary:
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         return self.kernels.rotary(positions, self.frequencies)
+
+
+def _pack(module: nn.Module, name: str, kernels: Kernels) -> None:
+    plain = getattr(module, name)
+    packed = kernels.pack(plain)
+    if packed is not plain:
+        delattr(module, name)
+        setattr(module, name, packed)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:

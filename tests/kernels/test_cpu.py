@@ -36,6 +36,18 @@ def test_linear_of_a_slice_of_stacked_weights(noise):
     same(CPU.linear(x, stacked[1]), REFERENCE.linear(x, stacked[1]))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 64, 200])
+def test_linear_of_a_packed_matrix(noise, rows):
+    x, weight = noise(rows, 48, dtype=torch.bfloat16), noise(72, 48, dtype=torch.bfloat16) / 7
+    same(CPU.linear(x, CPU.pack(weight)), REFERENCE.linear(x, weight))
+
+
+@pytest.mark.parametrize("kernels", [CPU, REFERENCE])
+def test_what_has_no_better_order_is_packed_as_it_is(noise, kernels):
+    weight = noise(72, 48)
+    assert kernels.pack(weight) is weight
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rope_and_write(noise, dtype):
     qkv, slots = noise(5, (4 + 2 * 2) * 16, dtype=dtype), torch.tensor([3, 17, 0, 8, 31])
@@ -80,7 +92,9 @@ def test_experts(noise, tokens, dtype):
     )
     router, bias = noise(8, 32), 0.1 * noise(8)
     weights, ids = CPU.route(x, router, bias, 3, 1e-12)
-    same(CPU.experts(x, weights, ids, gate_up, down), REFERENCE.experts(x, weights, ids, gate_up, down))
+    expected = REFERENCE.experts(x, weights, ids, gate_up, down)
+    same(CPU.experts(x, weights, ids, gate_up, down), expected)
+    same(CPU.experts(x, weights, ids, CPU.pack(gate_up), CPU.pack(down)), expected)
 
 
 @pytest.mark.parametrize("kernels", [CPU, REFERENCE])

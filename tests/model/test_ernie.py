@@ -72,6 +72,18 @@ def test_bfloat16_stays_near_float32_and_keeps_the_router_in_float32():
     assert off < 0.1
 
 
+@pytest.mark.parametrize("geometry", ["21b", "300b", "0.3b"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_logits_of_plain_ones(geometry, dtype):
+    model = ernie_like(transformers_model(GEOMETRIES[geometry]), CpuKernels(), dtype)
+    ids = torch.arange(24)
+    plain = logits_of(model, ids)
+    model.pack()
+    packed = logits_of(model, ids)
+    off = (packed.float() - plain.float()).abs().mean() / plain.float().abs().mean()
+    assert off < (0.05 if dtype == torch.bfloat16 else 1e-6)
+
+
 def test_a_model_built_on_meta_works_once_it_is_filled():
     peer = transformers_model(GEOMETRIES["300b"])
     with torch.device("meta"):
