@@ -75,7 +75,7 @@ class Preparation:
         given, conversation = self._conversation(fields)
         use = fields.tool_use
         text_format = fields.text.format if fields.text else None
-        grammar = read_format(text_format, "text.format")
+        grammar = read_format(text_format, "text.format", flat=True)
         ids = self._prompt(services, fields, conversation, use)
         budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
         shape = shape_chat(services, ids, use, grammar, "text.format", budget)

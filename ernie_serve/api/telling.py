@@ -5,7 +5,7 @@ choices or of how events are spelled.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
@@ -106,11 +106,7 @@ class Telling:
         finished = ended or (self._reader is not None and self._reader.done)
         placed, ids = self._of_answer(placed), output.token_ids if self._with_token_ids else ()
         if placed or ids:
-            at = next((n for n, event in enumerate(events) if isinstance(event, TextDelta)), None)
-            if at is None:
-                events.append(TextDelta(self._index, "", placed, ids))
-            else:
-                events[at] = TextDelta(self._index, getattr(events[at], "text", ""), placed, ids)
+            events = _with_tokens(events, TextDelta(self._index, "", placed, ids))
         if finished:
             mean = self._sum_logprobs / max(1, self._num_tokens)
             events.append(Finished(self._index, self._reason(output), mean))
@@ -151,3 +147,11 @@ class Telling:
     def _reason(self, output: EngineOutput) -> str:
         reason = "stop" if self._text.stopped else output.finish_reason or "stop"
         return "tool_calls" if reason == "stop" and self._reader and self._reader.num_calls else reason
+
+
+def _with_tokens(events: list[Event], tokens: TextDelta) -> list[Event]:
+    """The events, the first text among them with these tokens; they stand alone where there is no text."""
+    for number, event in enumerate(events):
+        if isinstance(event, TextDelta):
+            return [*events[:number], replace(tokens, text=event.text), *events[number + 1 :]]
+    return [*events, tokens]

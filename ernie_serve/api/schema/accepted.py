@@ -5,7 +5,7 @@ Knows their types and limits. Nothing here is kept, except that an answer repeat
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AllowInfNan, BaseModel, Field, Strict
+from pydantic import AfterValidator, AllowInfNan, BaseModel, Field, Strict, WithJsonSchema
 
 Boolean = Annotated[bool, Strict()]
 Integer = Annotated[int, Strict()]
@@ -27,18 +27,29 @@ Metadata = Annotated[
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
-class PredictedPart(BaseModel):
-    """A part of a predicted text."""
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
 
-    type: Literal["text"]
-    text: Text
+
+def _predicted(content: Any) -> Any:
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError("it must be a string or a list of text parts")
+    return content
 
 
 class Prediction(BaseModel):
     """Text that the answer may repeat. It speeds nothing up here, and none of it is billed."""
 
     type: Literal["content"]
-    content: Text | list[PredictedPart]
+    content: Annotated[
+        Any,
+        AfterValidator(_predicted),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}),
+    ]
 
 
 class Accepted(BaseModel):

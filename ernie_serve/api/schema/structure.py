@@ -63,8 +63,8 @@ def read_structure(response_format: Any, structured_outputs: Any) -> tuple[Gramm
     return _read_outputs(structured_outputs), "structured_outputs"
 
 
-def read_format(value: Any, path: str = "response_format") -> Grammar | None:
-    """`response_format`: text, json_object, or json_schema in chat's nested form or the flat one of Responses.
+def read_format(value: Any, path: str = "response_format", *, flat: bool = False) -> Grammar | None:
+    """`response_format`: text, json_object, or json_schema, nested as in chat or flat as in Responses.
 
     A schema binds the answer whether it is strict or not.
     """
@@ -78,13 +78,11 @@ def read_format(value: Any, path: str = "response_format") -> Grammar | None:
         case "json_object":
             return Grammar("json_object")
         case "json_schema":
-            return _read_schema(value, path)
+            return _read_schema(value, path) if flat else _read_schema(value.get("json_schema"), f"{path}.json_schema")
     raise InvalidRequest(f"`{path}.type` must be text, json_object or json_schema.", param=f"{path}.type")
 
 
-def _read_schema(value: dict[str, Any], path: str) -> Grammar:
-    if "json_schema" in value or "schema" not in value:
-        value, path = value.get("json_schema"), f"{path}.json_schema"  # type: ignore[assignment]  # checked below
+def _read_schema(value: Any, path: str) -> Grammar:
     if not isinstance(value, dict):
         raise InvalidRequest(f"`{path}` must be an object, not {kind_of(value)}.", param=path)
     name, schema, strict = value.get("name"), value.get("schema"), value.get("strict")

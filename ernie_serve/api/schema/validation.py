@@ -63,6 +63,8 @@ def path_of(location: tuple[int | str, ...]) -> str:
     """`stream_options.include_usage`, `messages[2].role`."""
     path = ""
     for part in location:
+        if part == "[key]":  # of an object: what is wrong is the key that stands before
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
@@ -106,6 +108,10 @@ def _told(error: ErrorDetails) -> str:
             return f"must be at most {context['le']}, not {given}"
         case "finite_number":
             return "must be a finite number"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "value_error":
+            return f"is not valid: {context['error']}"
         case "string_too_long":
             return f"must have at most {context['max_length']} characters"
     return f"is not valid: {error['msg'][:1].lower()}{error['msg'][1:]}"
