@@ -110,3 +110,29 @@ def test_a_cached_prefix_changes_nothing(tiny_checkpoint: Path) -> None:
     assert core.scheduler.stats.blocks_cached > 3
     assert again[:1] == first
     assert again == _generate(_engine(tiny_checkpoint, enable_prefix_caching=False), prompts)
+
+
+def test_prompts_are_scored_as_transformers_scores_them(make_checkpoint: Any) -> None:
+    """Harnesses send `max_tokens` 0 and read nothing but these; chunks and cached beginnings change nothing."""
+    folder = make_checkpoint("21b-like")
+    prompts = _prompts(8, seed=5)
+    core = _engine(folder, max_num_batched_tokens=11)
+    scores: dict[str, list[Any]] = {}
+    for times in range(2):
+        for index, prompt in enumerate(prompts):
+            sampling = SamplingParams(max_tokens=times, seed=0, prompt_logprobs=2)
+            core.add(EngineRequest(request_id=f"{times} {index}", prompt_token_ids=prompt, sampling=sampling))
+        while core.has_work:
+            for output in core.step():
+                assert output.finish_reason in (None, "length"), output.error
+                scores.setdefault(output.request_id, []).extend(output.prompt_logprobs)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for index, prompt in enumerate(prompts):
+        with torch.inference_mode():
+            logs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        for times in range(2):
+            told = scores[f"{times} {index}"]
+            assert [each.token_id for each in told] == prompt[1:]
+            expected = [logs[at, token].item() for at, token in enumerate(prompt[1:])]
+            assert [each.logprob for each in told] == pytest.approx(expected, abs=1e-3)
+            assert [each.top[0][0] for each in told] == logs[: len(prompt) - 1].argmax(-1).tolist()

@@ -57,3 +57,16 @@ def test_what_was_received_before_a_failure_is_read_first():
                 await queue.get()
 
     asyncio.run(scenario())
+
+
+def test_logprobs_of_the_prompt_add_up_in_order():
+    async def scenario():
+        queue = OutputQueue()
+        scores = [TokenLogprobs(token, -2.0, []) for token in range(5)]
+        queue.put(output(prompt_logprobs=scores[:2]))
+        queue.put(output(7, prompt_logprobs=scores[2:4]))
+        assert await queue.get() == output(7, prompt_logprobs=scores[:4])
+        queue.put(output(8, prompt_logprobs=scores[4:]))
+        assert (await queue.get()).prompt_logprobs == scores[4:]
+
+    asyncio.run(scenario())

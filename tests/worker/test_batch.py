@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ernie_serve.messages import PlanRow, SamplingParams, StepPlan
-from ernie_serve.worker.batch import BatchBuilder
+from ernie_serve.worker.batch import BatchBuilder, num_scored
 
 SAMPLING = SamplingParams(max_tokens=1, seed=0)
 
 
-def row(name, start, count, blocks, wants_token=True):
+def row(name, start, count, blocks, wants_token=True, scored=()):
     return PlanRow(
         request_id=name,
         token_ids=[100 * start + i for i in range(count)],
@@ -19,8 +19,9 @@ def row(name, start, count, blocks, wants_token=True):
         block_ids=blocks,
         sampling=SAMPLING,
         wants_token=wants_token,
-        prompt_token_ids=[],
+        prompt_token_ids=list(scored),
         output_token_ids=[],
+        wants_prompt_logprobs=bool(scored),
     )
 
 
@@ -79,3 +80,17 @@ def test_tables_follow_growth_preemption_and_forgetting(builder):
 def test_blocks_beyond_what_the_step_needs_are_allowed(builder):
     layout = builder.build(StepPlan(0, [row("a", 0, 2, [5, 6, 7])])).layout
     assert layout.block_tables.tolist() == [[5]]
+
+
+def test_rows_to_be_scored_yield_logits_for_every_token_with_a_successor_in_the_prompt(builder):
+    prompt = list(range(9))
+    rows = [
+        row("whole", 0, 9, [1, 2, 3], scored=prompt),
+        row("decode", 20, 1, [4] * 6),
+        row("middle", 4, 3, [5, 6], wants_token=False, scored=prompt),
+        row("end", 7, 2, [7, 8, 9], scored=prompt),
+    ]
+    batch = builder.build(StepPlan(0, rows))
+    assert batch.logit_indices.tolist() == [8, 9, 14, *range(8), *range(10, 13), 13]
+    assert [r.request_id for r in batch.sampled_rows] == ["whole", "decode", "end"]
+    assert [(r.request_id, num_scored(r)) for r in batch.scored_rows] == [("whole", 8), ("middle", 3), ("end", 1)]

@@ -2,9 +2,11 @@
 
 import random
 
+import msgspec
 import pytest
 import torch
 
+from ernie_serve.messages import StepPlan, TokenMasks
 from ernie_serve.worker.runner import Runner
 
 NUM_TOKENS = 7
@@ -118,8 +120,6 @@ def test_a_cached_prefix_yields_what_computing_it_yields(runner, step, alone, ma
 
 
 def test_only_rows_that_want_a_token_yield_one_and_in_the_order_of_the_plan(runner, make_text):
-    from ernie_serve.messages import StepPlan
-
     pool = shuffled(64)
     texts = [make_text(n, name) for n, name in ((5, "x"), (9, "y"), (2, "z"))]
     rows = [text.row(pool, BLOCK, count) for text, count in zip(texts, (5, 3, 2), strict=True)]
@@ -138,3 +138,40 @@ def test_no_gradient_is_recorded(runner, step, make_text):
     with torch.enable_grad():
         step(runner, {text: text.row(pool, BLOCK)})
     assert not any(t.requires_grad for pair in runner.cache for t in pair)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 21])
+def test_a_prompt_in_chunks_is_scored_as_the_network_scores_it_at_once(runner, tiny_model, make_text, chunk):
+    text, pool, scores = make_text(21, prompt_logprobs=3), shuffled(64), []
+    for _ in range(-(-21 // chunk)):
+        row = msgspec.structs.replace(text.row(pool, BLOCK, chunk), wants_prompt_logprobs=True)
+        [sampled] = runner.execute(StepPlan(0, [row]))
+        assert (sampled.token_id == -1) == (not row.wants_token)
+        scores += sampled.prompt_logprobs
+    once = Runner(tiny_model, 1, 64)
+    batch = once._batches.build(StepPlan(0, [make_text(21).row([0], 64)]))
+    logs = tiny_model(batch.ids, batch.layout, once.cache, torch.arange(20)).log_softmax(-1)
+    assert [s.token_id for s in scores] == text.prompt[1:]
+    expected = [logs[i, token].item() for i, token in enumerate(text.prompt[1:])]
+    assert [s.logprob for s in scores] == pytest.approx(expected, abs=1e-4)
+    assert [[i for i, _ in s.top] for s in scores] == logs.topk(3).indices.tolist()
+
+
+def test_scoring_one_text_leaves_the_others_as_they_were(runner, step, alone, make_text):
+    scored, other, pool, seen = make_text(13, "scored", prompt_logprobs=0), make_text(9, "other"), shuffled(64), []
+    for _ in range(NUM_TOKENS):
+        rows = {scored: msgspec.structs.replace(scored.row(pool, BLOCK), wants_prompt_logprobs=not scored.output)}
+        seen.append(step(runner, rows | {other: other.row(pool, BLOCK)})["other"])
+    agree(seen, alone(make_text(9, "other")))
+
+
+def test_masks_are_asked_for_when_the_network_has_run(runner, make_text):
+    text, pool, asked = make_text(5), shuffled(64), []
+
+    def masks():
+        asked.append(any(bool(part.any()) for pair in runner.cache for part in pair))
+        return TokenMasks(["a"], bytearray([0, 0b100, *[0] * 14]), 16)
+
+    [sampled] = runner.execute(StepPlan(0, [text.row(pool, BLOCK)]), masks)
+    assert sampled.token_id == 10
+    assert asked == [True]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ernie_serve.messages import PlanRow, SamplingParams
+from ernie_serve.messages import PlanRow, SamplingParams, TokenMasks
 from ernie_serve.worker.sampler import Sampler, uniform
 
 V = 60
@@ -240,3 +240,53 @@ def test_bfloat16_logits_are_read_in_float32():
     assert [s.token_id for s in Sampler(4).sample(logits, rows)] == [
         obvious(x, one) for x, one in zip(logits.float(), rows, strict=True)
     ]
+
+
+def masks_of(allowed):
+    """Masks of rows by name; ids beyond the vocabulary are padding of the mask."""
+    size, bits = 12, bytearray()
+    for ids in allowed.values():
+        row = bytearray(size)
+        for i in ids:
+            row[i // 8] |= 1 << i % 8
+        bits += row
+    return TokenMasks(list(allowed), bits, size)
+
+
+@pytest.mark.parametrize("sampling", VARIETIES, ids=str)
+def test_a_masked_row_yields_what_it_would_if_there_were_no_other_ids(sampling):
+    chance = random.Random(3)
+    for seed in range(20):
+        allowed = sorted(chance.sample(range(V), chance.choice([1, 2, 20, V - 1])))
+        one = row(output=[5, 6, 5, 9][: seed % 5], seed=seed, **{**sampling, "stop_token_ids": (), "min_tokens": 0})
+        logits = logits_for(1, seed)
+        bare = logits.clone()
+        bare[0, [i for i in range(V) if i not in allowed]] = -math.inf
+        [sampled] = Sampler(8).sample(logits, [one], masks_of({"a": allowed}))
+        assert sampled.token_id in allowed
+        assert sampled.token_id == Sampler(8).sample(bare, [one])[0].token_id
+
+
+def test_masks_bind_their_own_rows_only_in_any_order():
+    logits = logits_for(5)
+    before = logits.clone()
+    rows = [row(name, seed=n, temperature=n % 2, logprobs=2) for n, name in enumerate("abcde")]
+    free = Sampler(9).sample(logits, rows)
+    bound = Sampler(9).sample(logits, rows, masks_of({"d": [7], "b": [50, 51]}))
+    assert [bound[i] for i in (0, 2, 4)] == [free[i] for i in (0, 2, 4)]
+    assert bound[3].token_id == 7
+    assert bound[1].token_id in (50, 51)
+    assert bound[3].logprobs.logprob == pytest.approx(logits[3].log_softmax(-1)[7].item())
+    assert torch.equal(logits, before)
+
+
+def test_a_mask_that_lets_a_text_end_early_is_followed():
+    one = row(output=[], min_tokens=5, stop_token_ids=(7,), temperature=0)
+    assert Sampler(4).sample(logits_for(1), [one], masks_of({"a": [7]}))[0].token_id == 7
+
+
+def test_padding_ids_stay_out_with_a_mask():
+    logits = torch.zeros(1, V)
+    logits[:, 50:] = 30.0
+    sampled = Sampler(4, num_valid_ids=50).sample(logits, [row(temperature=0)], masks_of({"a": [3, 4]}))
+    assert sampled[0].token_id == 3
