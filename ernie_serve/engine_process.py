@@ -84,6 +84,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     memory.require_room(weight_bytes, device)
     load_weights(model, folder, report, device=device)
+    model.pack()
     room = memory.plan_cache(
         config,
         dtype,
