@@ -1,7 +1,8 @@
 """Our engine beside transformers' `generate`: the same weights, in one process, measured in turns.
 
 A reduced 21B geometry (full widths, few layers) is made in memory; both models are made of the same tensors, which
-ours then packs where its kernels have a better order. Prints medians, spread and ratios, and how many experts a layer the prompts reached.
+ours then packs where its kernels have a better order. Prints medians, spread and ratios, and how many experts a
+layer the prompts reached.
 """
 
 import argparse
