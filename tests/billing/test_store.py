@@ -1,0 +1,231 @@
+"""The store: many pieces of work in one transaction, and what happens while it cannot be written."""
+
+import asyncio
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, create_engine, select, text
+
+from ernie_serve.billing import accounts
+from ernie_serve.billing.database import Database
+from ernie_serve.billing.meter import Order
+from ernie_serve.billing.opening import open_meter
+from ernie_serve.billing.paid import PaidMeter
+from ernie_serve.billing.prices import Prices, Usage
+from ernie_serve.billing.reports import Scope, find_usage, problems
+from ernie_serve.billing.schema import account
+from ernie_serve.billing.store import Store
+from ernie_serve.errors import StoreUnavailable, Unauthorized
+
+
+def order(request_id: str, **given: Any) -> Order:
+    given = {"max_tokens": 50, "most_tokens": 5000} | given
+    return Order(request_id=request_id, model="ernie", prompt_tokens=100, **given)
+
+
+FULL = Usage(prompt_tokens=100, completion_tokens=50)
+
+
+def names(connection: Connection) -> set[str]:
+    return set(connection.execute(select(account.c.name)).scalars())
+
+
+def test_what_waits_together_is_committed_together(url):
+    store = Store(Database(url))
+    try:
+        gate = threading.Event()
+        first = store.submit(lambda connection: gate.wait(10), lane="a")
+        waiting = [store.submit(lambda connection, i=i: i, lane="a") for i in range(100)]
+        gate.set()
+        assert first.result(10)
+        assert [each.result(10) for each in waiting] == list(range(100))
+        assert store.num_commits <= 2
+    finally:
+        store.close()
+
+
+def test_one_bad_piece_of_work_spoils_no_other(url):
+    store = Store(Database(url))
+    try:
+        gate = threading.Event()
+        store.submit(lambda connection: gate.wait(10))
+        good = store.submit(lambda connection: accounts.ensure_account(connection, "good", 1))
+        bad = store.submit(lambda connection: accounts.ensure_account(connection, "bad", 1) and 1 // 0)
+        worse = store.submit(lambda connection: connection.execute(text("INSERT INTO account (id) VALUES ('x')")))
+        last = store.submit(lambda connection: accounts.ensure_account(connection, "last", 1))
+        gate.set()
+        assert good.result(10) != last.result(10)
+        assert isinstance(bad.exception(10), ZeroDivisionError)
+        assert worse.exception(10) is not None
+        assert store.submit(names).result(10) == {"good", "last"}
+    finally:
+        store.close()
+
+
+def test_a_closed_store_finishes_what_it_has_and_takes_no_more(url):
+    store = Store(Database(url))
+    last = [store.submit(lambda connection, i=i: accounts.ensure_account(connection, f"a{i}", 1)) for i in range(300)]
+    store.close()
+    assert len({each.result(0) for each in last}) == 300
+    with pytest.raises(StoreUnavailable, match="shutting down"):
+        store.submit(names)
+
+
+PER_WRITER = 625  # each reserves and settles: ten thousand operations by eight
+
+
+def test_ten_thousand_operations_by_eight_writers_lose_nothing(shop):
+    async def work(meter, caller, worker):
+        for index in range(PER_WRITER):
+            reservation = await meter.reserve(caller, order(f"{worker}-{index}"))
+            await meter.settle(reservation, Usage(prompt_tokens=100, completion_tokens=index % 51), "ok")
+
+    async def scenario():
+        async with shop.open() as meter:
+            callers = [await shop.caller(meter, account=f"a{worker % 4}") for worker in range(8)]
+            await asyncio.gather(*(work(meter, caller, worker) for worker, caller in enumerate(callers)))
+            assert meter.counters.settled == 8 * PER_WRITER
+            spent = sum(100 * 70 + index % 51 * 280 for index in range(PER_WRITER))
+            for caller in callers:
+                assert (await shop.account(meter, caller)).balance_nano == 2 * (10**9 - spent)
+
+    asyncio.run(scenario())
+
+
+def run_on(url: str, *statements: str) -> None:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@contextmanager
+def unwritable(meter: PaidMeter, url: str, how: str) -> Iterator[None]:
+    """While this lasts the store cannot be written: a file that is read-only or full, a standby after a failover."""
+    if how == "full":
+        wal = Path(url.removeprefix("sqlite:///") + "-wal")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    elif url.startswith("sqlite"):
+        with meter._store._database.writer.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+        raw.execute("PRAGMA query_only=1")
+        yield
+        raw.execute("PRAGMA query_only=0")
+    else:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ernie-serve'"
+        run_on(url, "ALTER ROLE postgres SET default_transaction_read_only = on", kill)
+        yield
+        run_on(
+            url,
+            "SET default_transaction_read_only = off",
+            "ALTER ROLE postgres RESET default_transaction_read_only",
+            kill,
+        )
+
+
+@pytest.mark.parametrize("how", ["read-only", "full"])
+def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(shop, how, caplog):
+    if how == "full" and not shop.url.startswith("sqlite"):
+        pytest.skip("a limit of this process does not bind the server")
+
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            running = await meter.reserve(caller, order("running"))
+            leased = await meter.reserve(caller, order("leased", max_tokens=None))
+            with unwritable(meter, shop.url, how):
+                with pytest.raises(StoreUnavailable) as refused:
+                    await meter.reserve(caller, order("refused"))
+                assert refused.value.status == 503
+                charge = await meter.settle(running, FULL, "ok")
+                assert (charge.cost_nano, charge.kept) == (100 * 70 + 50 * 280, False)
+                assert await leased.cover(1500)
+                late = await meter.settle(leased, Usage(prompt_tokens=100, completion_tokens=1500), "ok")
+                assert not late.kept
+                counters = meter.counters
+                assert (counters.unsettled, counters.unsecured_leases, counters.settled) == (3, 1, 0)
+                assert await meter.upkeep.settle_waiting() >= 2  # to release nothing writes nothing
+            await meter._store.read(names)  # a connection that was cut is found out
+            assert await meter.upkeep.settle_waiting() == 0
+            assert counters.unsettled == 0
+            record = await shop.account(meter, caller)
+            assert (record.balance_nano, record.reserved_nano) == (10**9 - charge.cost_nano - late.cost_nano, 0)
+            assert await meter.report(find_usage, "refused", Scope()) is None
+            assert await meter.report(problems) == []
+        assert "billing store failed" in caplog.text
+
+    asyncio.run(scenario())
+
+
+def test_what_can_never_be_written_is_logged_with_its_numbers(small_shop, caplog):
+    async def scenario():
+        meter = await open_meter(small_shop.url, "ernie", Prices(), small_shop.clock.clock)
+        reservation = await meter.reserve(await small_shop.caller(meter), order("lost"))
+        with unwritable(meter, small_shop.url, "read-only"):
+            await meter.settle(reservation, FULL, "ok")
+            await meter.close()
+            told = [record.getMessage() for record in caplog.records if record.levelname == "CRITICAL"]
+            assert len(told) == 1
+            assert "lost" in told[0]
+            assert "0.000021 USD" in told[0]
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(scenario())
+
+
+def test_nobody_is_let_in_on_an_old_belief(shop, monkeypatch):
+    async def scenario():
+        async with shop.open() as meter:
+            new = await shop.new_key(meter)
+            await meter.authenticate(new.key)
+
+            def broken(do):
+                raise StoreUnavailable("away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(meter._store, "_read", broken)
+                await meter.authenticate(new.key)
+                shop.clock.move(5)
+                for key in (new.key, new.key.replace(new.key_id, "0" * 16)):
+                    with pytest.raises(StoreUnavailable):
+                        await meter.authenticate(key)
+                with pytest.raises(Unauthorized):
+                    await meter.authenticate("no key")
+            await meter.authenticate(new.key)
+
+    asyncio.run(scenario())
+
+
+def test_a_lock_that_lasts_is_an_answer_within_seconds(postgres_url, clock, request):
+    async def scenario():
+        meter = await open_meter(postgres_url, "ernie", Prices(), clock.clock)
+        new = await meter.change(accounts_with_key)
+        caller = await meter.authenticate(new.key)
+        engine = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1 FROM account FOR UPDATE")
+            with pytest.raises(StoreUnavailable):
+                await meter.reserve(caller, order("r"))
+        engine.dispose()
+        assert await meter.upkeep.settle_waiting() == 0
+        await meter.settle(await meter.reserve(caller, order("s")), FULL, "ok")
+        await meter.close()
+
+    def accounts_with_key(connection: Connection) -> Any:
+        from ernie_serve.billing.office import open_key
+
+        return open_key(connection, "k", now=1, credit_nano=10**9)
+
+    asyncio.run(scenario())
