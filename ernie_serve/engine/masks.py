@@ -27,8 +27,7 @@ class MaskMaker:
 
     def __init__(self, bytes_per_row: int, num_threads: int | None = None) -> None:
         self._bytes_per_row = bytes_per_row
-        self._num_threads = num_threads
-        self._filler: MaskFiller | None = None
+        self._filler = MaskFiller(num_threads)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._future: Future[TokenMasks] | None = None
 
@@ -52,7 +51,6 @@ class MaskMaker:
         rows = list(constraints.values())
         matchers = [(each.matcher, n) for n, each in enumerate(rows) if each.matcher is not None]
         if matchers:
-            self._filler = self._filler or MaskFiller(self._num_threads)
             self._filler.fill([(m, n) for m, n in matchers if m is not None], masks.bits, size)
         bits = np.frombuffer(masks.bits, np.uint8).reshape(len(rows), size)
         for each, row in zip(rows, bits, strict=True):

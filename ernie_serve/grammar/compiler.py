@@ -154,9 +154,9 @@ def _some_bit(bits: int, chance: Random) -> int:
     return (bits >> start & -(bits >> start)).bit_length() - 1 + start
 
 
-_LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
-_BYTES_EACH = 256 * 1024
-_BYTES_PER_BYTE = 64
+_LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=20_000, verbose_errors=False)
+_BYTES_EACH = 64 * 1024
+_BYTES_PER_BYTE = 40
 
 
 def _size(grammar: Grammar) -> int:

@@ -195,11 +195,7 @@ def _inside(x: Tensor, weights: Tensor, params: list[SamplingParams], num_candid
 def _masked(scores: Tensor, rows: list[int], masks: TokenMasks) -> Tensor:
     """`scores` [R, V] without what the masks forbid in `rows`."""
     packed = torch.frombuffer(masks.bits, dtype=torch.uint8).view(len(rows), masks.bytes_per_row)
-    if scores.device.type == "cpu":
-        forbidden = torch.from_numpy(np.unpackbits(~packed.numpy(), axis=1, bitorder="little")).view(torch.bool)
-    else:
-        shifts = torch.arange(8, dtype=torch.uint8, device=scores.device)
-        forbidden = ((packed.to(scores.device)[:, :, None] >> shifts) & 1).flatten(1) == 0
+    forbidden = _zeros_of(packed) if scores.device.type == "cpu" else _zeros_on_device(packed.to(scores.device))
     forbidden = forbidden[:, : scores.shape[1]]
     if rows == list(range(scores.shape[0])):
         return scores.masked_fill(forbidden, float("-inf"))
@@ -207,6 +203,17 @@ def _masked(scores: Tensor, rows: list[int], masks: TokenMasks) -> Tensor:
     scores = scores.clone()
     scores[at] = scores[at].masked_fill_(forbidden, float("-inf"))
     return scores
+
+
+def _zeros_of(packed: Tensor) -> Tensor:
+    """Which bits of `packed` [C, B] are zero, the lowest of each byte first: [C, 8 B] bool. For a CPU."""
+    return torch.from_numpy(np.unpackbits(~packed.numpy(), axis=1, bitorder="little")).view(torch.bool)
+
+
+def _zeros_on_device(packed: Tensor) -> Tensor:
+    """The same where the bits are, so that an eighth of the bytes has to travel."""
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] & weights) == 0).flatten(1)
 
 
 class _Edits:

@@ -256,7 +256,7 @@ def test_a_prepared_grammar_is_shared_but_each_answer_stands_alone(compiler, voc
 
 
 def test_the_cache_is_bounded_in_bytes_and_forgets_the_least_recent(vocabulary):
-    compiler = GrammarCompiler(Vocabulary(vocabulary.tokens, vocabulary.control_ids), max_cache_bytes=3 * 257 * 1024)
+    compiler = GrammarCompiler(Vocabulary(vocabulary.tokens, vocabulary.control_ids), max_cache_bytes=3 * 65 * 1024)
     grammars = [Grammar("regex", f"a{n}") for n in range(4)]
     for grammar in grammars[:3]:
         compiler.matcher(grammar)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ernie_serve.messages import PlanRow, SamplingParams, TokenMasks
-from ernie_serve.worker.sampler import Sampler, uniform
+from ernie_serve.worker.sampler import Sampler, _zeros_of, _zeros_on_device, uniform
 
 V = 60
 
@@ -290,3 +290,9 @@ def test_padding_ids_stay_out_with_a_mask():
     logits[:, 50:] = 30.0
     sampled = Sampler(4, num_valid_ids=50).sample(logits, [row(temperature=0)], masks_of({"a": [3, 4]}))
     assert sampled[0].token_id == 3
+
+
+def test_bits_are_read_alike_on_every_device():
+    packed = torch.arange(256, dtype=torch.uint8).view(8, 32)
+    expected = [[not value >> bit & 1 for value in line for bit in range(8)] for line in packed.tolist()]
+    assert _zeros_of(packed).tolist() == _zeros_on_device(packed).tolist() == expected
