@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ernie_serve.api.either import calls_or
 from ernie_serve.api.reading import AnswerReader
 from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.services import Services
@@ -60,7 +61,7 @@ def shape_chat(
         return shape_text(grammar, param)
     start = form.start(prompt_ids)
     if use.mode != "none":
-        grammar, param = _call_grammar(form, start, use, grammar), "tools"
+        grammar, param = _call_grammar(form, start, use, grammar, param), "tools"
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar
@@ -80,19 +81,15 @@ def shape_chat(
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 
-def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, grammar: Grammar | None) -> Grammar:
-    """What keeps calls well-formed, and makes them where they are required."""
+def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, grammar: Grammar | None, param: str) -> Grammar:
+    """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form."""
+    marks = form.call_framing(start)
+    framing = ToolFraming(begin_id=marks.begin_id, end_id=marks.end_id, after="\n" if form.framed else "")
     if grammar is not None and use.mode == "auto":
-        told = (
-            "A response format cannot be kept together with tools that the model may call or not. Set `tool_choice` to "
-            "required or none, or leave the format out."
-        )
-        raise InvalidRequest(told, param="response_format")
-    framing = form.call_framing(start)
-    around = "\n" if form.framed else ""
+        return calls_or(use, framing, grammar, param)
     return tool_grammar(
         use.tools,
-        ToolFraming(begin_id=framing.begin_id, end_id=framing.end_id, after=around),
+        framing,
         mode="required" if use.mode == "required" else "auto",
         names=use.names,
         parallel=use.parallel,

@@ -197,6 +197,17 @@ def test_formats_become_grammars(
         assert sampling.grammar_after_token_id == after
 
 
+def test_format_and_tools_go_together(think: Any, engine: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    think(response_format=form, tools=[WEATHER])
+    assert engine.requests[0].sampling.grammar.kind == "lark"
+    assert "answer: %json" in engine.requests[0].sampling.grammar.text
+    think(response_format=form, tools=[WEATHER], tool_choice="none")
+    assert engine.requests[1].sampling.grammar.kind == "json_schema"
+    think(response_format=form, tools=[WEATHER], tool_choice="required")
+    assert engine.requests[2].sampling.grammar.kind == "tools"
+
+
 def test_text_is_any_text(chat: Any, engine: Any) -> None:
     chat(response_format={"type": "text"})
     assert engine.requests[0].sampling.grammar is None
@@ -250,6 +261,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
     ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs"),
     ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": "a"}, "tools": [TIME]}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"thinking": [1]}}, "chat_template_kwargs"),

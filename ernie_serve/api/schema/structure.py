@@ -12,7 +12,13 @@ from ernie_serve.errors import InvalidRequest
 from ernie_serve.messages import Grammar
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_KINDS = ("json", "json_object", "regex", "choice", "grammar")
+_WANTED = {
+    "json": "a JSON schema, as an object or as text",
+    "json_object": "true",
+    "regex": "a string",
+    "choice": "a list of at least one string, and of nothing else",
+    "grammar": "a string",
+}
 
 RESPONSE_FORMAT = {
     "anyOf": [
@@ -103,11 +109,11 @@ def _read_outputs(value: Any) -> Grammar | None:
     if not isinstance(value, dict):
         raise InvalidRequest(f"`{path}` must be an object, not {kind_of(value)}.", param=path)
     given = {name: inner for name, inner in value.items() if inner is not None and inner is not False}
-    if unknown := sorted(given.keys() - set(_KINDS)):
-        told = f"`{path}.{unknown[0][:40]}` is not supported. Use one of {', '.join(_KINDS)}."
+    if unknown := sorted(given.keys() - _WANTED.keys()):
+        told = f"`{path}.{unknown[0][:40]}` is not supported. Use one of {', '.join(_WANTED)}."
         raise InvalidRequest(told, param=path)
     if len(given) != 1:
-        told = f"`{path}` must have exactly one of {', '.join(_KINDS)}, not {len(given)}."
+        told = f"`{path}` must have exactly one of {', '.join(_WANTED)}, not {len(given)}."
         raise InvalidRequest(told, param=path)
     ((kind, inner),) = given.items()
     match kind, inner:
@@ -119,8 +125,9 @@ def _read_outputs(value: Any) -> Grammar | None:
             return Grammar("json_object")
         case "regex", str():
             return Grammar("regex", inner)
-        case "choice", list():
+        case "choice", list() if inner and all(isinstance(each, str) for each in inner):
             return Grammar("choice", json.dumps(inner))
         case "grammar", str():
             return Grammar("lark", inner)
-    raise InvalidRequest(f"`{path}.{kind}` is {kind_of(inner)}, which it cannot be.", param=f"{path}.{kind}")
+    told = f"`{path}.{kind}` must be {_WANTED[kind]}."
+    raise InvalidRequest(told, param=f"{path}.{kind}")

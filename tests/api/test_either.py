@@ -1,0 +1,99 @@
+"""What `calls_or` writes is compiled here, so that a text can be tried against it token by token."""
+
+import json
+from typing import Any
+
+import pytest
+
+from ernie_serve.api.either import calls_or
+from ernie_serve.api.schema.tools import ToolUse
+from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
+from ernie_serve.grammar.tools import ToolFraming
+from ernie_serve.messages import Grammar
+
+STRICT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+USE = ToolUse(
+    [
+        {"type": "function", "function": {"name": "f", "parameters": STRICT, "strict": True}},
+        {"type": "function", "function": {"name": "g"}},
+        {"type": "function", "function": {"name": "h"}},
+    ],
+    "auto",
+    ("f", "g"),
+)
+FORM = Grammar("json_schema", json.dumps({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}))
+TAGS = {256: "<tool_call>", 257: "</tool_call>"}
+COMPILER = GrammarCompiler(
+    Vocabulary([*(bytes([byte]) for byte in range(256)), *(tag.encode() for tag in TAGS.values())], frozenset(TAGS))
+)
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>\n'
+
+
+def ids_of(text: str, *, as_tokens: bool) -> list[int]:
+    if not as_tokens:
+        return list(text.encode())
+    ids: list[int] = []
+    while text:
+        tag = next((token_id for token_id, tag in TAGS.items() if text.startswith(tag)), None)
+        ids += [tag] if tag is not None else text[0].encode()
+        text = text[len(TAGS[tag]) :] if tag is not None else text[1:]
+    return ids
+
+
+def allows(grammar: Grammar, ids: list[int]) -> bool:
+    """Whether the grammar permits all of these tokens and then the end."""
+    matcher: Any = COMPILER._compile(grammar)
+    return bool(matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting())
+
+
+ALLOWED = [
+    '{"x": 1}',
+    call("f", '{"a": 1}'),
+    "\n" + call("g", '{"any": []}'),
+    call("g", "{}") + "\n" + call("f", '{"a":2}'),
+]
+REFUSED = ["", "text", '{"x": 3}', call("h", "{}"), call("f", '{"b": 1}'), call("g", "[]"), "text " + call("g", "{}")]
+
+
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
+    framing = ToolFraming(begin_id=256, end_id=257) if as_tokens else ToolFraming()
+    grammar = calls_or(USE, framing, FORM, "response_format")
+    COMPILER.check(grammar)
+    for text in ALLOWED:
+        assert allows(grammar, ids_of(text, as_tokens=as_tokens)), text
+    for text in REFUSED:
+        assert not allows(grammar, ids_of(text, as_tokens=as_tokens)), text
+
+
+def test_calls_that_are_not_parallel_are_one() -> None:
+    use = ToolUse(USE.tools, "auto", USE.names, parallel=False)
+    grammar = calls_or(use, ToolFraming(), FORM, "response_format")
+    assert allows(grammar, list(call("g", "{}").encode()))
+    assert not allows(grammar, list((call("g", "{}") + "\n" + call("g", "{}")).encode()))
+
+
+@pytest.mark.parametrize(
+    ("form", "text"), [(Grammar("json_object"), '{"a": "b"}'), (Grammar("choice", '["a/b", "c|d"]'), "c|d")]
+)
+def test_other_forms_stand_beside_calls_too(form: Grammar, text: str) -> None:
+    grammar = calls_or(USE, ToolFraming(), form, "response_format")
+    assert allows(grammar, list(text.encode()))
+    assert allows(grammar, list(call("g", "{}").encode()))
+
+
+def test_schema_given_as_text_stays_a_schema() -> None:
+    for text in ("{} | /x/", "{", '{"not": {}}'):
+        with pytest.raises(InvalidRequest):
+            calls_or(USE, ToolFraming(), Grammar("json_schema", text), "structured_outputs")
+
+
+@pytest.mark.parametrize("kind", ["regex", "lark"])
+def test_forms_that_cannot_stand_beside_calls_are_named(kind: Any) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be kept together") as raised:
+        calls_or(USE, ToolFraming(), Grammar(kind, "a"), "structured_outputs")
+    assert raised.value.param == "structured_outputs"
