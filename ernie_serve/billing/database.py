@@ -50,6 +50,9 @@ class Database:
             self.close()
             cause = str(getattr(error, "orig", error)).strip()[:300]
             raise StartupError(f"The billing database {_without_password(url)} cannot be used: {cause}") from None
+        except BaseException:
+            self.close()
+            raise
 
     writer: Engine
     reader: Engine

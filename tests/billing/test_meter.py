@@ -277,4 +277,4 @@ def test_random_operations_add_up_in_sqlite(new_file: Callable[[], str]) -> None
 
 
 def test_random_operations_add_up_in_postgresql(postgres: str, empty: Callable[[str], str]) -> None:
-    assert run_machine(lambda: empty(postgres), 6, 100) >= 250
+    assert run_machine(lambda: empty(postgres), 5, 80) >= 150

@@ -9,7 +9,7 @@ from pathlib import Path
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
+from alembic.script.revision import RevisionError
 from sqlalchemy import Connection, text
 
 from ernie_serve.errors import StartupError
@@ -28,7 +28,7 @@ def migrate(connection: Connection) -> None:
         return
     try:
         missing = list(scripts.iterate_revisions("head", current or "base"))
-    except CommandError:
+    except RevisionError:
         raise StartupError(
             f"The billing database is at revision {current}, which this version does not know. "
             "Run the version that wrote it, or a newer one."

@@ -1,0 +1,76 @@
+"""Which databases are opened, how, and what is said of those that are not."""
+
+import sqlite3
+
+import pytest
+
+from ernie_serve.billing.database import Database
+from ernie_serve.errors import SettingsError, StartupError
+
+
+@pytest.mark.parametrize("url", ["", "billing.db", "mysql://host/name", "sqlite://", "sqlite:///:memory:"])
+def test_what_is_no_store_is_refused_with_examples(url):
+    with pytest.raises(SettingsError, match=r"sqlite:///billing.db or postgresql://"):
+        Database(url)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("milk, eggs and everything else that no database begins with" * 100)
+    with pytest.raises(StartupError, match=r"notes\.txt cannot be used: file is not a database"):
+        Database(f"sqlite:///{path}")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartupError, match="cannot be made"):
+        Database(f"sqlite:///{tmp_path}/file/billing.db")
+
+
+def test_a_server_that_is_not_there_is_told_without_its_password():
+    pytest.importorskip("psycopg")
+    with pytest.raises(StartupError) as refused:
+        Database("postgresql://me:hunter2@127.0.0.1:1/none")
+    assert "hunter2" not in str(refused.value)
+    assert "127.0.0.1:1" in str(refused.value)
+
+
+def test_sqlite_waits_for_the_disk_where_it_matters(sqlite_url):
+    database = Database(sqlite_url)
+    for durable, level in ((True, 2), (False, 1), (True, 2)):
+        with database.transaction(durable=durable, lane="") as connection:
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == level
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    database.close()
+
+
+def test_postgresql_waits_for_the_disk_where_it_matters(postgres_url):
+    database = Database(postgres_url)
+    for durable, level in ((True, "on"), (False, "off"), (True, "on")):
+        with database.transaction(durable=durable, lane="nobody") as connection:
+            assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == level
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "2s"
+    database.close()
+
+
+def test_one_server_has_a_sqlite_file_to_itself(sqlite_url):
+    first, second = Database(sqlite_url), Database(sqlite_url)
+    first.hold_alone()
+    with pytest.raises(StartupError, match=r"Another server charges .* PostgreSQL"):
+        second.hold_alone()
+    first.close()
+    second.hold_alone()
+    second.close()
+
+
+def test_a_command_may_write_beside_the_server(sqlite_url):
+    server, command = Database(sqlite_url), Database(sqlite_url)
+    server.hold_alone()
+    for each in (server, command):
+        with each.transaction(durable=True, lane="") as connection:
+            connection.exec_driver_sql(f"INSERT INTO boot VALUES ('{id(each)}', 1, 1)")
+        each.close()
+    plain = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
+    assert plain.execute("SELECT count(*) FROM boot").fetchone() == (2,)
+    plain.close()

@@ -1,0 +1,66 @@
+"""The steps of `migrations/` make the tables of `schema.py`, in both databases."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+
+from ernie_serve.billing.database import Database
+from ernie_serve.billing.schema import metadata
+from ernie_serve.errors import StartupError
+
+
+def test_the_steps_make_the_tables(url):
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        found = inspect(connection)
+        for table in metadata.tables.values():
+            checks = {check["name"] for check in found.get_check_constraints(table.name)}
+            assert checks == {c.name for c in table.constraints if type(c).__name__ == "CheckConstraint"}
+    engine.dispose()
+
+
+def test_migrating_again_changes_nothing(url):
+    for _ in range(2):
+        Database(url).close()
+
+
+def test_a_database_of_a_newer_version_is_left_alone(sqlite_url):
+    plain = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
+    plain.execute("UPDATE alembic_version SET version_num = '9999'")
+    plain.commit()
+    plain.close()
+    with pytest.raises(StartupError, match="revision 9999, which this version does not know"):
+        Database(sqlite_url)
+
+
+def test_sqlite_checks_the_types(sqlite_url):
+    plain = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
+    strict = {row[1]: row[5] for row in plain.execute("PRAGMA table_list") if row[1] in metadata.tables}
+    assert set(strict) == set(metadata.tables)
+    assert set(strict.values()) == {1}
+    with pytest.raises(sqlite3.IntegrityError, match="cannot store REAL"):
+        plain.execute("INSERT INTO account VALUES ('a', 'a', 0.5, 0, 'active', 0)")
+    plain.close()
+
+
+def test_a_failed_step_leaves_nothing_behind(tmp_path, monkeypatch):
+    from ernie_serve.billing import database as module
+
+    def broken(connection):
+        connection.exec_driver_sql("CREATE TABLE half (id INTEGER)")
+        raise RuntimeError
+
+    path = tmp_path / "new.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "migrate", broken)
+        with pytest.raises(RuntimeError):
+            Database(f"sqlite:///{path}")
+    plain = sqlite3.connect(path)
+    assert plain.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    plain.close()
+    assert Path(path).stat().st_mode & 0o077 == 0

@@ -1,0 +1,51 @@
+"""Where the store is, and that it never learns what was said."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ernie_serve.billing.meter import Order
+from ernie_serve.billing.opening import default_url, open_meter
+from ernie_serve.billing.prices import Prices, Usage
+from ernie_serve.errors import StartupError
+
+
+def test_the_environment_names_the_store(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("ERNIE_SERVE_DATABASE_URL", raising=False)
+    assert default_url() == f"sqlite:///{tmp_path}/ernie_serve/billing.db"
+    monkeypatch.setenv("ERNIE_SERVE_DATABASE_URL", "postgresql://host/name")
+    assert default_url() == "postgresql://host/name"
+
+
+def test_a_second_server_on_one_file_does_not_start(small_shop):
+    async def scenario():
+        async with small_shop.open():
+            with pytest.raises(StartupError, match="Another server"):
+                await open_meter(small_shop.url, "ernie", Prices())
+        async with small_shop.open():
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_the_store_holds_neither_keys_nor_anything_that_was_said(small_shop):
+    canary = "canary-in-the-coal-mine"
+
+    async def scenario():
+        async with small_shop.open() as meter:
+            new = await small_shop.new_key(meter)
+            caller = await meter.authenticate(new.key)
+            order = Order(
+                request_id="r", model="ernie", prompt_tokens=3, most_tokens=9, idempotency_key=canary, body_sha256="00"
+            )
+            await meter.settle(await meter.reserve(caller, order), Usage(prompt_tokens=3), "ok")
+            return new.key
+
+    key = asyncio.run(scenario())
+    path = Path(small_shop.url.removeprefix("sqlite:///"))
+    stored = b"".join(each.read_bytes() for each in path.parent.glob(f"{path.name}*"))
+    assert b"ernie" in stored
+    for secret in (canary, key, key.rpartition("-")[2]):
+        assert secret.encode() not in stored

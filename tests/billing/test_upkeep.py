@@ -1,0 +1,111 @@
+"""Holds of processes that are gone are released; those of the living never are."""
+
+import asyncio
+import logging
+
+from sqlalchemy import func, select, update
+
+from ernie_serve.billing.meter import Order
+from ernie_serve.billing.opening import open_meter
+from ernie_serve.billing.prices import Prices, Usage
+from ernie_serve.billing.reports import problems
+from ernie_serve.billing.schema import boot, idempotency, reservation
+
+
+def order(request_id, **given):
+    return Order(request_id=request_id, model="ernie", prompt_tokens=10, max_tokens=10, most_tokens=100, **given)
+
+
+HELD = 10 * 70 + 10 * 280
+
+
+def count(connection, table):
+    return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def silent_since(connection, boot_id, seconds):
+    change = update(boot).where(boot.c.id == boot_id).values(heartbeat=boot.c.heartbeat - seconds)
+    return connection.execute(change).rowcount
+
+
+def test_a_dead_replica_is_found_after_a_minute_and_a_living_one_never(postgres_url, clock, caplog):
+    caplog.set_level(logging.WARNING)
+
+    async def scenario():
+        dead, living, third = [await open_meter(postgres_url, "ernie", Prices(), clock.clock) for _ in range(3)]
+        from ernie_serve.billing.office import open_key
+
+        caller = await living.authenticate((await living.change(open_key, "k", now=1, credit_nano=10**6)).key)
+        lost = await dead.reserve(caller, order("lost", idempotency_key="once"))
+        running = await living.reserve(caller, order("running"))
+        await third.upkeep.beat()
+        assert await third.change(silent_since, dead.upkeep.boot_id, 61) == 1
+        assert await third.change(silent_since, living.upkeep.boot_id, 50) == 1
+        clock.move(59)
+        await third.upkeep.beat()  # it has not lived for a minute itself: after an outage all may be silent
+        assert third.counters.orphans_released == 0
+        clock.move(1)
+        await third.upkeep.beat()
+        assert third.counters.orphans_released == 1
+        assert await third.report(count, idempotency) == 0
+        held = select(reservation.c.request_id).where(reservation.c.state == "open")
+        assert await third.report(lambda connection: list(connection.execute(held).scalars())) == ["running"]
+        # It was not dead after all: what it computed is charged, as far as the balance goes.
+        late = await dead.settle(lost, Usage(prompt_tokens=10, completion_tokens=10), "ok")
+        assert late.cost_nano == HELD
+        await living.settle(running, Usage(), "failed")
+        assert await living.report(problems) == []
+        for meter in (dead, living, third):
+            await meter.close()
+
+    asyncio.run(scenario())
+    assert "Released 1 holds of processes that are gone" in caplog.text
+
+
+def test_a_server_that_ends_well_leaves_its_holds_to_be_found_at_once(postgres_url, clock):
+    async def scenario():
+        leaving, staying = [await open_meter(postgres_url, "ernie", Prices(), clock.clock) for _ in range(2)]
+        from ernie_serve.billing.office import open_key
+
+        caller = await staying.authenticate((await staying.change(open_key, "k", now=1, credit_nano=10**6)).key)
+        await leaving.reserve(caller, order("forgotten"))
+        await leaving.close()
+        await staying.upkeep.beat()
+        clock.move(60)
+        await staying.upkeep.beat()
+        assert staying.counters.orphans_released == 1
+        await staying.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_sqlite_server_releases_at_its_start_what_the_last_one_held(small_shop):
+    async def scenario():
+        async with small_shop.open() as meter:
+            caller = await small_shop.caller(meter)
+            for index in range(3):
+                await meter.reserve(caller, order(f"r{index}"))
+            assert (await small_shop.account(meter, caller)).reserved_nano == 3 * HELD
+        async with small_shop.open() as meter:
+            assert meter.counters.orphans_released == 3
+            assert (await small_shop.account(meter, caller)).reserved_nano == 0
+            assert (await small_shop.account(meter, caller)).balance_nano == 10**9
+
+    asyncio.run(scenario())
+
+
+def test_closed_reservations_are_forgotten_and_usage_is_not(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            for index in range(3):
+                await meter.settle(await meter.reserve(caller, order(f"r{index}")), Usage(prompt_tokens=1), "ok")
+            running = await meter.reserve(caller, order("running"))
+            from ernie_serve.billing.ledger import forget_old
+
+            await meter.change(forget_old, int(shop.clock.seconds) + 1)
+            assert await meter.report(count, reservation) == 1
+            assert await meter.report(problems) == []
+            await meter.settle(running, Usage(), "ok")
+
+    asyncio.run(scenario())
