@@ -59,3 +59,17 @@ def test_a_matcher_that_fails_spoils_only_its_own_row(maker):
     assert not good.error
     assert dict(rows(masks))["good"] == {1}
     assert dict(rows(masks))["bad"]  # something to sample, and to drop
+
+
+def test_a_grammar_that_grows_too_complex_midway_spoils_only_its_own_row(maker):
+    bad, good = constraint("((((A{1,100}){1,100}){1,100}){1,100})"), constraint("B*")
+    for _ in range(40):
+        masks = dict(rows(maker.start({"bad": bad, "good": good})()))
+        if bad.error:
+            break
+        assert masks["bad"] == {0}
+        bad.advance(0)
+    assert "grammar" in bad.error
+    assert masks["bad"]
+    assert 1 in masks["good"]
+    assert not good.error
