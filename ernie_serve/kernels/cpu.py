@@ -40,19 +40,12 @@ class CpuKernels(ReferenceKernels):
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
 
-        In float32 the BLAS behind `F.linear` copies the weight into another order first, which costs several times
-        the product when rows are few. One row is a product with a vector, two are done with the weight as the
-        left side, and a few go to oneDNN, which reads the weight where it lies.
+        In float32 the BLAS behind `F.linear` takes one thread for one row, and for a few rows first copies the weight
+        into another order; oneDNN does neither.
         """
-        T = x.shape[0]
-        if weight.is_mkldnn:
-            return _onednn(x, weight)
-        if x.dtype != torch.float32 or T < 2:
-            return F.linear(x, weight)
-        if T == 2:
-            return torch.mm(weight, x.T).T.contiguous()
-        if T <= _FEW_ROWS and _HAS_ONEDNN:
-            return _onednn(x, weight)
+        if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            return y
         return F.linear(x, weight)
 
     def rope_and_write(
@@ -112,15 +105,8 @@ class CpuKernels(ReferenceKernels):
         return cache[first:].flatten(0, 1)[:length]
 
 
-_FEW_ROWS = 64
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` [T, in] by `weight` [out, in], plain or packed."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return y
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
