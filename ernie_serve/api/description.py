@@ -3,6 +3,7 @@
 Knows every path with the shapes it takes and gives. Knows nothing of how any of them is answered.
 """
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -55,13 +56,18 @@ _REF = "#/components/schemas/{model}"
 def router(services: Services) -> APIRouter:
     """The endpoint's route."""
     routes = APIRouter()
-    body = orjson.dumps(describe())
 
     @routes.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def show_description(request: Request) -> Response:
-        return Response(body, media_type="application/json")
+        return Response(encoded(), media_type="application/json")
 
     return routes
+
+
+@cache
+def encoded() -> bytes:
+    """The description as JSON, made when it is first asked for."""
+    return orjson.dumps(describe())
 
 
 def describe() -> dict[str, Any]:
