@@ -5,24 +5,25 @@ Knows their types and limits. Nothing here is kept, except that an answer repeat
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AllowInfNan, BaseModel, Field, Strict, WithJsonSchema
+from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, Field, Strict, WithJsonSchema
 
 Boolean = Annotated[bool, Strict()]
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Text = Annotated[str, Strict()]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 MAX_METADATA = 16
 
 
-def _few(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > MAX_METADATA:
+def _few(metadata: Any) -> Any:
+    if isinstance(metadata, dict) and len(metadata) > MAX_METADATA:
         raise ValueError(f"it has {len(metadata)} entries; it may have {MAX_METADATA}")
     return metadata
 
 
 Metadata = Annotated[
-    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]], AfterValidator(_few)
+    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]], BeforeValidator(_few)
 ]
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 

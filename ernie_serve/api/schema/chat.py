@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from ernie_serve.api.schema.accepted import Boolean, Integer, Prediction, Text
+from ernie_serve.api.schema.accepted import Boolean, Integer, Prediction, Texts
 from ernie_serve.api.schema.fields import INT31, TextRequest, documented
 from ernie_serve.api.schema.messages import MESSAGES
 from ernie_serve.api.schema.tools import TOOL_CHOICE, TOOLS, ToolUse, read_tool_use, read_tools
@@ -75,7 +75,7 @@ class ChatRequest(TextRequest, ConversationFields):
     max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
     logprobs: Boolean | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
-    modalities: list[Text] | None = None
+    modalities: Texts | None = None
     prediction: Prediction | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     echo: Boolean | None = None

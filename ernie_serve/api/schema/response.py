@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ernie_serve.api.schema.accepted import Boolean, Integer, Text
+from ernie_serve.api.schema.accepted import Boolean, Integer, Text, Texts
 from ernie_serve.api.schema.chat import ConversationFields, ReasoningEffort
 from ernie_serve.api.schema.fields import INT31, TextRequest, documented
 from ernie_serve.api.schema.tools import ToolUse, read_function, read_tool_use, read_tools
@@ -69,7 +69,7 @@ class ResponseRequest(TextRequest, ConversationFields):
     max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
     max_tool_calls: Annotated[Integer, Field(ge=1)] | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
-    include: list[Text] | None = None
+    include: Texts | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     tools: Annotated[Any, documented(_FLAT_TOOLS)] = None

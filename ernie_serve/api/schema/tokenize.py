@@ -38,4 +38,4 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     model: Text | None = None
-    tokens: list[Annotated[Integer, Field(ge=0)]]
+    tokens: Annotated[list[Annotated[Integer, Field(ge=0)]], Field(fail_fast=True)]
