@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ernie_serve.billing.keys import Caller, KeyLimits, Scope, digest, new_key, parse_scopes
@@ -157,6 +157,8 @@ def current_prices(connection: Connection, model: str) -> Prices | None:
 
 def set_prices(connection: Connection, model: str, prices: Prices, now: int) -> Prices:
     """Make these the prices of a model from now on; a new version unless nothing changes."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("LOCK TABLE price IN SHARE ROW EXCLUSIVE MODE"))  # replicas start at the same time
     current = current_prices(connection, model)
     new = (prices.input_nano, prices.cached_nano, prices.output_nano)
     if current is not None and new == (current.input_nano, current.cached_nano, current.output_nano):

@@ -75,10 +75,9 @@ class Database:
                 raw: Any = connection.connection.driver_connection
                 raw.execute(f"PRAGMA synchronous={self._levels[0] if durable else self._levels[1]}")
             with connection.begin():
-                if not self.embedded and not durable:
-                    connection.execute(_QUICK)
-                if not self.embedded and lane:
-                    connection.execute(_TAKE_ACCOUNT, {"id": lane})
+                if not self.embedded and (lane or not durable):
+                    statement = (_TAKE if durable else _TAKE_QUICKLY) if lane else _QUICKLY
+                    connection.execute(statement, {"id": lane} if lane else {})
                 yield connection
 
     def hold_alone(self) -> None:
@@ -144,8 +143,9 @@ class Database:
 
 
 _EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
-_QUICK = text("SET LOCAL synchronous_commit = off")
-_TAKE_ACCOUNT = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
+_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
+_TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
+_TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -57,9 +57,13 @@ def end(connection: Connection, request_id: str, *, answered: bool) -> None:
         connection.execute(delete(idempotency).where(mine))
 
 
-def forget(connection: Connection, alive_since: int, now: int) -> None:
-    """Give up the claims of processes that are gone, and those that are too old."""
+def forget_old(connection: Connection, now: int) -> None:
+    """Give up claims that are too old."""
     connection.execute(delete(idempotency).where(idempotency.c.expires <= now))
+
+
+def forget_dead(connection: Connection, alive_since: int) -> None:
+    """Give up the claims of processes that are gone."""
     alive = select(boot.c.id).where(boot.c.heartbeat >= alive_since)
     running = idempotency.c.state == "running"
     connection.execute(delete(idempotency).where(running, idempotency.c.boot_id.not_in(alive)))

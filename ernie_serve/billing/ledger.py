@@ -163,6 +163,7 @@ def release(connection: Connection, request_id: str, account_id: str) -> bool:
 
 def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: str, now: int) -> int | None:
     """Change a balance by hand, once for each `ref`; return the new one, or `None` where holds forbid it."""
+    connection.execute(select(account.c.id).where(account.c.id == account_id).with_for_update())
     if connection.execute(select(ledger.c.id).where(ledger.c.ref == ref)).first() is None:
         changed = connection.execute(_TOP_UP, {"row_id": account_id, "delta": nano}).rowcount
         if not changed:

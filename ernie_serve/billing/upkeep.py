@@ -114,14 +114,18 @@ class Upkeep:
         ledger.beat(connection, self.boot_id, now)
         return now
 
+    def _tidy(self, connection: Connection) -> None:
+        now = self._clock.seconds()
+        ledger.forget_old(connection, now - _KEEP_CLOSED_SECONDS)
+        idempotency.forget_old(connection, now)
+
     async def _release_orphans(self, alive_since: int) -> None:
         for account_id in await self._store.read(partial(ledger.orphaned_accounts, alive_since=alive_since)):
             release = partial(ledger.release_orphans, account_id=account_id, alive_since=alive_since)
             released = await self._store.write(release, lane=account_id)
             self._counters.orphans_released += released
             _log.warning("Released %d holds of processes that are gone, of account %s.", released, account_id)
-        forget = partial(idempotency.forget, alive_since=alive_since, now=self._clock.seconds())
-        await self._store.write(forget, durable=False)
+        await self._store.write(partial(idempotency.forget_dead, alive_since=alive_since), durable=False)
 
     async def _keep(self) -> None:
         """Do all this for as long as the server runs."""
@@ -136,6 +140,5 @@ class Upkeep:
                 await self.beat()
             if now_ns >= tidy_at:
                 tidy_at = now_ns + _TIDY_SECONDS * NS
-                before = self._clock.seconds() - _KEEP_CLOSED_SECONDS
                 with suppress(StoreUnavailable):
-                    await self._store.write(partial(ledger.forget_old, before=before), durable=False)
+                    await self._store.write(self._tidy, durable=False)

@@ -4,6 +4,7 @@ import sqlite3
 
 import pytest
 
+from ernie_serve.billing.accounts import ensure_account
 from ernie_serve.billing.database import Database
 from ernie_serve.errors import SettingsError, StartupError
 
@@ -45,10 +46,13 @@ def test_sqlite_waits_for_the_disk_where_it_matters(sqlite_url):
     database.close()
 
 
-def test_postgresql_waits_for_the_disk_where_it_matters(postgres_url):
+@pytest.mark.parametrize("with_account", [True, False])
+def test_postgresql_waits_for_the_disk_where_it_matters(postgres_url, with_account):
     database = Database(postgres_url)
+    with database.transaction(durable=True, lane="") as connection:
+        lane = ensure_account(connection, "a", 1) if with_account else ""
     for durable, level in ((True, "on"), (False, "off"), (True, "on")):
-        with database.transaction(durable=durable, lane="nobody") as connection:
+        with database.transaction(durable=durable, lane=lane) as connection:
             assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == level
             assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "2s"
     database.close()

@@ -248,7 +248,6 @@ def test_ten_thousand_random_operations_add_up(new_file: Callable[[], str]) -> N
             suppress_health_check=list(HealthCheck),
         ),
     )
-    print(machine.operations)
     assert machine.operations >= 10_000
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ernie_serve.billing.meter import Order
+from ernie_serve.billing.office import top_up
 from ernie_serve.billing.opening import default_url, open_meter
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.errors import StartupError
@@ -26,6 +27,29 @@ def test_a_second_server_on_one_file_does_not_start(small_shop):
                 await open_meter(small_shop.url, "ernie", Prices())
         async with small_shop.open():
             pass
+
+    asyncio.run(scenario())
+
+
+def test_replicas_that_start_together_agree_on_the_prices(postgres_url):
+    async def scenario():
+        lists = [Prices(output_nano=280 + index // 2) for index in range(6)]
+        meters = await asyncio.gather(*(open_meter(postgres_url, "ernie", prices) for prices in lists))
+        told = {meter.prices.version: meter.prices.output_nano for meter in meters}
+        assert sorted(told) == list(range(1, len(told) + 1))
+        assert set(told.values()) == {280, 281, 282}
+        for meter in meters:
+            await meter.close()
+
+    asyncio.run(scenario())
+
+
+def test_one_invoice_booked_by_many_at_once_counts_once(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter, 5)
+            book = [meter.change(top_up, caller.account_id, 100, now=1, ref="invoice") for _ in range(16)]
+            assert set(await asyncio.gather(*book)) == {105}
 
     asyncio.run(scenario())
 

@@ -5,11 +5,15 @@ import logging
 
 from sqlalchemy import func, select, update
 
+from ernie_serve.billing import idempotency
+from ernie_serve.billing.ledger import forget_old
 from ernie_serve.billing.meter import Order
+from ernie_serve.billing.office import open_key
 from ernie_serve.billing.opening import open_meter
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import problems
-from ernie_serve.billing.schema import boot, idempotency, reservation
+from ernie_serve.billing.schema import boot, reservation
+from ernie_serve.billing.schema import idempotency as claims
 
 
 def order(request_id, **given):
@@ -33,8 +37,6 @@ def test_a_dead_replica_is_found_after_a_minute_and_a_living_one_never(postgres_
 
     async def scenario():
         dead, living, third = [await open_meter(postgres_url, "ernie", Prices(), clock.clock) for _ in range(3)]
-        from ernie_serve.billing.office import open_key
-
         caller = await living.authenticate((await living.change(open_key, "k", now=1, credit_nano=10**6)).key)
         lost = await dead.reserve(caller, order("lost", idempotency_key="once"))
         running = await living.reserve(caller, order("running"))
@@ -47,7 +49,7 @@ def test_a_dead_replica_is_found_after_a_minute_and_a_living_one_never(postgres_
         clock.move(1)
         await third.upkeep.beat()
         assert third.counters.orphans_released == 1
-        assert await third.report(count, idempotency) == 0
+        assert await third.report(count, claims) == 0
         held = select(reservation.c.request_id).where(reservation.c.state == "open")
         assert await third.report(lambda connection: list(connection.execute(held).scalars())) == ["running"]
         # It was not dead after all: what it computed is charged, as far as the balance goes.
@@ -65,8 +67,6 @@ def test_a_dead_replica_is_found_after_a_minute_and_a_living_one_never(postgres_
 def test_a_server_that_ends_well_leaves_its_holds_to_be_found_at_once(postgres_url, clock):
     async def scenario():
         leaving, staying = [await open_meter(postgres_url, "ernie", Prices(), clock.clock) for _ in range(2)]
-        from ernie_serve.billing.office import open_key
-
         caller = await staying.authenticate((await staying.change(open_key, "k", now=1, credit_nano=10**6)).key)
         await leaving.reserve(caller, order("forgotten"))
         await leaving.close()
@@ -101,9 +101,13 @@ def test_closed_reservations_are_forgotten_and_usage_is_not(shop):
             for index in range(3):
                 await meter.settle(await meter.reserve(caller, order(f"r{index}")), Usage(prompt_tokens=1), "ok")
             running = await meter.reserve(caller, order("running"))
-            from ernie_serve.billing.ledger import forget_old
-
+            claimed = await meter.reserve(caller, order("claimed", idempotency_key="once"))
+            await meter.settle(claimed, Usage(prompt_tokens=1), "ok")
             await meter.change(forget_old, int(shop.clock.seconds) + 1)
+            await meter.change(idempotency.forget_old, int(shop.clock.seconds) + 86_399)
+            assert await meter.report(count, claims) == 1
+            await meter.change(idempotency.forget_old, int(shop.clock.seconds) + 86_400)
+            assert await meter.report(count, claims) == 0
             assert await meter.report(count, reservation) == 1
             assert await meter.report(problems) == []
             await meter.settle(running, Usage(), "ok")
