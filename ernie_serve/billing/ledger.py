@@ -14,14 +14,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     bindparam,
     cast,
-    delete,
     func,
     insert,
-    literal_column,
     select,
     update,
 )
@@ -30,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.money import Nano
 from ernie_serve.billing.prices import Status, Usage
-from ernie_serve.billing.schema import account, boot, ledger, reservation, usage_day, usage_event
+from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
 
 DAY = 86_400
 
@@ -157,7 +154,7 @@ def release(connection: Connection, request_id: str, account_id: str) -> bool:
     """Let a hold go for which nothing was computed. `False` when there was none."""
     held = connection.execute(_CLOSE_RESERVATION, {"row_id": request_id, "to": "released"}).scalar()
     if held is not None:
-        connection.execute(_CHARGE, {"row_id": account_id, "cost": 0, "held": held})
+        give_back(connection, account_id, held)
     return held is not None
 
 
@@ -173,52 +170,9 @@ def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: s
     return connection.execute(select(account.c.balance_nano).where(account.c.id == account_id)).scalar()
 
 
-def database_time(connection: Connection) -> int:
-    """Seconds by the database's clock, which all replicas share."""
-    clock = (
-        "unixepoch()"
-        if connection.dialect.name == "sqlite"
-        else "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)"
-    )
-    return int(connection.execute(select(literal_column(clock))).scalar_one())
-
-
-def beat(connection: Connection, boot_id: str, now: int) -> None:
-    """Say that this process lives."""
-    if not connection.execute(update(boot).where(boot.c.id == boot_id).values(heartbeat=now)).rowcount:
-        connection.execute(insert(boot).values(id=boot_id, started=now, heartbeat=now))
-
-
-def retire(connection: Connection, boot_id: str) -> None:
-    """Say that this process ends: whatever it still holds may be released."""
-    connection.execute(delete(boot).where(boot.c.id == boot_id))
-
-
-def bury_others(connection: Connection, boot_id: str) -> None:
-    """Say that no other process lives: this one has the database to itself."""
-    connection.execute(delete(boot).where(boot.c.id != boot_id))
-
-
-def orphaned_accounts(connection: Connection, alive_since: int) -> list[str]:
-    """Accounts with holds of processes that have not been heard of since."""
-    dead = _held_by_dead(alive_since)
-    return list(connection.execute(select(reservation.c.account_id).where(dead).distinct()).scalars())
-
-
-def release_orphans(connection: Connection, account_id: str, alive_since: int) -> int:
-    """Release an account's holds of dead processes; return how many there were."""
-    dead = _held_by_dead(alive_since) & (reservation.c.account_id == account_id)
-    ids = update(reservation).where(dead).values(state="released").returning(reservation.c.amount_nano)
-    amounts = list(connection.execute(ids).scalars())
-    if amounts:
-        connection.execute(_CHARGE, {"row_id": account_id, "cost": 0, "held": sum(amounts)})
-    return len(amounts)
-
-
-def forget_old(connection: Connection, before: int) -> None:
-    """Delete closed reservations and processes from before that time; what they led to is in the ledger."""
-    connection.execute(delete(reservation).where(reservation.c.state != "open", reservation.c.created < before))
-    connection.execute(delete(boot).where(boot.c.heartbeat < before))
+def give_back(connection: Connection, account_id: str, held: int) -> None:
+    """Let go of held money, whose reservations the caller has closed."""
+    connection.execute(_CHARGE, {"row_id": account_id, "cost": 0, "held": held})
 
 
 def spendable(connection: Connection, caller: Caller, now: int) -> int:
@@ -296,11 +250,6 @@ def _add_to_day(dialect: "type[sqlite.Insert] | type[postgresql.Insert]") -> "sq
     statement = dialect(usage_day)
     more = {name: usage_day.c[name] + statement.excluded[name] for name in _SUMS}
     return statement.on_conflict_do_update(index_elements=list(_DAY_KEY), set_=more)
-
-
-def _held_by_dead(alive_since: int) -> ColumnElement[bool]:
-    alive = select(boot.c.id).where(boot.c.heartbeat >= alive_since)
-    return (reservation.c.state == "open") & reservation.c.boot_id.not_in(alive)
 
 
 _UNRESERVED = select(account.c.balance_nano - account.c.reserved_nano).where(account.c.id == bindparam("row_id"))

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import idempotency, ledger
+from ernie_serve.billing import boots, idempotency
 from ernie_serve.billing.clock import NS, Clock
 from ernie_serve.billing.meter import Counters
 from ernie_serve.billing.store import Store
@@ -59,7 +59,7 @@ class Upkeep:
         """Say that this process lives. Where it has the database to itself, release what any other held."""
         await self._store.write(self._beat)
         if self._store.embedded:
-            await self._store.write(partial(ledger.bury_others, boot_id=self.boot_id))
+            await self._store.write(partial(boots.bury_others, boot_id=self.boot_id))
             await self._release_orphans(alive_since=0)
         self._keeper = asyncio.create_task(self._keep())
 
@@ -72,7 +72,7 @@ class Upkeep:
         for waiting in self._waiting:
             _log.critical("Never written to the billing store, book by hand: %s", waiting.told)
         with suppress(StoreUnavailable):
-            await self._store.write(partial(ledger.retire, boot_id=self.boot_id))
+            await self._store.write(partial(boots.retire, boot_id=self.boot_id))
 
     def later(self, waiting: Waiting) -> None:
         """Keep what the store could not take, in order, until it can."""
@@ -110,18 +110,18 @@ class Upkeep:
             self._counters.store_failures += 1
 
     def _beat(self, connection: Connection) -> int:
-        now = ledger.database_time(connection)
-        ledger.beat(connection, self.boot_id, now)
+        now = boots.database_time(connection)
+        boots.beat(connection, self.boot_id, now)
         return now
 
     def _tidy(self, connection: Connection) -> None:
         now = self._clock.seconds()
-        ledger.forget_old(connection, now - _KEEP_CLOSED_SECONDS)
+        boots.forget_old(connection, now - _KEEP_CLOSED_SECONDS)
         idempotency.forget_old(connection, now)
 
     async def _release_orphans(self, alive_since: int) -> None:
-        for account_id in await self._store.read(partial(ledger.orphaned_accounts, alive_since=alive_since)):
-            release = partial(ledger.release_orphans, account_id=account_id, alive_since=alive_since)
+        for account_id in await self._store.read(partial(boots.orphaned_accounts, alive_since=alive_since)):
+            release = partial(boots.release_orphans, account_id=account_id, alive_since=alive_since)
             released = await self._store.write(release, lane=account_id)
             self._counters.orphans_released += released
             _log.warning("Released %d holds of processes that are gone, of account %s.", released, account_id)
@@ -133,12 +133,16 @@ class Upkeep:
         while True:
             await asyncio.sleep(1)
             now_ns = self._clock.now_ns()
-            if self._waiting:
-                await self.settle_waiting()
-            if not self._store.embedded and now_ns >= beat_at:
-                beat_at = now_ns + _BEAT_SECONDS * NS
-                await self.beat()
-            if now_ns >= tidy_at:
-                tidy_at = now_ns + _TIDY_SECONDS * NS
-                with suppress(StoreUnavailable):
+            try:
+                if self._waiting:
+                    await self.settle_waiting()
+                if not self._store.embedded and now_ns >= beat_at:
+                    beat_at = now_ns + _BEAT_SECONDS * NS
+                    await self.beat()
+                if now_ns >= tidy_at:
+                    tidy_at = now_ns + _TIDY_SECONDS * NS
                     await self._store.write(self._tidy, durable=False)
+            except StoreUnavailable:
+                self._counters.store_failures += 1
+            except Exception:
+                _log.exception("Billing's upkeep failed, and goes on.")

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from ernie_serve.billing import ledger
+from ernie_serve.billing import boots, ledger
 from ernie_serve.billing.database import Database
 from ernie_serve.billing.keys import Caller, KeyLimits
 from ernie_serve.billing.office import open_key
@@ -68,7 +68,7 @@ class Money(RuleBasedStateMachine):
         new = self.do(open_key, "k", now=START, credit_nano=CREDIT)
         limits = KeyLimits(month_nano=self.limit)
         self.caller = Caller(account_id=new.account_id, project_id=new.project_id, key_id=new.key_id, limits=limits)
-        self.do(ledger.beat, self.boot, START)
+        self.do(boots.beat, self.boot, START)
 
     @property
     def boot(self) -> str:
@@ -182,11 +182,11 @@ class Money(RuleBasedStateMachine):
     def crash_and_restart(self, which: int, sent: int) -> None:
         name, running = self.pick(which)
         self.boots += 1
-        self.do(ledger.beat, self.boot, self.now)
-        self.do(ledger.bury_others, self.boot)
-        assert self.do(ledger.orphaned_accounts, 0) == [self.caller.account_id]
-        assert self.do(ledger.release_orphans, self.caller.account_id, 0) == len(self.running)
-        assert self.do(ledger.orphaned_accounts, 0) == []
+        self.do(boots.beat, self.boot, self.now)
+        self.do(boots.bury_others, self.boot)
+        assert self.do(boots.orphaned_accounts, 0) == [self.caller.account_id]
+        assert self.do(boots.release_orphans, self.caller.account_id, 0) == len(self.running)
+        assert self.do(boots.orphaned_accounts, 0) == []
         self.running.clear()
         # One of them was not dead, only silent: it is charged what is still there.
         usage = Usage(prompt_tokens=running.prompt, completion_tokens=sent)

@@ -6,7 +6,7 @@ import logging
 from sqlalchemy import func, select, update
 
 from ernie_serve.billing import idempotency
-from ernie_serve.billing.ledger import forget_old
+from ernie_serve.billing.boots import forget_old
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.office import open_key
 from ernie_serve.billing.opening import open_meter
