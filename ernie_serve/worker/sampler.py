@@ -3,7 +3,7 @@
 Knows logits, sampling parameters and the texts so far. Knows nothing about the network, blocks or the schedule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -49,9 +49,7 @@ class Sampler:
         else:
             uniforms = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
             ids = scores.argmax(-1) if any(greedy) else scores.new_empty(len(rows), dtype=torch.int64)
-            chance = [i for i, is_greedy in enumerate(greedy) if not is_greedy]
-            for start in range(0, len(chance), _ROWS_AT_ONCE):
-                part = chance[start : start + _ROWS_AT_ONCE]
+            for part in _parts(params, scores):
                 picked = _pick(rows_at(scores, part), [params[i] for i in part], [uniforms[i] for i in part])
                 ids[torch.tensor(part, device=ids.device)] = picked
         token_ids = ids.tolist()
@@ -110,8 +108,7 @@ class Sampler:
         return history
 
 
-_ROWS_AT_ONCE = 32  # bounds the memory of cumulative sums in float64
-_CANDIDATES = 512  # how many of the likeliest tokens top_p looks at before it looks at all
+_CANDIDATES = (256, 4096)  # how many of the likeliest tokens top_p looks at, and then, before it looks at all
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
@@ -132,64 +129,96 @@ def _splitmix64(state: int) -> int:
 _MASK = (1 << 64) - 1
 
 
+def _parts(params: list[SamplingParams], scores: Tensor) -> Iterator[list[int]]:
+    """The rows that chance decides, a few at a time: those that top_k or top_p limit apart from those that are free.
+
+    On a CPU so few that what is made of them stays in a core's cache.
+    """
+    at_once = 2 if scores.device.type == "cpu" else 32
+    for limited in (False, True):
+        rows = [i for i, p in enumerate(params) if p.temperature and _is_limited(p, scores.shape[1]) == limited]
+        for start in range(0, len(rows), at_once):
+            yield rows[start : start + at_once]
+
+
+def _is_limited(params: SamplingParams, num_ids: int) -> bool:
+    return 0 < params.top_k < num_ids or params.top_p < 1
+
+
 def _pick(scores: Tensor, params: list[SamplingParams], uniforms: list[float]) -> Tensor:
     """Token ids [R] drawn from `scores` [R, V] at the given points of their cumulative distributions."""
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
 
+    V = scores.shape[1]
     x = scores - scores.amax(-1, keepdim=True)
     if any(p.temperature != 1 for p in params):
-        x = x / column([p.temperature for p in params]).float()
+        x /= column([p.temperature for p in params]).float()
+    torch.threshold_(x, -80.0, float("-inf"))  # a chance below 1e-34 is none; as denormal numbers they are slow to add
     weights = x.exp()
-    if any(p.min_p > 0 for p in params):
-        weights = weights.where(weights >= column([p.min_p for p in params]), 0.0)
-    limited = [i for i, p in enumerate(params) if 0 < p.top_k < x.shape[1] or p.top_p < 1]
-    if limited:
-        inside = _inside(rows_at(x, limited), rows_at(weights, limited), [params[i] for i in limited])
-        if len(limited) == len(params):
-            weights = weights.where(inside, 0.0)
-        else:
-            at = torch.tensor(limited, device=x.device)
-            weights[at] = weights[at].where(inside, 0.0)
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    target = torch.minimum(column(uniforms) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    min_p = column([p.min_p for p in params]) if any(p.min_p > 0 for p in params) else None
+    if min_p is not None:
+        weights = weights.where(weights >= min_p, 0.0)
+    points = column(uniforms)
+    if not any(_is_limited(p, V) for p in params):
+        return _at(points, weights)
+    top_k = torch.tensor([p.top_k if 0 < p.top_k < V else V for p in params], device=x.device)[:, None]
+    top_p = column([p.top_p for p in params])
+    most = max(p.top_k if p.top_k < V else 0 for p in params)
+    for num in (max(count, most + 1) for count in _CANDIDATES):
+        if num < V:
+            ids, is_settled = _pick_among(x, weights, top_k, top_p, points, num)
+            if is_settled:
+                return ids
+    return _at(points, weights.where(_inside(x, weights, top_k, top_p), 0.0))
 
 
-def _inside(x: Tensor, weights: Tensor, params: list[SamplingParams], num_candidates: int = _CANDIDATES) -> Tensor:
-    """Which tokens top_k and then top_p leave [R, V]; on equal scores the lower ids stay.
+def _at(points: Tensor, weights: Tensor) -> Tensor:
+    """Where the running sum of `weights` [R, n] first exceeds `points` [R, 1] of the whole: [R]."""
+    running = weights.cumsum(-1, dtype=torch.float64)
+    total = running[:, -1:]
+    targets = torch.minimum(points * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(running, targets, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)
 
-    `weights` are exp(x) with zeros where a token is out already. The likeliest token always stays. Only the likeliest
-    few are sorted; rows whose top_p reaches beyond them are done again with all.
+
+def _pick_among(
+    x: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor, points: Tensor, num: int
+) -> tuple[Tensor, bool]:
+    """`_pick` from the `num` likeliest tokens, and whether that settles it for all rows.
+
+    It does where top_k and top_p end before the last of them, and no token outside may equal the last one inside.
     """
-    V = x.shape[1]
-    top_k = [p.top_k if 0 < p.top_k < V else V for p in params]
-    num = min(V, max([num_candidates, *(k for k in top_k if k < V)]))
-    values = x.topk(num).values  # likeliest first
-    shares = values.exp().double()
-    rank = torch.arange(num, device=x.device)
-    k = torch.tensor(top_k, device=x.device)[:, None]
-    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=x.device)[:, None]
-    smallest = weights.where(weights > 0, float("inf")).amin(-1, keepdim=True)
-    alive = (rank < k) & (values.exp() >= smallest)
-    shares = shares.where(alive, 0.0)
-    total = torch.where(k < V, shares.sum(-1, keepdim=True), weights.sum(-1, keepdim=True, dtype=torch.float64))
+    values, ids = x.topk(num)
+    ids, by_id = ids.sort(-1)
+    values, by_value = values.gather(-1, by_id).sort(
+        dim=-1, descending=True, stable=True
+    )  # of equals the lower id first
+    ids = ids.gather(-1, by_value)
+    shares = weights.gather(-1, ids)
+    kept = _kept(shares, weights, top_k, top_p)
+    last = values.gather(-1, kept.sum(-1, keepdim=True) - 1)
+    if not bool((last > values[:, -1:]).all()):
+        return ids[:, 0], False
+    ids, by_id = ids.sort(-1)
+    place = _at(points, shares.where(kept, 0.0).gather(-1, by_id))
+    return ids.gather(-1, place[:, None])[:, 0], True
+
+
+def _inside(x: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Which of all tokens top_k and then top_p leave: [R, V]. Sorts the whole vocabulary."""
+    order = x.sort(dim=-1, descending=True, stable=True).indices
+    kept = _kept(weights.gather(-1, order), weights, top_k, top_p)
+    return torch.zeros_like(kept).scatter_(-1, order, kept)
+
+
+def _kept(shares: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Which of the likeliest tokens, whose weights are `shares` [R, n], are left: the first always is."""
+    rank = torch.arange(shares.shape[1], device=shares.device)
+    shares = shares.double().where(rank < top_k, 0.0)
+    total = torch.where(top_k < weights.shape[1], shares.sum(-1, keepdim=True), weights.sum(-1, keepdim=True).double())
     before = shares.cumsum(-1) - shares
-    kept = alive & ((before < top_p * total) | (top_p >= 1) | (rank == 0))
-    num_kept = kept.sum(-1, keepdim=True)
-    threshold = values.gather(-1, num_kept - 1)
-    ties_kept = (kept & (values == threshold)).sum(-1, keepdim=True)
-    tied = x == threshold
-    inside = (x > threshold) | (tied & (tied.cumsum(-1) <= ties_kept))
-    short = [
-        i for i, n in enumerate(num_kept[:, 0].tolist()) if n == num < V and top_k[i] == V
-    ]  # may go on beyond the candidates
-    if short:
-        at = torch.tensor(short, device=x.device)
-        inside[at] = _inside(x[at], weights[at], [params[i] for i in short], V)
-    return inside
+    return (rank == 0) | ((shares > 0) & ((before < top_p * total) | (top_p >= 1)))
 
 
 def _masked(scores: Tensor, rows: list[int], masks: TokenMasks) -> Tensor:
