@@ -280,3 +280,17 @@ def test_a_base_checkpoint_refuses_chat_and_completes_text(base_checkpoint: Path
         with pytest.raises(openai.BadRequestError, match="completions"):
             client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
         assert client.completions.create(model=MODEL, prompt="x", max_tokens=2).usage is not None
+
+
+def test_what_one_key_cached_another_does_not_find(tiny_checkpoint: Path) -> None:
+    """Cached tokens show in the usage and in the time to answer; neither may tell one account of another's prompts."""
+    body = {"model": MODEL, "prompt": "the same long beginning " * 8, "max_tokens": 1, "cache_salt": "guess"}
+    with running(tiny_checkpoint, "--api-key", "sk-a", "--api-key", "sk-b") as server:
+
+        def cached(key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{server.url}/completions", json=body, headers=headers, timeout=DEADLINE_SECONDS)
+            return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        assert [cached("sk-a"), cached("sk-b")] == [0, 0]
+        assert cached("sk-a") > 0

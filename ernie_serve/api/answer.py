@@ -12,10 +12,12 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ernie_serve.api.auth import bearer_key, digest
 from ernie_serve.api.body import parse_object, read_body
 from ernie_serve.api.connection import while_connected
 from ernie_serve.api.events import Answer, Event
 from ernie_serve.api.generation import Generation
+from ernie_serve.api.jobs import kept_apart
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
 from ernie_serve.api.telling import Job
@@ -55,6 +57,8 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     body = await read_body(request, services.limits)
     services.require_ready()
     job, form = await prepared(services, request, body, prepare)
+    if services.api_keys:
+        job = kept_apart(job, digest(bearer_key(request.scope) or b"").hex())
     await require_grammar(services, request, job)
     generation = Generation(services.engine, services.tokenizer, job)
     if job.stream:

@@ -4,7 +4,10 @@ Knows how prompts multiply into choices. Knows nothing of templates or tokenizer
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import uuid4
+
+from msgspec import structs
 
 from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.sampling import Sampling
@@ -79,6 +82,15 @@ def make_job(
         start=shape.start,
         grammar_param=shape.grammar_param,
     )
+
+
+def kept_apart(job: Job, account: str) -> Job:
+    """The job with prefix caches of its account's own; what the client salted them with only narrows that further."""
+    choices = [
+        replace(each, request=structs.replace(each.request, cache_salt=f"{account}/{each.request.cache_salt}"))
+        for each in job.choices
+    ]
+    return replace(job, choices=choices)
 
 
 def require_choices(services: Services, fields: TextRequest, num_prompts: int) -> int:
