@@ -86,6 +86,9 @@ class Settings(BaseModel):
         "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
     )
     max_output_tokens: int | None = _setting("API", None, "Most tokens that one answer may have.", ge=1)
+    responses_file: str | None = _setting(
+        "API", None, "File that keeps /v1/responses over a restart. Default: memory, which ends with the server."
+    )
     shutdown_timeout: int = _setting(
         "API", 30, "Seconds that running requests may take to end after SIGTERM or Ctrl-C.", ge=0, le=86_400
     )

@@ -21,6 +21,8 @@ import uvloop
 from fastapi import FastAPI
 
 from ernie_serve import banner
+from ernie_serve.api.response_file import ResponseFile
+from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
@@ -73,15 +75,17 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or BUNDLED)))
     settings = with_checkpoint(settings)
     text = open_text(settings)
+    responses = open_responses(settings)
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     checker = GrammarChecker(vocabulary_of(text.tokenizer))
-    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check)))
+    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check, responses)))
     try:
         yield House(text, client, server, listener, names, url)
     finally:
         await client.close()
+        responses.close()
         checker.close()
         listener.close()
 
@@ -108,6 +112,7 @@ def create_app(
     client: EngineClient,
     names: tuple[str, ...],
     check_grammar: Callable[[Grammar], None],
+    responses: KeptResponses,
 ) -> FastAPI:
     """The HTTP application over an engine."""
     from ernie_serve.api.app import create_app as create
@@ -126,8 +131,14 @@ def create_app(
         max_output_tokens=settings.max_output_tokens,
         api_keys=settings.api_key,
         allowed_origins=settings.allowed_origins,
+        responses=responses,
     )
     return create(services)
+
+
+def open_responses(settings: Settings) -> KeptResponses:
+    """Where responses are kept: in the file of the settings, otherwise in memory. Raises `StartupError`."""
+    return ResponseFile(Path(settings.responses_file).expanduser()) if settings.responses_file else ResponseStore()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

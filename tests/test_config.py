@@ -87,3 +87,9 @@ def test_the_card_s_preset_has_the_card_s_limits() -> None:
     assert settings.max_model_len == 131_072
     assert settings.max_output_tokens == 8_000
     assert "baidu/ernie-4.5-21b-a3b" in settings.served_model_name
+
+
+def test_responses_are_kept_in_memory_unless_a_file_is_named(tmp_path: Path) -> None:
+    assert config.load({}, environ={})[0].responses_file is None
+    file = _file(tmp_path, 'responses-file = "/var/lib/r.sqlite"\n')
+    assert config.load({}, config=file, environ={})[0].responses_file == "/var/lib/r.sqlite"

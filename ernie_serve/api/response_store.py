@@ -1,13 +1,14 @@
 """Responses that may be asked for again or gone on from: bounded, expiring, and each seen by its own key alone.
 
-Knows responses as JSON objects. Knows nothing of how they are made. Everything is in memory and ends with the server.
+Knows responses as JSON objects. Knows nothing of how they are made. What is kept here is in memory and ends with the
+server; `response_file` keeps them over a restart.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -21,6 +22,22 @@ class Kept:
     body: dict[str, Any]
     input_items: list[Item]
     conversation: list[Item]
+
+
+class KeptResponses(Protocol):
+    """Where responses are kept. Safe for threads; nothing here waits for a disk to write."""
+
+    def put(self, owner: bytes, kept: Kept) -> None:
+        """Keep a response under its id, if there is room for it at all."""
+
+    def get(self, owner: bytes, response_id: str) -> Kept | None:
+        """The response, if it is kept and this owner's."""
+
+    def delete(self, owner: bytes, response_id: str) -> bool:
+        """Forget the response, if it is kept and this owner's; whether it was."""
+
+    def close(self) -> None:
+        """Finish what was begun. Nothing is asked for afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,9 @@ class ResponseStore:
                 return False
             self._forget(response_id)
             return True
+
+    def close(self) -> None:
+        """There is nothing to finish."""
 
     def _forget_expired(self, now: float) -> None:
         while self._entries:

@@ -16,7 +16,7 @@ from ernie_serve.api.body import read_body
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.prompts import chat_prompt
 from ernie_serve.api.response_format import ResponseFormat
-from ernie_serve.api.response_store import Item, Kept, ResponseStore
+from ernie_serve.api.response_store import Item, Kept, KeptResponses
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.response import ResponseRequest, flat_tools
 from ernie_serve.api.schema.response_input import listed, messages_of, read_input
@@ -29,10 +29,10 @@ from ernie_serve.api.telling import Job
 from ernie_serve.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
 
 
-def router(services: Services, store: ResponseStore | None = None) -> APIRouter:
-    """The endpoints' routes, over responses that are kept in memory."""
+def router(services: Services) -> APIRouter:
+    """The endpoints' routes."""
     routes = APIRouter()
-    kept = store or ResponseStore()
+    kept = services.responses
 
     @routes.post("/v1/responses")
     async def create_response(request: Request) -> Response:
@@ -65,7 +65,7 @@ def router(services: Services, store: ResponseStore | None = None) -> APIRouter:
 class Preparation:
     """What a request becomes for one owner's kept responses."""
 
-    def __init__(self, store: ResponseStore, owner: bytes) -> None:
+    def __init__(self, store: KeptResponses, owner: bytes) -> None:
         self._store = store
         self._owner = owner
 
@@ -155,7 +155,7 @@ def owner_of(request: Request) -> bytes:
     return digest(key) if key else b""
 
 
-def require_kept(store: ResponseStore, owner: bytes, response_id: str) -> Kept:
+def require_kept(store: KeptResponses, owner: bytes, response_id: str) -> Kept:
     """The response of this id. Raises `ResponseNotFound`."""
     found = store.get(owner, response_id)
     if found is None:

@@ -272,6 +272,12 @@ def ask(app: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
 
 
 @pytest.fixture
+def ask_app() -> Call:
+    """One request to an application of the test's own."""
+    return ask
+
+
+@pytest.fixture
 def call(services: Services) -> Call:
     app = create_app(services)
     return lambda method, path, **request: ask(app, method, path, **request)
