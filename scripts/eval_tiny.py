@@ -3,6 +3,7 @@
 The model runs in transformers, which never saw the training network: what is measured is what the files mean.
 """
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def main(
         table.add_row(*row)
     Console().print(table)
     if card:
-        write_card(rows)
+        write_card(folder, rows)
 
 
 def answers(
@@ -110,15 +111,21 @@ def acceptance(folder: Path, model: Any, tokenizer: Tokenizer, asked: list[Quest
     return accepted, drafts
 
 
-def write_card(rows: list[tuple[str, str, str]]) -> None:
-    """Put the rows between the card's marks."""
-    lines = "\n".join(["| task | right | share |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
-    card = CARD.read_text(encoding="utf-8")
-    card, changed = re.subn(
-        r"(<!-- scores -->\n).*?(<!-- end -->)", lambda m: m[1] + lines + "\n" + m[2], card, flags=re.DOTALL
-    )
-    assert changed == 1, "the card has no place for scores"
-    CARD.write_text(card, encoding="utf-8")
+def write_card(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Put the scores and the files' checksums between the card's marks."""
+    sums = [f"| `{p.name}` | `{hashlib.sha256(p.read_bytes()).hexdigest()}` |" for p in sorted(folder.iterdir())]
+    scores = ["| task | right | share |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    text = CARD.read_text(encoding="utf-8")
+    for mark, lines in (("scores", scores), ("files", ["| file | SHA-256 |", "|---|---|", *sums])):
+        inside = "\n".join(["", *lines, ""])
+        text, changed = re.subn(
+            rf"(<!-- {mark} -->).*?(<!-- end {mark} -->)",
+            lambda m, inside=inside: m[1] + "\n" + inside + "\n" + m[2],  # type: ignore[misc]  # a default binds it
+            text,
+            flags=re.DOTALL,
+        )
+        assert changed == 1, f"the card has no place for its {mark}"
+    CARD.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
