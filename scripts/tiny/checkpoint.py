@@ -40,6 +40,7 @@ def export(folder: Path, weights: dict[str, Tensor], config: dict[str, Any], sto
         folder / "generation_config.json", json.dumps({**GENERATION, "eos_token_id": stop_ids}, indent=2) + "\n"
     )
     save_file(weights, folder / "model.new", metadata={"format": "pt"})
+    (folder / "model.new").chmod(0o644)
     os.replace(folder / "model.new", folder / "model.safetensors")
 
 
