@@ -20,7 +20,7 @@ from ernie_serve.api.response_store import Item, Kept, KeptResponses
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.response import ResponseRequest, flat_tools
 from ernie_serve.api.schema.response_input import listed, messages_of, read_input
-from ernie_serve.api.schema.structure import read_format
+from ernie_serve.api.schema.structure import read_structure
 from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
@@ -75,10 +75,10 @@ class Preparation:
         given, conversation = self._conversation(fields)
         use = fields.tool_use
         text_format = fields.text.format if fields.text else None
-        grammar = read_format(text_format, "text.format", flat=True)
+        grammar, param = read_structure(text_format, fields.structured_outputs, "text.format", flat=True)
         ids = self._prompt(services, fields, conversation, use)
         budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
-        shape = shape_chat(services, ids, use, grammar, "text.format", budget)
+        shape = shape_chat(services, ids, use, grammar, param, budget)
         job = make_job(
             services, fields, [ids], chat=True, prompt_param="input", default_max=None, shape=shape, id_prefix="resp_"
         )

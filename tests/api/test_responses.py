@@ -8,6 +8,8 @@ from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from ernie_serve.messages import Grammar
+
 THOUGHT = "I think.\n</think>\n\n"
 CALL = '\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
@@ -204,6 +206,11 @@ def test_text_is_bound_by_its_format(respond: Any, engine: Any) -> None:
     assert engine.requests[1].sampling.grammar is None
 
 
+def test_text_is_bound_by_structured_outputs(respond: Any, engine: Any) -> None:
+    assert respond(structured_outputs={"regex": "a+"}).status_code == 200
+    assert engine.requests[0].sampling.grammar == Grammar("regex", "a+")
+
+
 def test_logprobs_are_included_where_asked_for(respond: Any, engine: Any, tagged: Any) -> None:
     engine.reply = tagged("</think>Yes")
     body = respond(include=["message.output_text.logprobs"], top_logprobs=1).json()
@@ -242,6 +249,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 1}, "top_logprobs"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ({"text": {"verbosity": "high"}}, "text.verbosity"),
+    ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a"}, "text": {"format": {"type": "json_object"}}}, "structured_outputs"),
     ({"conversation": "c"}, "conversation"),
     ({"prompt": {"id": "p"}}, "prompt"),
     ({"context_management": [{"type": "compaction"}]}, "context_management"),

@@ -58,13 +58,18 @@ STRUCTURED_OUTPUTS = {
 """Structured outputs for the API's own description."""
 
 
-def read_structure(response_format: Any, structured_outputs: Any) -> tuple[Grammar | None, str]:
-    """The grammar of the answer, `None` for any text, and the field that asks for it. Raises `InvalidRequest`."""
-    formatted = read_format(response_format)
+def read_structure(
+    response_format: Any, structured_outputs: Any, path: str = "response_format", *, flat: bool = False
+) -> tuple[Grammar | None, str]:
+    """The grammar of the answer, `None` for any text, and the field that asks for it.
+
+    `path` is the format's own name, and `flat` its form. Raises `InvalidRequest`.
+    """
+    formatted = read_format(response_format, path, flat=flat)
     if structured_outputs is None:
-        return formatted, "response_format"
+        return formatted, path
     if formatted is not None:
-        told = "`structured_outputs` and `response_format` both say what the answer looks like. Send one of them."
+        told = f"`structured_outputs` and `{path}` both say what the answer looks like. Send one of them."
         raise InvalidRequest(told, param="structured_outputs")
     return _read_outputs(structured_outputs), "structured_outputs"
 
