@@ -149,6 +149,8 @@ class ResponseFile:
                 try:
                     with connection:
                         self._write(connection, changes)
+                    if any(change.json is None for change in changes):  # the log still holds what was deleted
+                        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 except sqlite3.Error as error:
                     _log_failure("written", error)
                 with self._lock:
