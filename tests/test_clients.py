@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ NPM_PACKAGE = "openai@6.49.0"
 MODEL = "tiny"
 
 
-@pytest.fixture(scope="module")
-def url(tiny_checkpoint: Path) -> Iterator[str]:
-    """The API's address."""
-    command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--served-model-name", MODEL]
+@contextmanager
+def serving(folder: Path, *more: str) -> Iterator[str]:
+    """A server in a process of its own; the API's address."""
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL]
     flags = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--max-model-len", "4096", "--dtype", "float32"]
     environ = os.environ | {"COLUMNS": "200"}
     server = subprocess.Popen(
-        [*command, *flags, "--threads", "1"], stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
+        [*command, *flags, "--threads", "1", *more], stderr=subprocess.PIPE, text=True, env=environ
     )
     try:
         assert server.stderr is not None
@@ -33,6 +34,13 @@ def url(tiny_checkpoint: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def url(tiny_checkpoint: Path) -> Iterator[str]:
+    """The API's address."""
+    with serving(tiny_checkpoint) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +96,27 @@ def fits(arguments: Any) -> bool:
         and arguments["unit"] in ("celsius", "fahrenheit")
         and arguments["days"] in range(1, 10)
     )
+
+
+def test_responses_of_a_file_outlive_their_server(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    flags = ["--responses-file", str(tmp_path / "responses.sqlite")]
+    asked = {"model": MODEL, "input": "Hello", "max_output_tokens": 4}
+    with serving(tiny_checkpoint, *flags) as url:
+        made = httpx.post(f"{url}/responses", json=asked, timeout=60).raise_for_status().json()
+    with serving(tiny_checkpoint, *flags) as url:
+        assert httpx.get(f"{url}/responses/{made['id']}").json() == made
+        more = asked | {"previous_response_id": made["id"]}
+        longer = httpx.post(f"{url}/responses", json=more, timeout=60).raise_for_status().json()
+    assert longer["usage"]["input_tokens"] > made["usage"]["input_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_forbids_every_token_is_the_client_s_error(url: str, stream: bool) -> None:
+    ids = httpx.post(f"{url.removesuffix('/v1')}/tokenize", json={"model": MODEL, "prompt": "a"}).json()["tokens"]
+    body = {"model": MODEL, "prompt": "x", "allowed_token_ids": ids[-1:], "bad_words": ["a"], "stream": stream}
+    answer = httpx.post(f"{url}/completions", json=body, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "allowed_token_ids")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from ernie_serve.api.events import Answer, Event, Finished, TextDelta
 from ernie_serve.api.services import unavailable
 from ernie_serve.api.telling import Choice, Job, Telling
 from ernie_serve.engine.client import EngineClient
-from ernie_serve.errors import EngineFailure, EngineUnavailable
-from ernie_serve.messages import EngineOutput
+from ernie_serve.errors import EngineFailure, EngineUnavailable, InvalidRequest
+from ernie_serve.messages import EngineOutput, SamplingParams
 from ernie_serve.text.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ class Generation:
     def events(self) -> AsyncGenerator[Event, None]:
         """The events of all choices as they happen, those of one choice in order.
 
-        Closing it aborts what still runs. Raises `EngineUnavailable` and `EngineFailure`.
+        Closing it aborts what still runs. Raises `InvalidRequest`, `EngineUnavailable` and `EngineFailure`.
         """
         choices = self._job.choices
         return self._run(choices[0]) if len(choices) == 1 else self._run_all(choices)
@@ -72,7 +72,7 @@ class Generation:
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
                     finished = output.finish_reason is not None
-                    require_success(output)
+                    require_success(output, request.sampling, self._job.grammar_param)
                     self._note_cached(choice, output)
                     events = telling.push(output)
                     if not choice.prompt_only:
@@ -118,12 +118,30 @@ class Generation:
             await queue.put(error)
 
 
-def require_success(output: EngineOutput) -> None:
-    """Raise `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
+def require_success(output: EngineOutput, sampling: SamplingParams, grammar_param: str) -> None:
+    """Raise `InvalidRequest`, `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
     if output.finish_reason == "error":
+        if NO_TOKEN_LEFT in output.error:
+            raise contradiction(sampling, grammar_param)
         raise EngineFailure(output.error or "The engine failed this request.")
     if output.finish_reason == "abort":
         raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
+
+
+NO_TOKEN_LEFT = "leave no token"  # noqa: S105  # what the engine says where a request forbids every token
+
+
+def contradiction(sampling: SamplingParams, grammar_param: str) -> InvalidRequest:
+    """What is told of a request whose own constraints forbid every token; `param` names one to loosen."""
+    given = {
+        "allowed_token_ids": bool(sampling.allowed_token_ids),
+        "bad_words": bool(sampling.bad_words),
+        grammar_param: sampling.grammar is not None,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    listed = " and ".join(f"`{name}`" for name in names) or "The request's constraints"
+    told = f"{listed} leave no token that the answer could go on with. Loosen what is forbidden."
+    return InvalidRequest(told, param=names[0] if names else None)
 
 
 def likeliest(choices: Sequence[Choice], answers: Sequence[Answer], keep: int) -> list[Answer]:

@@ -1,14 +1,17 @@
 """What one choice asks of the engine, and how the engine's outputs for it become events.
 
-Knows the text of a choice, its end, and a reader that tells reasoning and calls from the answer. Knows nothing of other
-choices or of how events are spelled.
+Knows the text of a choice, its end, and a reader that tells reasoning and calls from the answer; where there is one,
+stop strings are looked for in the content alone. Knows nothing of other choices or of how events are spelled.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import msgspec
+
 from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
+from ernie_serve.api.content_stops import ContentStops
 from ernie_serve.api.events import Event, Finished, PromptScored, TextDelta
 from ernie_serve.messages import EngineOutput, EngineRequest, TokenLogprobs
 from ernie_serve.text.formats import ReasoningTokens
@@ -77,7 +80,11 @@ class Telling:
         self._index = choice.index
         self._prompt_only = choice.prompt_only
         self._prompt: list[TokenLogprobs] | None = None if choice.request.sampling.prompt_logprobs is None else []
-        self._text = ChoiceText(tokenizer, choice.request.prompt_token_ids, job.text)
+        self._stops = stops_of_content(choice.index, job)
+        options = replace(job.text, stops=()) if self._stops else job.text
+        self._text = ChoiceText(tokenizer, choice.request.prompt_token_ids, options)
+        self._min_tokens = job.text.min_tokens
+        self._num_read = 0
         self._opening = choice.opening
         self._shift = len(choice.opening)
         self._reader = job.read(choice.index) if job.read else None
@@ -98,13 +105,9 @@ class Telling:
         if self._prompt_only:
             return self._without_answer(scored) if output.token_ids or output.finish_reason else []
         self._count(output)
-        text, placed = self._text.push(output)
-        ended = self._text.stopped or output.finish_reason is not None
-        if self._opening and (text or ended):
-            text, self._opening = self._opening + text, ""
-        events = self._read(text, ended)
-        finished = ended or (self._reader is not None and self._reader.done)
-        placed, ids = self._of_answer(placed), output.token_ids if self._with_token_ids else ()
+        events, placed = self._tell(output)
+        finished = self._stopped or output.finish_reason is not None or (self._reader is not None and self._reader.done)
+        ids = output.token_ids if self._with_token_ids else ()
         if placed or ids:
             events = _with_tokens(events, TextDelta(self._index, "", placed, ids))
         if finished:
@@ -132,11 +135,40 @@ class Telling:
         if self._reasoning is not None:
             self._reasoning.push(output.token_ids)
 
-    def _read(self, text: str, ended: bool) -> list[Event]:
+    @property
+    def _stopped(self) -> bool:
+        return self._text.stopped or (self._stops is not None and self._stops.stopped)
+
+    def _tell(self, output: EngineOutput) -> tuple[list[Event], list[Placed]]:
+        """The events of an output, and the log-probabilities to tell with them."""
+        if self._stops is None:
+            return self._read(output)
+        events: list[Event] = []
+        placed: list[Placed] = []
+        for part in one_by_one(output):
+            self._num_read += len(part.token_ids)
+            more, tokens = self._stops.push(*self._read(part), looking=self._num_read > self._min_tokens)
+            events += more
+            placed += tokens
+            if self._stops.stopped:
+                return events, placed
+        if output.finish_reason is not None:
+            more, tokens = self._stops.finish()
+            events += more
+            placed += tokens
+        return events, placed
+
+    def _read(self, output: EngineOutput) -> tuple[list[Event], list[Placed]]:
+        text, placed = self._text.push(output)
+        ended = self._text.stopped or output.finish_reason is not None
+        if self._opening and (text or ended):
+            text, self._opening = self._opening + text, ""
         if self._reader is None:
-            return [TextDelta(self._index, text)] if text else []
-        events = self._reader.push(text) if text else []
-        return [*events, *self._reader.finish()] if ended else events
+            events: list[Event] = [TextDelta(self._index, text)] if text else []
+        else:
+            events = self._reader.push(text) if text else []
+            events += self._reader.finish() if ended else []
+        return events, self._of_answer(placed)
 
     def _of_answer(self, placed: Sequence[Placed]) -> list[Placed]:
         """The log-probabilities that belong to the answer, not to its reasoning, counted from the opening on."""
@@ -145,8 +177,26 @@ class Telling:
         return [(place + self._shift, token) for place, token in placed[max(0, self.num_reasoning - first) :]]
 
     def _reason(self, output: EngineOutput) -> str:
-        reason = "stop" if self._text.stopped else output.finish_reason or "stop"
+        reason = "stop" if self._stopped else output.finish_reason or "stop"
         return "tool_calls" if reason == "stop" and self._reader and self._reader.num_calls else reason
+
+
+def stops_of_content(index: int, job: Job) -> ContentStops | None:
+    """What ends a choice at a stop string of its content, where not all of its text is content."""
+    if job.read is None or not job.text.stops:
+        return None
+    return ContentStops(index, job.text.stops, include_stop=job.text.include_stop)
+
+
+def one_by_one(output: EngineOutput) -> list[EngineOutput]:
+    """The same as if its tokens had come one after the other."""
+    ids, logprobs = output.token_ids, output.logprobs
+    if len(ids) < 2:
+        return [output]
+    return [
+        EngineOutput(request_id=output.request_id, token_ids=ids[at : at + 1], logprobs=logprobs[at : at + 1])
+        for at in range(len(ids) - 1)
+    ] + [msgspec.structs.replace(output, token_ids=ids[-1:], logprobs=logprobs[-1:])]
 
 
 def _with_tokens(events: list[Event], tokens: TextDelta) -> list[Event]:

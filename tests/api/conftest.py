@@ -113,6 +113,7 @@ class ScriptedEngine:
     hang_after: int | None = None
     break_after: int | None = None
     breakage: Exception | str = "error"
+    told: str = "It broke."
     state: EngineState = "ready"
     state_when_broken: EngineState = "ready"
     progress: tuple[float, str] = (1.0, "ready")
@@ -146,7 +147,7 @@ class ScriptedEngine:
                     if isinstance(self.breakage, Exception):
                         raise self.breakage
                     output = EngineOutput(
-                        request_id=request.request_id, finish_reason=cast("Any", self.breakage), error="It broke."
+                        request_id=request.request_id, finish_reason=cast("Any", self.breakage), error=self.told
                     )
                 made += len(output.token_ids)
                 self.num_made += len(output.token_ids)

@@ -2,14 +2,16 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.events import Event, Finished, TextDelta
-from ernie_serve.api.generation import Generation
+from ernie_serve.api.generation import Generation, contradiction
 from ernie_serve.api.telling import Choice, Job
-from ernie_serve.errors import EngineFailure, EngineUnavailable
-from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.engine.constraint import Constraint
+from ernie_serve.errors import EngineFailure, EngineUnavailable, InvalidRequest
+from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 
 
 @pytest.fixture
@@ -162,3 +164,19 @@ def test_slow_reader_holds_up_the_choices(services: Any, engine: Any, make_job: 
 
     asyncio.run(scenario())
     assert engine.num_made < 50
+
+
+def test_constraints_that_forbid_every_token_are_the_client_s_fault(services: Any, engine: Any, make_job: Any) -> None:
+    constraint = Constraint(SamplingParams(max_tokens=1, seed=0, allowed_token_ids=(3,), bad_words=((3,),)), num_ids=8)
+    constraint.finish_mask(np.zeros(4, np.uint8))
+    engine.break_after, engine.told = 1, constraint.error
+    with pytest.raises(InvalidRequest, match="leave no token"):
+        events_of(generation(services, make_job(b"a")))
+
+
+def test_what_to_loosen_is_named() -> None:
+    words = SamplingParams(max_tokens=1, seed=0, bad_words=((1,),), grammar=Grammar("json_object"))
+    error = contradiction(words, "response_format")
+    assert (error.status, error.param) == (400, "bad_words")
+    assert "`bad_words` and `response_format`" in error.message
+    assert contradiction(SamplingParams(max_tokens=1, seed=0), "tools").param is None

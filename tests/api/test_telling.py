@@ -25,7 +25,12 @@ def tell(services: Any) -> Any:
             0, 0, True, request, **{name: fields.pop(name) for name in ("opening", "prompt_only") if name in fields}
         )
         text = TextOptions(
-            logprobs=True, skip_special_tokens=not reader, hidden_ids=frozenset({256}) if reader else frozenset()
+            logprobs=True,
+            skip_special_tokens=not reader,
+            hidden_ids=frozenset({256}) if reader else frozenset(),
+            stops=tuple(fields.pop("stops", ())),
+            include_stop=fields.pop("include_stop", False),
+            min_tokens=fields.pop("min_tokens", 0),
         )
         max_calls = fields.pop("max_calls", None)
 
@@ -126,3 +131,50 @@ def test_prompt_alone_has_no_answer(tell: Any) -> None:
 def test_token_ids_and_mean_likelihood_are_told(tell: Any) -> None:
     answer = fold(tell([72, 73, 256], 2, with_token_ids=True))
     assert (answer.token_ids, answer.mean_logprob) == ([72, 73, 256], -0.5)
+
+
+FRAMED = "Hm. STOP\n</think>\n\n<response>\nYes é.\n</response>\n" + CALL
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("stops", "reasoning", "text", "num_calls", "reason"),
+    [
+        (["STOP"], "Hm. STOP", "Yes é.", 1, "tool_calls"),
+        (["Hm", "name", "a"], "Hm. STOP", "Yes é.", 1, "tool_calls"),
+        (["\n", "<tool_call>", "</think>", "<response>"], "Hm. STOP", "Yes é.", 1, "tool_calls"),
+        (["s é"], "Hm. STOP", "Ye", 0, "stop"),
+        (["é.?", "Yes é. "], "Hm. STOP", "Yes é.", 1, "tool_calls"),
+        ([".", "x"], "Hm. STOP", "Yes é", 0, "stop"),
+    ],
+)
+def test_stop_strings_end_content_alone(
+    tell: Any, tagged: Any, step: int, stops: list[str], reasoning: str, text: str, num_calls: int, reason: str
+) -> None:
+    events = tell([*tagged(FRAMED), 256], step, reader=True, stops=stops)
+    answer = fold(events)
+    assert (answer.reasoning, answer.text, answer.reason) == (reasoning, text, reason)
+    assert [call.arguments for call in answer.calls] == ['{"a": [1, {}]}'] * num_calls
+    assert sum(isinstance(event, Finished) for event in events) == 1
+
+
+@pytest.mark.parametrize("step", [1, 4, 1000])
+def test_a_stop_string_takes_its_logprobs_with_it(tell: Any, tagged: Any, step: int) -> None:
+    ids = [*tagged("Hm.</think>SST aSSTOPs"), 256]
+    for include, text in ((False, "SST aS"), (True, "SST aSSTOP")):
+        answer = fold(tell(ids, step, reader=True, stops=["STOP"], include_stop=include))
+        assert answer.text == text
+        assert "".join(chr(token.token_id) for _, token in answer.logprobs) == text
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_content_is_free_for_its_first_tokens(tell: Any, tagged: Any, step: int) -> None:
+    ids = [*tagged("Hm.</think>a.b.c."), 256]
+    assert fold(tell(ids, step, reader=True, stops=["."], min_tokens=4)).text == "a"
+    assert fold(tell(ids, step, reader=True, stops=["."], min_tokens=6)).text == "a.b"
+
+
+def test_what_could_have_become_a_stop_string_is_not_lost(tell: Any, tagged: Any) -> None:
+    events = tell([*tagged("Hm.</think>so STO"), 256], 1, reader=True, stops=["STOP"])
+    assert fold(events).text == "so STO"
+    assert [event.text for event in events if isinstance(event, TextDelta) and event.text] == ["s", "o", " ", "STO"]
