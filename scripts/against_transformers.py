@@ -6,7 +6,6 @@ layer the prompts reached.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -25,11 +24,10 @@ from rich.table import Table
 from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 
 from ernie_serve.engine.core import EngineCore
-from ernie_serve.engine.inline import InlineClient
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.kernels.cpu import CpuKernels
-from ernie_serve.messages import EngineInfo, EngineRequest, SamplingParams
+from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.random_checkpoint import GEOMETRIES
@@ -100,36 +98,23 @@ def as_transformers(ours: Ernie) -> Ernie4_5_MoeForCausalLM:
 
 
 class Ours:
-    """The whole engine: scheduler, paged cache, sampler, in a thread behind its client."""
+    """The whole engine, stepped in this thread: scheduler, paged cache, runner, sampler."""
 
     def __init__(self, model: Ernie, streams: int, length: int) -> None:
         blocks = streams * (-(-length // BLOCK) + 1)
         pool = BlockPool(blocks, BLOCK, enable_prefix_caching=False)
         scheduler = Scheduler(pool, max_num_seqs=streams, max_num_batched_tokens=2048, max_model_len=length + 1)
-        runner = Runner(model, blocks, BLOCK, max_num_seqs=streams)
-        info = EngineInfo(
-            device="cpu", dtype="", weight_bytes=0, kv_bytes=0, num_blocks=blocks, block_size=BLOCK,
-            max_model_len=length + 1, max_num_seqs=streams, max_num_batched_tokens=2048, load_seconds=0,
-        )  # fmt: skip
-        self.core = EngineCore(scheduler, runner)
-        self.info = info
-        self.count = 0
+        self.core = EngineCore(scheduler, Runner(model, blocks, BLOCK, max_num_seqs=streams))
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        async def one(client: InlineClient, prompt: list[int]) -> list[int]:
-            self.count += 1
-            sampling = SamplingParams(max_tokens=new, seed=0, temperature=0.0)
-            request = EngineRequest(request_id=str(self.count), prompt_token_ids=prompt, sampling=sampling)
-            return [token async for output in client.generate(request) for token in output.token_ids]
-
-        async def run() -> list[list[int]]:
-            client = InlineClient(self.core, self.info)
-            try:
-                return await asyncio.gather(*(one(client, prompt) for prompt in prompts))
-            finally:
-                await client.close()
-
-        return asyncio.run(run())
+        texts: dict[str, list[int]] = {str(index): [] for index in range(len(prompts))}
+        sampling = SamplingParams(max_tokens=new, seed=0, temperature=0.0)
+        for name, prompt in zip(texts, prompts, strict=True):
+            self.core.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling))
+        while self.core.has_work:
+            for output in self.core.step():
+                texts[output.request_id] += output.token_ids
+        return list(texts.values())
 
 
 def theirs_generate(model: Ernie4_5_MoeForCausalLM, prompts: list[list[int]], new: int) -> list[list[int]]:
