@@ -20,7 +20,8 @@ Placed = tuple[int, TokenLogprobs]
 class TextOptions:
     """How the ids of an answer become its text. Stop strings are looked for behind the first `min_tokens` tokens.
 
-    Ids in `hidden_ids` have no text, whatever they are.
+    Ids in `hidden_ids` have no text, whatever they are. With `score_stop` the token that ends an answer has its
+    log-probability told, though no text: harnesses cut off the last of a scored prompt's, whatever it was.
     """
 
     stops: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     min_tokens: int = 0
     logprobs: bool = False
+    score_stop: bool = False
     hidden_ids: frozenset[int] = frozenset()
 
 
@@ -58,6 +60,8 @@ class ChoiceText:
         if output.stop_token_id is not None and not self._options.include_stop:
             ids, logprobs = ids[:-1], logprobs[: len(ids) - 1]
         text = self._push_one_by_one(ids, logprobs) if self._by_token else self._show(self._text_of(ids))
+        if self._options.score_stop and len(logprobs) < len(output.logprobs):
+            self._waiting.append((self._num_chars, output.logprobs[-1]))
         if output.finish_reason is not None and not self.stopped:
             text += self._show(self._detokenizer.flush())
             text += self._stop.flush()

@@ -68,6 +68,7 @@ def make_job(
         skip_special_tokens=skips and shape.read is None,
         min_tokens=fields.min_tokens or 0,
         logprobs=fields.num_logprobs is not None,
+        score_stop=not chat and fields.num_logprobs is not None and fields.scored_prompt is not None,
         hidden_ids=shape.hidden_ids if skips else frozenset(),
     )
     return Job(

@@ -26,6 +26,14 @@ def test_harness_scores_a_prompt(complete: Any, engine: Any, max_tokens: int) ->
     assert engine.running == set()
 
 
+def test_harness_finds_a_token_behind_the_prompt_even_where_the_answer_ends_at_once(complete: Any, engine: Any) -> None:
+    engine.reply = ""
+    (choice,) = complete(prompt="Hi", echo=True, logprobs=1, max_tokens=1).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("Hi", "stop")
+    assert choice["logprobs"]["tokens"] == ["H", "i", "</s>"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
 def test_batch_is_scored_prompt_by_prompt(complete: Any) -> None:
     choices = complete(prompt=["ab", "cd"], echo=True, logprobs=1, max_tokens=0, n=2).json()["choices"]
     assert [choice["text"] for choice in choices] == ["ab", "ab", "cd", "cd"]
