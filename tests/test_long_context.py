@@ -1,5 +1,6 @@
 """131,072 tokens of context are real: such a prompt runs, and its last position has the numbers of the reference."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Ernie4_5_MoeF
 from ernie_serve.config import Settings
 from ernie_serve.engine_process import build_engine
 from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.model.random_tokenizer import random_tokenizer
 
 LENGTH = 131_072
-VOCAB_SIZE = 64
+VOCAB_SIZE = 640
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def checkpoint(tmp_path: Path) -> Path:
         scale = 0.1 if "correction_bias" in name else 1.0 if tensor.dim() == 1 else 2 * tensor.shape[-1] ** -0.5
         tensor.data = scale * torch.randn(tensor.shape, generator=chance)
     model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(random_tokenizer(VOCAB_SIZE)), encoding="utf-8")
     return tmp_path
 
 
