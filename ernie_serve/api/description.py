@@ -98,7 +98,7 @@ def describe() -> dict[str, Any]:
 def _described(operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # a schema here would be read as that of one event
     problem = {"description": "What went wrong", "content": _json(answers.ProblemAnswer)}
     told: dict[str, Any] = {
         "summary": operation.summary,
