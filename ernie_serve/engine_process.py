@@ -77,6 +77,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     device = _device(settings.device)
     folder = hub.resolve(settings.model, settings.revision, "all", report)
     config = ModelConfig.from_folder(folder)
+    memory.require_length(config, settings.max_model_len)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
     with torch.device("meta"):
