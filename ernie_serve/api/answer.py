@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ernie_serve.api.auth import bearer_key, digest
+from ernie_serve.api.auth import caller_of
 from ernie_serve.api.body import parse_object, read_body
 from ernie_serve.api.connection import while_connected
 from ernie_serve.api.events import Answer, Event
@@ -57,8 +57,9 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     body = await read_body(request, services.limits)
     services.require_ready()
     job, form = await prepared(services, request, body, prepare)
-    if services.api_keys:
-        job = kept_apart(job, digest(bearer_key(request.scope) or b"").hex())
+    caller = caller_of(request)
+    if caller.account_id:
+        job = kept_apart(job, caller.account_id)
     await require_grammar(services, request, job)
     generation = Generation(services.engine, services.tokenizer, job)
     if job.stream:

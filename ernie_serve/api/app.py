@@ -24,7 +24,7 @@ def create_app(services: Services) -> FastAPI:
         title="ernie-serve",
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
+        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, meter=services.meter)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
     for room in (completions, chat, responses, models, tokenize, health, version, description):

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ernie_serve.api.answer import Format, answer, prepared
-from ernie_serve.api.auth import bearer_key, digest
+from ernie_serve.api.auth import key_digest
 from ernie_serve.api.body import read_body
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.prompts import chat_prompt
@@ -151,8 +151,7 @@ def about(services: Services, fields: ResponseRequest, use: ToolUse, job: Job) -
 
 def owner_of(request: Request) -> bytes:
     """Whose responses a request may see: those of its key, told apart by a digest."""
-    key = bearer_key(request.scope)
-    return digest(key) if key else b""
+    return key_digest(request.scope)
 
 
 def require_kept(store: KeptResponses, owner: bytes, response_id: str) -> Kept:
