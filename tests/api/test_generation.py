@@ -9,6 +9,9 @@ from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.events import Event, Finished, TextDelta
 from ernie_serve.api.generation import Generation, contradiction
 from ernie_serve.api.telling import Choice, Job
+from ernie_serve.billing.keys import Caller
+from ernie_serve.billing.meter import Order, Reservation
+from ernie_serve.billing.prices import Prices
 from ernie_serve.engine.constraint import Constraint
 from ernie_serve.errors import EngineFailure, EngineUnavailable, InvalidRequest
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
@@ -37,8 +40,10 @@ def make_job() -> Any:
     return make
 
 
-def generation(services: Any, job: Job) -> Generation:
-    return Generation(services.engine, services.tokenizer, job)
+def generation(services: Any, job: Job, covered: int = 1000) -> Generation:
+    caller = Caller(account_id="a", project_id="p", key_id="k")
+    order = Order(request_id="j", model="m", prompt_tokens=1, most_tokens=1000)
+    return Generation(services.engine, services.tokenizer, job, Reservation(caller, order, Prices(), covered))
 
 
 def events_of(generation: Generation) -> list[Event]:
