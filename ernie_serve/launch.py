@@ -254,6 +254,7 @@ def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 def _listen(settings: Settings) -> socket.socket:
     """Take the port before anything slow begins."""
+    require_guarded(settings)
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -262,18 +263,21 @@ def _listen(settings: Settings) -> socket.socket:
             f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). "
             "Choose another --port, or end what holds this one."
         ) from None
-    if not (_is_guarded(settings) or ipaddress.ip_address(listener.getsockname()[0]).is_loopback):
-        listener.close()
-        raise SettingsError(
-            f"{settings.host} can be reached by other machines, and no key is asked for. Start with --billing or "
-            "--api-key, or with --allow-unauthenticated if whoever reaches this address may use it."
-        )
     listener.setblocking(False)
     return listener
 
 
-def _is_guarded(settings: Settings) -> bool:
-    return settings.billing or bool(settings.api_key) or settings.allow_unauthenticated
+def require_guarded(settings: Settings) -> None:
+    """Raise `SettingsError` where other machines could use the server without a key, and nobody said that they may."""
+    if settings.billing or settings.api_key or settings.allow_unauthenticated:
+        return
+    with suppress(socket.gaierror):  # the name of no address is for `_listen` to tell
+        found = socket.getaddrinfo(settings.host or "0.0.0.0", None)  # noqa: S104  # what no host at all means
+        if not all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
+            raise SettingsError(
+                f"{settings.host or 'Every address'} can be reached by other machines, and no key is asked for. Start "
+                "with --billing or --api-key, or with --allow-unauthenticated if whoever reaches it may use it."
+            )
 
 
 def with_checkpoint(settings: Settings) -> Settings:
