@@ -7,13 +7,16 @@ import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from stores import Shop
 
 from ernie_serve.api.app import create_app
+from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.billing.keys import Caller, KeyLimits
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.money import format_usd
@@ -615,3 +618,20 @@ def test_an_order_holds_the_most_that_a_job_can_cost(small_shop: Shop, open_coun
     told = [(order.prompt_tokens, order.max_tokens, order.most_tokens, order.n) for order in orders]
     assert told == [(2, None, 16, 1), (4, 5, 5, 4), (20, None, 236, 1)]
     assert {order.model for order in orders} == {"baidu/ernie"}
+
+
+def test_a_kept_response_tells_its_cost_as_it_was_told(small_shop: Shop, open_counter: Any, tmp_path: Path) -> None:
+    file = ResponseFile(tmp_path / "responses.db")
+
+    async def scenario() -> None:
+        async with open_counter(small_shop, prices=Prices(input_nano=0, output_nano=1), responses=file) as counter:
+            made = await counter.post(RESPONSES)
+            path = f"{RESPONSES}/{made.json()['id']}"
+            headers = {"authorization": f"Bearer {counter.key}"}
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(counter.app), base_url="http://test") as client:
+                again = await client.get(path, headers=headers)
+            assert again.content == made.body
+            assert b'"cost":0.000000014,' in made.body
+
+    asyncio.run(scenario())
+    file.close()
