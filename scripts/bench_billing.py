@@ -125,6 +125,17 @@ def flush_ms(folder: Path, count: int = 200) -> list[float]:
     return times
 
 
+def cpu_seconds(process_id: int) -> tuple[float, float]:
+    """What a process and, of that, its main thread, which runs the event loop, have computed."""
+    tick = os.sysconf("SC_CLK_TCK")
+
+    def used(path: str) -> float:
+        fields = Path(path).read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / tick
+
+    return used(f"/proc/{process_id}/stat"), used(f"/proc/{process_id}/task/{process_id}/stat")
+
+
 def start(url: str) -> tuple["subprocess.Popen[str]", int, str]:
     process = subprocess.Popen([sys.executable, __file__, "--serve", url], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -149,14 +160,18 @@ def main() -> None:
         url = given.database_url or f"sqlite:///{folder / 'billing.db'}"
         servers = {"without": start(""), "with": start(url)}
         times: dict[tuple[str, bool], list[Times]] = {}
+        cpu: dict[str, list[tuple[float, float]]] = {kind: [] for kind in servers}
         flushes: list[float] = []
         try:
             for round_ in range(given.rounds + 1):
                 for stream in (True, False):
-                    for kind, (_, port, key) in servers.items():
+                    for kind, (process, port, key) in servers.items():
+                        before = cpu_seconds(process.pid)
                         measured = asyncio.run(load(port, key, given.streams, given.requests, stream=stream))
                         if round_:  # the first one warms up
                             times.setdefault((kind, stream), []).extend(measured)
+                            after = cpu_seconds(process.pid)
+                            cpu[kind].append((after[0] - before[0], after[1] - before[1]))
                 flushes += flush_ms(folder)
         finally:
             for process, *_ in servers.values():
@@ -164,6 +179,10 @@ def main() -> None:
                 process.wait(30)
     report: dict[str, Any] = {"streams": given.streams, "requests": given.requests * given.rounds}
     report["flush_ms_p50"] = round(statistics.median(flushes), 2)
+    for index, what in enumerate(("cpu_ms_per_request", "of_that_event_loop")):
+        ms = {kind: statistics.fmean(each[index] for each in cpu[kind]) * 1e3 / given.requests for kind in servers}
+        report[what] = {kind: round(value, 2) for kind, value in ms.items()}
+        report[what]["added"] = round(ms["with"] - ms["without"], 2)
     for stream, parts in ((True, {"first": 0, "last_token": 1, "end": 2}), (False, {"end": 2})):
         for what, index in parts.items():
             p50 = {kind: statistics.median(each[index] for each in times[kind, stream]) * 1e3 for kind in servers}
