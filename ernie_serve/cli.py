@@ -176,5 +176,5 @@ def show(settings: Settings, origins: Origins) -> None:
     table = Table("setting", "value", "origin", box=None, header_style="bold")
     for name, origin in origins.items():
         value = getattr(settings, name)
-        table.add_row(name.replace("_", "-"), "(set)" if name == "api_key" and value else str(value), origin)
+        table.add_row(name.replace("_", "-"), "(set)" if name in config.SECRET and value else str(value), origin)
     Console().print(table)

@@ -37,8 +37,14 @@ def _names(value: object) -> object:
     return tuple(name.strip(" \"'") for name in bare.split(",") if name.strip(" \"'"))
 
 
+def _spelled(value: object) -> object:
+    """Read a whole number as its digits, as in `input-price = 1`: what follows reads decimals as text, exactly."""
+    return str(value) if type(value) is int else value
+
+
 Bytes = Annotated[int, BeforeValidator(_byte_count)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Decimal = Annotated[str, BeforeValidator(_spelled)]
 
 
 def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
@@ -82,6 +88,9 @@ class Settings(BaseModel):
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")
     port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     api_key: Names = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
+    allow_unauthenticated: bool = _setting(
+        "API", False, "Listen on addresses that other machines reach without asking for keys."
+    )
     allowed_origins: Names = _setting(
         "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
     )
@@ -93,6 +102,22 @@ class Settings(BaseModel):
         "API", 30, "Seconds that running requests may take to end after SIGTERM or Ctrl-C.", ge=0, le=86_400
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("API", "info", "What is logged.")
+
+    billing: bool = _setting("Billing", False, "Ask for keys of the billing store, and charge what is used to them.")
+    database_url: str | None = _setting(
+        "Billing",
+        None,
+        "Billing store: sqlite:///FILE, or postgresql://… for several servers. Default: a file of the user's data.",
+    )
+    input_price: Decimal = _setting("Billing", "0.07", "US dollars for a million tokens of input.")
+    cached_input_price: Decimal | None = _setting(
+        "Billing", None, "US dollars for a million tokens of input that the prefix cache had. Default: as other input."
+    )
+    output_price: Decimal = _setting("Billing", "0.28", "US dollars for a million tokens of output.")
+
+
+SECRET = frozenset({"api_key", "database_url"})
+"""Settings whose values are shown to nobody."""
 
 
 def load(
@@ -120,7 +145,7 @@ def load(
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        value = "…" if name == "api_key" else repr(problem["input"])
+        value = "…" if name in SECRET else repr(problem["input"])
         meaning = Settings.model_fields[name].description
         raise SettingsError(f"{name} = {value} (from {origins[name]}): {problem['msg']}. {meaning}") from None
 
@@ -144,7 +169,7 @@ def group_of(name: str) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=str)
     except OSError as error:
         raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

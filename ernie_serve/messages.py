@@ -155,7 +155,8 @@ class Sampled(Struct, frozen=True):
 class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request got from one step.
 
-    `token_ids` are new, the stop token included. `num_cached_tokens` is how much of the prompt the prefix
+    `token_ids` are new, the stop token included; the first output may have none, and tells that a part of the prompt is
+    computed. `num_cached_tokens` is how much of the prompt the prefix
     cache held. The last output of a request, and only the last, has a `finish_reason`; `stop_token_id` is the
     id that caused it, if one did; `error` is what to tell the caller when the reason is "error".
     `prompt_logprobs`, over all outputs of a request, are of its prompt's tokens in order, without the first.

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pytest
 
+pytest_plugins = ["stores"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits, and longer on a busy machine
 
 Layout = Literal["pt", "paddle"]

@@ -15,6 +15,10 @@ from ernie_serve.api.problems import handle_http_exception, handle_request_error
 from ernie_serve.api.services import Limits, Services
 from ernie_serve.errors import RequestError
 
+RATE_HEADERS = [
+    f"x-ratelimit-{field}-{name}" for name in ("requests", "tokens") for field in ("limit", "remaining", "reset")
+]
+
 __all__ = ["Limits", "Services", "create_app"]
 
 
@@ -24,7 +28,7 @@ def create_app(services: Services) -> FastAPI:
         title="ernie-serve",
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
+        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, meter=services.meter)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
     for room in (completions, chat, responses, models, tokenize, health, version, description):
@@ -42,6 +46,12 @@ def cross_origin(services: Services) -> list[Middleware]:
             allow_origins=services.allowed_origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "openai-processing-ms",
+                "retry-after",
+                "idempotent-replayed",
+                *RATE_HEADERS,
+            ],
         )
     ]

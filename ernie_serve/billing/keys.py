@@ -38,7 +38,7 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls: a key, its project and account, and what it may do."""
+    """Who calls: a key, its project and account, and what it may do. Callers without an account are not told apart."""
 
     account_id: str
     project_id: str

@@ -63,6 +63,8 @@ class PaidMeter:
     async def reserve(self, caller: Caller, order: Order) -> Reservation:
         """Hold money for a request; see `Meter.reserve`."""
         caller.require("inference")
+        if order.idempotency_key is not None:
+            idempotency.hash_key(order.idempotency_key)  # a wrong one must not end up in others' transaction
         try:
             self._limiter.take(caller, order.prompt_tokens + order.want_tokens)
         except RateLimited:

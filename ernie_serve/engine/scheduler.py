@@ -160,6 +160,8 @@ class Scheduler:
                 outputs.append(self._advance(request, yielded[row.request_id], scores))
             elif is_news or scores:
                 outputs.append(self._tell_scores(request, scores, is_last=is_news))
+            elif row.start == request.num_cached:  # it has begun, which is what its prompt is charged from
+                outputs.append(EngineOutput(request_id=request.request_id, num_cached_tokens=request.num_cached))
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:

@@ -477,3 +477,12 @@ def test_a_prompt_is_scored_without_a_token_of_answer(length):
     assert text(outputs) == []
     assert [output.finish_reason for output in outputs if output.finish_reason] == ["length"]
     assert core.scheduler.stats.blocks_used == 0
+
+
+def test_a_prompt_that_takes_several_steps_says_that_it_has_begun():
+    core = make_core(max_num_batched_tokens=8)
+    short, long = run(core, make_request("short", [1, 2], 2))["short"], None
+    long = run(core, make_request("long", some_tokens(30), 2))["long"]
+    assert [output.token_ids == [] for output in short] == [False, False]
+    assert [output.token_ids == [] for output in long] == [True, False, False]
+    assert long[0].finish_reason is None

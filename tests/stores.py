@@ -28,7 +28,7 @@ from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.reports import problems
 from ernie_serve.billing.schema import metadata
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
