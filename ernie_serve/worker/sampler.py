@@ -36,7 +36,8 @@ class Sampler:
 
         A mask knows of `min_tokens`, and where it lets a text end before that there is no other way on.
         """
-        logits = logits[:, : self.num_valid_ids].float()
+        whole = logits.float()
+        logits = whole[:, : self.num_valid_ids]
         params = [row.sampling for row in rows]
         places = {row.request_id: i for i, row in enumerate(rows)}
         masked = [places[request_id] for request_id in masks.request_ids] if masks else []
@@ -53,7 +54,7 @@ class Sampler:
                 picked = _pick(rows_at(scores, part), [params[i] for i in part], [uniforms[i] for i in part])
                 ids[torch.tensor(part, device=ids.device)] = picked
         token_ids = ids.tolist()
-        logprobs = logprobs_of(logits, token_ids, [p.logprobs for p in params])
+        logprobs = logprobs_of(whole, token_ids, [p.logprobs for p in params], self.num_valid_ids)
         return [
             Sampled(row.request_id, token_id, logprobs.get(i))
             for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))

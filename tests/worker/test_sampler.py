@@ -234,6 +234,18 @@ def test_padding_ids_of_the_vocabulary_are_never_chosen_nor_listed():
         assert max(a.token_id, b.token_id, *(i for i, _ in a.logprobs.top)) < 50
 
 
+def test_padding_ids_of_the_vocabulary_have_their_share_in_logprobs():
+    logits = logits_for(2)
+    sampled = Sampler(4, num_valid_ids=50).sample(
+        logits, [row(name, seed=n, logprobs=3) for n, name in enumerate("ab")]
+    )
+    logs = logits.log_softmax(-1)
+    for one, line in zip(sampled, logs, strict=True):
+        assert one.logprobs.logprob == pytest.approx(line[one.token_id].item())
+        assert [i for i, _ in one.logprobs.top] == line[:50].topk(3).indices.tolist()
+        assert [v for _, v in one.logprobs.top] == pytest.approx(line[:50].topk(3).values.tolist())
+
+
 def test_bfloat16_logits_are_read_in_float32():
     logits = logits_for(2).bfloat16()
     rows = [row("a", seed=3, top_p=0.9), row("b", temperature=0, logprobs=2)]
