@@ -167,14 +167,11 @@ class Generation:
 def require_success(output: EngineOutput, sampling: SamplingParams, grammar_param: str) -> None:
     """Raise `InvalidRequest`, `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
     if output.finish_reason == "error":
-        if NO_TOKEN_LEFT in output.error:
+        if output.error_code == "no_token_left":
             raise contradiction(sampling, grammar_param)
         raise EngineFailure(output.error or "The engine failed this request.")
     if output.finish_reason == "abort":
         raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
-
-
-NO_TOKEN_LEFT = "leave no token"  # noqa: S105  # what the engine says where a request forbids every token
 
 
 def contradiction(sampling: SamplingParams, grammar_param: str) -> InvalidRequest:

@@ -252,7 +252,12 @@ class Scheduler:
         constraint = request.constraint
         if constraint is not None and constraint.error:  # what was sampled is no answer
             self._end(request)
-            return EngineOutput(request_id=request.request_id, finish_reason="error", error=constraint.error)
+            return EngineOutput(
+                request_id=request.request_id,
+                finish_reason="error",
+                error=constraint.error,
+                error_code=constraint.error_code,
+            )
         request.output_ids.append(sampled.token_id)
         if constraint is not None:
             constraint.advance(sampled.token_id)

@@ -96,7 +96,7 @@ class Runner:
     def _score(self, logits: Tensor, row: PlanRow) -> list[TokenLogprobs]:
         first = row.start + 1
         targets = row.prompt_token_ids[first : first + len(logits)]
-        return scores_of(logits[:, : self._num_valid_ids], targets, row.sampling.prompt_logprobs or 0)
+        return scores_of(logits, targets, row.sampling.prompt_logprobs or 0, self._num_valid_ids)
 
     @property
     def kv_bytes(self) -> int:

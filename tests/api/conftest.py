@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from ernie_serve.api.app import Limits, Services, create_app
 from ernie_serve.engine.client import EngineState
 from ernie_serve.errors import EngineUnavailable
-from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
+from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, ErrorCode, TokenLogprobs
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
@@ -115,7 +115,7 @@ class ScriptedEngine:
     hang_after: int | None = None
     break_after: int | None = None
     breakage: Exception | str = "error"
-    told: str = "It broke."
+    error_code: ErrorCode = ""
     state: EngineState = "ready"
     state_when_broken: EngineState = "ready"
     progress: tuple[float, str] = (1.0, "ready")
@@ -150,7 +150,10 @@ class ScriptedEngine:
                     if isinstance(self.breakage, Exception):
                         raise self.breakage
                     output = EngineOutput(
-                        request_id=request.request_id, finish_reason=cast("Any", self.breakage), error=self.told
+                        request_id=request.request_id,
+                        finish_reason=cast("Any", self.breakage),
+                        error="It broke.",
+                        error_code=self.error_code,
                     )
                 made += len(output.token_ids)
                 self.num_made += len(output.token_ids)

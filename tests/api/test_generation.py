@@ -174,7 +174,7 @@ def test_slow_reader_holds_up_the_choices(services: Any, engine: Any, make_job: 
 def test_constraints_that_forbid_every_token_are_the_client_s_fault(services: Any, engine: Any, make_job: Any) -> None:
     constraint = Constraint(SamplingParams(max_tokens=1, seed=0, allowed_token_ids=(3,), bad_words=((3,),)), num_ids=8)
     constraint.finish_mask(np.zeros(4, np.uint8))
-    engine.break_after, engine.told = 1, constraint.error
+    engine.break_after, engine.error_code = 1, constraint.error_code
     with pytest.raises(InvalidRequest, match="leave no token"):
         events_of(generation(services, make_job(b"a")))
 
