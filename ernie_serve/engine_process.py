@@ -27,7 +27,7 @@ from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Rea
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.weights import load_weights
+from ernie_serve.model.packing import load_packed
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.runner import Runner
@@ -77,14 +77,14 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     device = _device(settings.device)
     folder = hub.resolve(settings.model, settings.revision, "all", report)
     config = ModelConfig.from_folder(folder)
+    memory.require_length(config, settings.max_model_len)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     memory.require_room(weight_bytes, device)
-    load_weights(model, folder, report, device=device)
-    model.pack()
+    load_packed(model, folder, report, device=device)
     room = memory.plan_cache(
         config,
         dtype,

@@ -30,6 +30,7 @@ from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.packing import pack
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.worker.runner import Runner
 
@@ -148,7 +149,7 @@ def measure(name: str, layers: int, counts: list[int], input_len: int, new: int,
     """Both models in turns, at every count of streams."""
     model = random_model(layers, getattr(torch, name))
     reference = as_transformers(model)
-    model.pack()
+    pack(model)
     rows = []
     for streams in counts:
         chance = torch.Generator().manual_seed(streams)

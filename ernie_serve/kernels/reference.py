@@ -35,11 +35,12 @@ class ReferenceKernels:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
 
-    def pack(self, weight: Tensor) -> Matrices:
-        """`weight` [out, in], or a stack of such, in the order that `linear` and `experts` read fastest.
+    def packs(self, dtype: torch.dtype) -> bool:
+        """Whether matrices of this dtype have an order that `linear` and `experts` read faster than the plain one."""
+        return False
 
-        Done once, after loading. The same object where there is nothing better than the plain order.
-        """
+    def pack(self, weight: Tensor) -> Matrices:
+        """`weight` [out, in], or a stack of such, in that order; for a dtype that has none, the same object."""
         return weight
 
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:

@@ -47,21 +47,6 @@ class Ernie(nn.Module):
         _, x = self.norm(residual, x)
         return self.embed_tokens.project(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
-    def pack(self) -> None:
-        """Put the filled matrices into the order that the kernels read fastest; they stop being parameters.
-
-        Needs room for one layer's experts on the way, and for good for a second copy of a tied embedding, since rows
-        are looked up in the plain one. Does nothing where the kernels have no such order.
-        """
-        for module in self.modules():
-            if isinstance(module, Linear):
-                _pack(module, "weight", self.kernels)
-            elif isinstance(module, Experts):
-                _pack(module, "gate_up", self.kernels)
-                _pack(module, "down", self.kernels)
-        if self.config.tie_word_embeddings:
-            self.embed_tokens.pack_head()
-
 
 class Block(nn.Module):
     """Attention, then an MLP, each added to the stream that runs past them."""
@@ -202,7 +187,10 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A row for every token id, and, where the head is tied, the matrix of the logits."""
+    """A row for every token id, and, where the head is tied, the matrix of the logits.
+
+    `head` is that matrix in an order of its own, where there is one.
+    """
 
     def __init__(self, vocab_size: int, hidden_size: int, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
@@ -217,13 +205,6 @@ class Embedding(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """[T, N] to logits [T, V]."""
         return self.kernels.linear(x, self.weight if self.head is None else self.head)
-
-    def pack_head(self) -> None:
-        """Keep a packed copy beside the rows, for the logits, where the kernels have one."""
-        packed = self.kernels.pack(self.weight)
-        if packed is not self.weight:
-            assert isinstance(packed, Tensor), "one matrix is packed as one"
-            self.head = packed
 
 
 class Rotary:
@@ -243,14 +224,6 @@ class Rotary:
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         return self.kernels.rotary(positions, self.frequencies)
-
-
-def _pack(module: nn.Module, name: str, kernels: Kernels) -> None:
-    plain = getattr(module, name)
-    packed = kernels.pack(plain)
-    if packed is not plain:
-        delattr(module, name)
-        setattr(module, name, packed)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -14,6 +14,7 @@ Everything is decided from the headers before the first number is read.
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -148,7 +149,10 @@ def _layout_of(shards: Shards) -> Layout:
 def _plan(
     model: nn.Module, shards: Shards, layout: Layout
 ) -> tuple[list[tuple[Place, StoredTensor]], StoredTensor | None]:
-    """Every tensor to read with its place, in file order; and a head that is stored though it is tied."""
+    """Every tensor to read with its place, and a head that is stored though it is tied.
+
+    In file order, but for the parts of one matrix, which follow one another.
+    """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     places = dict(tensors_of(shapes, layout))
     stored = {name: tensor for name, tensor in shards.tensors.items() if not _is_skipped(name)}
@@ -173,7 +177,10 @@ def _plan(
     ]
     if problems:
         raise CheckpointError(f"{shards.folder} does not fit its config.json: {' '.join(problems)}")
-    return [(places[name], tensor) for name, tensor in stored.items()], head
+    matrices: dict[tuple[str, int | None], list[tuple[Place, StoredTensor]]] = {}
+    for name, tensor in stored.items():
+        matrices.setdefault((places[name].parameter, places[name].expert), []).append((places[name], tensor))
+    return list(chain.from_iterable(matrices.values())), head
 
 
 def _is_skipped(name: str) -> bool:

@@ -33,6 +33,13 @@ def require_room(weight_bytes: int, device: torch.device) -> None:
         )
 
 
+def require_length(config: ModelConfig, max_model_len: int | None) -> None:
+    """Raise `SettingsError`, before anything is read, for texts longer than the checkpoint allows."""
+    limit = config.max_position_embeddings
+    if max_model_len is not None and max_model_len > limit:
+        raise SettingsError(f"--max-model-len {max_model_len}: this checkpoint reads at most {limit} tokens.")
+
+
 def plan_cache(
     config: ModelConfig,
     dtype: torch.dtype,
@@ -52,8 +59,6 @@ def plan_cache(
     the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change.
     """
     limit = config.max_position_embeddings
-    if max_model_len is not None and max_model_len > limit:
-        raise SettingsError(f"--max-model-len {max_model_len}: this checkpoint reads at most {limit} tokens.")
     budget = kv_cache_memory_bytes
     if budget is None:
         free = free_bytes(device)

@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Ernie4_5Config
 
 from ernie_serve.kernels.cpu import CpuKernels
-from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.packing import pack
 
 COMMON = {
     "vocab_size": 160,
@@ -42,7 +42,7 @@ def peer(request):
 
 
 @pytest.mark.parametrize("kernels", [ReferenceKernels(), CpuKernels()], ids=["reference", "cpu"])
-def test_logits_of_whole_prompts_are_those_of_transformers(peer, kernels):
+def test_logits_of_whole_prompts_are_those_of_transformers(peer, kernels, logits_of):
     model = ernie_like(peer, kernels)
     for seed, length in enumerate((1, 2, 17, 64)):
         ids = torch.randint(160, (length,), generator=torch.Generator().manual_seed(seed))
@@ -52,7 +52,7 @@ def test_logits_of_whole_prompts_are_those_of_transformers(peer, kernels):
 
 
 @pytest.mark.parametrize("start", [4093, 131072 - 16])
-def test_positions_far_into_the_context_turn_as_in_transformers(start):
+def test_positions_far_into_the_context_turn_as_in_transformers(start, logits_of):
     peer = transformers_model(GEOMETRIES["21b"])
     ids = torch.randint(160, (16,), generator=torch.Generator().manual_seed(start))
     positions = torch.arange(start, start + 16)
@@ -61,7 +61,7 @@ def test_positions_far_into_the_context_turn_as_in_transformers(start):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_bfloat16_stays_near_float32_and_keeps_the_router_in_float32():
+def test_bfloat16_stays_near_float32_and_keeps_the_router_in_float32(logits_of):
     peer = transformers_model(GEOMETRIES["21b"])
     model = ernie_like(peer, CpuKernels(), torch.bfloat16)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
@@ -74,17 +74,17 @@ def test_bfloat16_stays_near_float32_and_keeps_the_router_in_float32():
 
 @pytest.mark.parametrize("geometry", ["21b", "300b", "0.3b"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weights_give_the_logits_of_plain_ones(geometry, dtype):
+def test_packed_weights_give_the_logits_of_plain_ones(geometry, dtype, logits_of):
     model = ernie_like(transformers_model(GEOMETRIES[geometry]), CpuKernels(), dtype)
     ids = torch.arange(24)
     plain = logits_of(model, ids)
-    model.pack()
+    pack(model)
     packed = logits_of(model, ids)
     off = (packed.float() - plain.float()).abs().mean() / plain.float().abs().mean()
     assert off < (0.05 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_a_model_built_on_meta_works_once_it_is_filled():
+def test_a_model_built_on_meta_works_once_it_is_filled(logits_of):
     peer = transformers_model(GEOMETRIES["300b"])
     with torch.device("meta"):
         model = Ernie(shape_of(peer), ReferenceKernels(), torch.float32)
@@ -123,13 +123,13 @@ def test_parameters_are_the_loaders_seam():
     }
 
 
-def test_no_gradient_is_kept():
+def test_no_gradient_is_kept(logits_of):
     model = ernie_like(transformers_model(GEOMETRIES["0.3b"]), ReferenceKernels())
     with torch.enable_grad():
         assert not logits_of(model, torch.arange(5)).requires_grad
 
 
-def test_logits_are_made_for_the_asked_rows_only():
+def test_logits_are_made_for_the_asked_rows_only(logits_of):
     model = ernie_like(transformers_model(GEOMETRIES["21b"]), CpuKernels())
     ids = torch.arange(12)
     whole = logits_of(model, ids)
@@ -181,23 +181,3 @@ def _theirs(name, theirs):
     name = name.replace(".router.", ".gate.").replace(".shared.", ".shared_experts.")
     name = name.replace(".experts.gate_up", ".experts.gate_up_proj").replace(".experts.down", ".experts.down_proj")
     return theirs["model." + name]
-
-
-def logits_of(model, ids, positions=None, rows=None):
-    """One prompt in one pass through one block that holds it all."""
-    length, config = len(ids), model.config
-    layout = Layout(
-        positions=torch.arange(length) if positions is None else positions,
-        slots=torch.arange(length),
-        block_tables=torch.zeros(1, 1, dtype=torch.int32),
-        query_starts=torch.tensor([0, length], dtype=torch.int32),
-        context_lens=torch.tensor([length], dtype=torch.int32),
-        spans=(Span(0, length, length),),
-        block_size=length,
-    )
-    dtype = model.norm.weight.dtype
-    cache = [
-        model.kernels.empty_cache(1, length, config.num_key_value_heads, config.head_dim, dtype, torch.device("cpu"))
-        for _ in range(config.num_hidden_layers)
-    ]
-    return model(ids, layout, cache, torch.arange(length) if rows is None else rows)

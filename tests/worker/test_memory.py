@@ -119,7 +119,9 @@ def test_a_step_that_does_not_fit_names_its_flags(tiny_config, monkeypatch):
 
 def test_a_longer_text_than_the_checkpoint_reads_is_refused(tiny_config):
     with pytest.raises(SettingsError, match="--max-model-len 131073"):
-        plan(tiny_config, kv_cache_memory_bytes=10 * BLOCK, max_model_len=131073)
+        memory.require_length(tiny_config, 131073)
+    memory.require_length(tiny_config, 131072)
+    memory.require_length(tiny_config, None)
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
