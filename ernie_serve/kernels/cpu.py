@@ -1,15 +1,21 @@
-"""The verbs as plain torch does them best on a CPU.
+"""The verbs as plain torch does them best on a CPU, and those of packed matrices as `cpu.cpp` does.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
-Numbers are those of the reference to rounding.
+Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
+can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.reference import Matrices, ReferenceKernels
+from ernie_serve.kernels.native import operators
+from ernie_serve.kernels.packed import ROWS, Bits, Packed
+from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
 class CpuKernels(ReferenceKernels):
@@ -25,8 +31,9 @@ class CpuKernels(ReferenceKernels):
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, not zeroed: the machine gives memory only to blocks that are written."""
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+        shape = (num_blocks, block_size, num_kv_heads, kv_format.width(head_dim, dtype))
+        element = kv_format.element(dtype)
+        return torch.empty(shape, dtype=element, device=device), torch.empty(shape, dtype=element, device=device)
 
     def packs(self, dtype: torch.dtype) -> bool:
         """bfloat16, where oneDNN knows it: in its blocked order one row takes about half the time."""
@@ -41,12 +48,32 @@ class CpuKernels(ReferenceKernels):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         return packed
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize`."""
+        if (ops := operators()) is None:
+            return packed.quantize(weight, bits, search)
+        made = packed.empty(weight.shape[0], weight.shape[1], bits)
+        ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
+        return made
+
+    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
+        if isinstance(weight, Packed) and (ops := operators()) is not None:
+            y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
+            return y
+        return super().embedding(ids, weight, dtype)
+
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
 
         In float32 the BLAS behind `F.linear` takes one thread for one row, and for a few rows first copies the weight
         into another order; oneDNN does neither.
         """
+        if isinstance(weight, Packed):
+            if (ops := operators()) is None:
+                return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
+            packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
+            return packed_y
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
             return y
@@ -56,6 +83,8 @@ class CpuKernels(ReferenceKernels):
         self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
     ) -> Tensor:
         """Turn queries and keys of `qkv` [T, (H + 2K) D] as complex numbers, both at once; the queries [T, H, D]."""
+        if k_cache.dtype != qkv.dtype:
+            return super().rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
         K, D = k_cache.shape[2:]
         heads = qkv.view(qkv.shape[0], -1, D)
         pairs = torch.view_as_complex(heads[:, :-K].float().view(-1, num_heads + K, D // 2, 2))  # [T, H + K, D / 2]
@@ -70,6 +99,8 @@ class CpuKernels(ReferenceKernels):
         Blocks that follow one another in memory are read in place; others are gathered first. No matrix of scores
         is ever whole, so memory grows with a context's length and not with its square.
         """
+        if k_cache.dtype != q.dtype:
+            return super().attention(q, k_cache, v_cache, layout)
         T, H, D = q.shape
         out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
         for span, table, first in zip(layout.spans, layout.block_tables, layout.first_blocks, strict=True):
@@ -78,11 +109,29 @@ class CpuKernels(ReferenceKernels):
             out[rows] = _attend(q[rows], keys, values)
         return out.view(T, H * D)
 
-    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Matrices, down: Matrices) -> Tensor:
-        """The weighted sum of the chosen experts' SwiGLU MLPs: [T, N].
+    def experts(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Rows are sorted by expert, so that each expert has a slice and nothing is scattered.
+        Packed matrices go through one operator. Others: rows are sorted by expert, so that each expert has a slice
+        and nothing is scattered.
         """
+        if (
+            isinstance(gate_up, Packed)
+            and isinstance(down, Packed)
+            and (shared is None or all(isinstance(matrix, Packed) for matrix in shared))
+            and (ops := operators()) is not None
+        ):
+            matrices = (gate_up, down, *(shared or (None, None)))
+            packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
+            return packed_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -95,12 +144,12 @@ class CpuKernels(ReferenceKernels):
             while end < T * A and sorted_ids[end] == expert:
                 end += 1
             if expert >= 0:
-                h = self.swiglu(self.linear(inputs[start:end], gate_up[expert]))
-                rows[start:end] = self.linear(h, down[expert])
+                rows[start:end] = self._mlp(inputs[start:end], gate_up[expert], down[expert])
             start = end
         back = torch.empty_like(order)
         back[order] = torch.arange(T * A)
-        return (rows[back].view(T, A, -1) * weights[..., None]).sum(1)
+        y = (rows[back].view(T, A, -1) * weights[..., None]).sum(1)
+        return y if shared is None else y + self._mlp(x, *shared)
 
     def _context(self, cache: Tensor, table: Tensor, first: int | None, length: int) -> Tensor:
         """One request's keys or values: [L, K, D], a view where its blocks are a run."""
@@ -111,6 +160,23 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _slices(weight: Packed) -> Iterator[Packed]:
+    """A packed matrix in pieces whose numbers take a few MiB."""
+    blocks = max(1, _SLICE // weight.columns // ROWS)
+    for first in range(0, len(weight.data), blocks):
+        data = weight.data[first : first + blocks]
+        scales = weight.row_scales[first * ROWS : (first + blocks) * ROWS]
+        yield Packed(data, scales, weight.bits, min(weight.rows - first * ROWS, len(scales)))
+
+
+_SLICE = 1 << 21
+
+
+def _parts(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """How an operator is handed a packed matrix, or none."""
+    return (matrix.data, matrix.row_scales, matrix.bits) if isinstance(matrix, Packed) else (None, None, 0)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

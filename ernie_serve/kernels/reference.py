@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.packed import ROWS, Bits, Packed
 
-Matrices = Tensor | Sequence[Tensor]
+Matrix = Tensor | Packed
+"""A matrix [out, in]."""
+
+Matrices = Tensor | Packed | Sequence[Tensor]
 """A stack of matrices [E, out, in], or each by itself."""
 
 # T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
@@ -31,9 +36,13 @@ class ReferenceKernels:
         dtype: torch.dtype,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, each [num_blocks, block_size, K, D], zeroed."""
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+        """Keys and values of one layer, each [num_blocks, block_size, K, width], zeroed.
+
+        `dtype` torch.int8 asks for 8 bits; `kv_format` says how wide a row is.
+        """
+        shape = (num_blocks, block_size, num_kv_heads, kv_format.width(head_dim, dtype))
+        element = kv_format.element(dtype)
+        return torch.zeros(shape, dtype=element, device=device), torch.zeros(shape, dtype=element, device=device)
 
     def packs(self, dtype: torch.dtype) -> bool:
         """Whether matrices of this dtype have an order that `linear` and `experts` read faster than the plain one."""
@@ -43,12 +52,23 @@ class ReferenceKernels:
         """`weight` [out, in], or a stack of such, in that order; for a dtype that has none, the same object."""
         return weight
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        """Rows of `weight` [V, N] for `ids` [T]."""
-        return F.embedding(ids, weight)
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix. `search` looks for the best scale of each group."""
+        return packed.quantize(weight, bits, search)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
+        if isinstance(weight, Packed):
+            blocks = Packed(
+                weight.data[ids // ROWS, None], weight.row_scales.view(-1, ROWS)[ids // ROWS], weight.bits, ROWS
+            )
+            return blocks.dequantized(dtype)[torch.arange(len(ids), device=ids.device), ids % ROWS]
+        return F.embedding(ids, weight).to(dtype)
+
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out]."""
+        if isinstance(weight, Packed):
+            return F.linear(x.float(), weight.dequantized()).to(x.dtype)
         return F.linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -74,11 +94,11 @@ class ReferenceKernels:
 
         Turning is over pairs of neighbours (2i, 2i + 1), in float32.
         """
-        K, D = k_cache.shape[2:]
-        heads = qkv.view(qkv.shape[0], -1, D)
+        K, width = k_cache.shape[2:]
+        heads = qkv.view(qkv.shape[0], -1, kv_format.head_dim(k_cache))
         q, k, v = heads[:, :num_heads], heads[:, num_heads:-K], heads[:, -K:]
-        k_cache.view(-1, K, D)[slots] = _turn(k, rotary)
-        v_cache.view(-1, K, D)[slots] = v
+        k_cache.view(-1, K, width)[slots] = kv_format.stored(_turn(k, rotary), k_cache)
+        v_cache.view(-1, K, width)[slots] = kv_format.stored(v, v_cache)
         return _turn(q, rotary)
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
@@ -92,7 +112,7 @@ class ReferenceKernels:
         out = torch.empty_like(q)
         for span, table in zip(layout.spans, layout.block_tables, strict=True):
             L = span.context_len
-            keys, values = (self._gather(cache, table, L).float() for cache in (k_cache, v_cache))
+            keys, values = (kv_format.numbers(self._gather(cache, table, L)) for cache in (k_cache, v_cache))
             rows = max(1, _MAX_SCORES // (H * L))
             for first in range(0, span.query_len, rows):
                 last = min(first + rows, span.query_len)
@@ -123,10 +143,18 @@ class ReferenceKernels:
         weights = probabilities.gather(-1, ids)
         return (weights / weights.sum(-1, keepdim=True).clamp(min=norm_min)).to(x.dtype), ids
 
-    def experts(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Matrices, down: Matrices) -> Tensor:
-        """The weighted sum of the chosen experts' SwiGLU MLPs: [T, N].
+    def experts(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """The weighted sum of the chosen experts' SwiGLU MLPs, plus the MLP that all tokens share, if any: [T, N].
 
-        `gate_up` [E, 2I, N], gate rows first; `down` [E, N, I]. An id below 0 routes nowhere.
+        `gate_up` [E, 2I, N], gate rows first; `down` [E, N, I]; `shared` is one of each. An id below 0 routes nowhere.
         """
         T, A = ids.shape
         rows = x.new_zeros(T * A, x.shape[1])
@@ -135,11 +163,15 @@ class ReferenceKernels:
             if expert < 0:
                 continue
             at = (flat == expert).nonzero().flatten()
-            rows[at] = self.linear(self.swiglu(self.linear(x[at // A], gate_up[expert])), down[expert])
-        return (rows.view(T, A, -1) * weights[..., None]).sum(1)
+            rows[at] = self._mlp(x[at // A], gate_up[expert], down[expert])
+        y = (rows.view(T, A, -1) * weights[..., None]).sum(1)
+        return y if shared is None else y + self._mlp(x, *shared)
+
+    def _mlp(self, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
+        return self.linear(self.swiglu(self.linear(x, gate_up)), down)
 
     def _gather(self, cache: Tensor, table: Tensor, length: int) -> Tensor:
-        """The first `length` tokens of one request, in order: [L, K, D]."""
+        """The first `length` tokens of one request, in order: [L, K, width]."""
         num_blocks = -(-length // cache.shape[1])
         return cache[table[:num_blocks].long()].flatten(0, 1)[:length]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.reference import Matrices
+from ernie_serve.kernels.reference import Matrices, Matrix
 from ernie_serve.kernels.reference import ReferenceKernels as Kernels
 from ernie_serve.model.config import ModelConfig
 
@@ -18,7 +18,8 @@ from ernie_serve.model.config import ModelConfig
 # I MLP width, E experts, A active experts, B blocks of S tokens
 
 KVCache = Iterable[tuple[Tensor, Tensor]]
-"""Keys and values of one layer after the other, each [B, S, K, D]."""
+"""Keys and values of one layer after the other, each [B, S, K, D], or
+wider where a row brings its scale."""
 
 
 class Ernie(nn.Module):
@@ -108,6 +109,11 @@ class MLP(nn.Module):
         y: Tensor = self.down_proj(self.kernels.swiglu(self.gate_up_proj(x)))
         return y
 
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Gate and up, and down, for whoever runs this beside something else."""
+        return self.gate_up_proj.weight, self.down_proj.weight
+
 
 class MoE(nn.Module):
     """A few routed experts a token, and beside them one shared MLP that every token takes."""
@@ -122,9 +128,7 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, N] to [T, N]."""
         weights, ids = self.router(x)
-        y: Tensor = self.experts(x, weights, ids)
-        if self.shared is not None:
-            y = y + self.shared(x)
+        y: Tensor = self.experts(x, weights, ids, self.shared.matrices if self.shared is not None else None)
         return y
 
 
@@ -154,9 +158,9 @@ class Experts(nn.Module):
         self.gate_up: Matrices = _empty(E, 2 * width, N, dtype=dtype)
         self.down: Matrices = _empty(E, N, width, dtype=dtype)
 
-    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        """The weighted sum of each token's experts: [T, N]."""
-        return self.kernels.experts(x, weights, ids, self.gate_up, self.down)
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor, shared: tuple[Matrix, Matrix] | None) -> Tensor:
+        """The weighted sum of each token's experts, and beside it the MLP of these matrices: [T, N]."""
+        return self.kernels.experts(x, weights, ids, self.gate_up, self.down, shared)
 
 
 class RMSNorm(nn.Module):
@@ -181,7 +185,7 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight: Tensor = _empty(out_features, in_features, dtype=dtype)
+        self.weight: Matrix = _empty(out_features, in_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
@@ -197,12 +201,13 @@ class Embedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight = _empty(vocab_size, hidden_size, dtype=dtype)
-        self.head: Tensor | None = None
+        self.dtype = dtype
+        self.weight: Matrix = _empty(vocab_size, hidden_size, dtype=dtype)
+        self.head: Matrix | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """[T] to [T, N]."""
-        return self.kernels.embedding(ids, self.weight)
+        return self.kernels.embedding(ids, self.weight, self.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """[T, N] to logits [T, V]."""

@@ -20,7 +20,7 @@ def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *,
     No stack of experts is ever there twice: beside the weights themselves a few matrices take memory, and for good a
     second copy of a tied embedding, since rows are looked up in the plain one. Raises what `load_weights` raises.
     """
-    dtype = model.embed_tokens.weight.dtype
+    dtype = model.embed_tokens.dtype
     if not model.kernels.packs(dtype):
         load_weights(model, folder, progress, device=device)
         return
@@ -44,7 +44,7 @@ def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *,
 
 def pack(model: Ernie) -> None:
     """Pack a model whose parameters are filled. Needs room for one layer's experts on the way."""
-    if model.kernels.packs(model.embed_tokens.weight.dtype):
+    if model.kernels.packs(model.embed_tokens.dtype):
         for name in matrices(model):
             set_matrix(model, name, model.kernels.pack(model.get_parameter(name).detach()))
         _pack_head(model)
@@ -72,6 +72,6 @@ def set_matrix(model: Ernie, name: str, matrix: Matrices) -> None:
 def _pack_head(model: Ernie) -> None:
     """Keep a packed copy of a tied embedding beside its rows, for the logits."""
     if model.config.tie_word_embeddings:
-        packed = model.kernels.pack(model.embed_tokens.weight.detach())
+        packed = model.kernels.pack(model.get_parameter("embed_tokens.weight").detach())
         assert isinstance(packed, Tensor), "one matrix is packed as one"
         model.embed_tokens.head = packed

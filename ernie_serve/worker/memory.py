@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.kernels import kv_format
 from ernie_serve.model.config import ModelConfig
 
 GIB = 1 << 30
@@ -103,8 +104,9 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
 
 
 def bytes_per_block(config: ModelConfig, dtype: torch.dtype, block_size: int) -> int:
-    """Keys and values of `block_size` tokens in all layers."""
-    return 2 * config.num_hidden_layers * block_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    """Keys and values of `block_size` tokens in all layers; torch.int8 means 8 bits and their scales."""
+    row = kv_format.row_bytes(config.head_dim, dtype)
+    return 2 * config.num_hidden_layers * block_size * config.num_key_value_heads * row
 
 
 def step_bytes(config: ModelConfig, dtype: torch.dtype, max_num_batched_tokens: int, max_num_seqs: int) -> int:

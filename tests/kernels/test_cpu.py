@@ -92,17 +92,17 @@ def test_experts(noise, tokens, dtype):
     )
     router, bias = noise(8, 32), 0.1 * noise(8)
     weights, ids = CPU.route(x, router, bias, 3, 1e-12)
-    expected = REFERENCE.experts(x, weights, ids, gate_up, down)
-    same(CPU.experts(x, weights, ids, gate_up, down), expected)
-    same(CPU.experts(x, weights, ids, CPU.pack(gate_up), CPU.pack(down)), expected)
+    expected = REFERENCE.experts(x, weights, ids, gate_up, down, None)
+    same(CPU.experts(x, weights, ids, gate_up, down, None), expected)
+    same(CPU.experts(x, weights, ids, CPU.pack(gate_up), CPU.pack(down), None), expected)
 
 
 @pytest.mark.parametrize("kernels", [CPU, REFERENCE])
 def test_a_negative_expert_id_routes_nowhere(noise, kernels):
     x, gate_up, down = noise(2, 32), noise(4, 48, 32), noise(4, 32, 24)
     weights, ids = torch.tensor([[0.5, 0.5], [0.3, 0.7]]), torch.tensor([[1, 2], [-1, -1]])
-    y = kernels.experts(x, weights, ids, gate_up, down)
-    same(y[:1], kernels.experts(x[:1], weights[:1], ids[:1], gate_up, down))
+    y = kernels.experts(x, weights, ids, gate_up, down, None)
+    same(y[:1], kernels.experts(x[:1], weights[:1], ids[:1], gate_up, down, None))
     assert not y[1].any()
 
 

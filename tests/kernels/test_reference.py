@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from ernie_serve.kernels import kv_format
 from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.packed import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 
 K = ReferenceKernels()
@@ -129,10 +131,62 @@ def test_the_router_decides_in_float32_for_16_bit_activations(noise):
 def test_experts_sum_their_weighted_mlps(noise):
     x, gate_up, down = noise(3, 8), noise(4, 12, 8), noise(4, 8, 6)
     weights, ids = torch.rand(3, 2), torch.tensor([[0, 3], [3, 1], [0, 1]])
-    y = K.experts(x, weights, ids, gate_up, down)
+    y = K.experts(x, weights, ids, gate_up, down, None)
     for t in range(3):
         expected = torch.zeros(8)
         for weight, expert in zip(weights[t], ids[t], strict=True):
             gate, up = gate_up[expert][:6] @ x[t], gate_up[expert][6:] @ x[t]
             expected += weight * (down[expert] @ (gate * torch.sigmoid(gate) * up))
         torch.testing.assert_close(y[t], expected)
+
+
+def test_the_shared_mlp_is_added_to_the_routed_sum(noise):
+    x, gate_up, down, shared = noise(3, 8), noise(4, 12, 8), noise(4, 8, 6), (noise(20, 8), noise(8, 10))
+    weights, ids = torch.rand(3, 2), torch.tensor([[0, 3], [3, 1], [-1, -1]])
+    routed = K.experts(x, weights, ids, gate_up, down, None)
+    beside = K.linear(K.swiglu(K.linear(x, shared[0])), shared[1])
+    torch.testing.assert_close(K.experts(x, weights, ids, gate_up, down, shared), routed + beside)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_matrices_are_their_numbers(noise, bits):
+    x, weight = noise(5, 64), quantize(noise(13, 64), bits)
+    torch.testing.assert_close(K.linear(x, weight), x @ weight.dequantized().T)
+    ids = torch.tensor([12, 0, 7, 8, 7])
+    assert torch.equal(K.embedding(ids, weight, torch.bfloat16), weight.dequantized(torch.bfloat16)[ids])
+    gate_up, down = quantize(noise(4, 128, 64), bits), quantize(noise(4, 64, 64), 8)
+    weights, ids = torch.rand(5, 2), torch.randint(0, 4, (5, 2))
+    shared = gate_up[1], down[2]
+    expected = K.experts(
+        x, weights, ids, gate_up.dequantized(), down.dequantized(), tuple(m.dequantized() for m in shared)
+    )
+    torch.testing.assert_close(K.experts(x, weights, ids, gate_up, down, shared), expected)
+
+
+def test_an_8_bit_cache_keeps_what_it_is_given_to_half_a_step(noise):
+    cache, _ = K.empty_cache(2, 4, 3, 16, torch.int8, torch.device("cpu"))
+    assert (cache.dtype, cache.shape) == (torch.uint8, (2, 4, 3, 20))
+    assert cache[0, 0, 0].nbytes == kv_format.row_bytes(16, torch.int8) == 20
+    assert kv_format.row_bytes(16, torch.bfloat16) == 32
+    x = noise(7, 3, 16)
+    x[2, 1] = 0
+    back = kv_format.numbers(kv_format.stored(x, cache))
+    assert bool(((back - x).abs() <= x.abs().amax(-1, keepdim=True) / 127 * 0.5001).all())
+
+
+def test_attention_over_an_8_bit_cache_reads_the_numbers_it_keeps(noise):
+    qkv, slots = noise(5, (4 + 2 * 2) * 8), torch.arange(5)
+    frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    layout = Layout(
+        positions=torch.arange(5),
+        slots=slots,
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        query_starts=torch.tensor([0, 5], dtype=torch.int32),
+        context_lens=torch.tensor([5], dtype=torch.int32),
+        spans=(Span(0, 5, 5),),
+        block_size=8,
+    )
+    eight = K.empty_cache(1, 8, 2, 8, torch.int8, torch.device("cpu"))
+    q = K.rope_and_write(qkv, K.rotary(layout.positions, frequencies), *eight, slots, 4)
+    wide = [kv_format.numbers(cache) for cache in eight]
+    torch.testing.assert_close(K.attention(q, *eight, layout), K.attention(q, *wide, layout))
