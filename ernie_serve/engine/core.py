@@ -4,6 +4,7 @@ Knows a scheduler, something that runs plans, and one pipe. Knows nothing about 
 """
 
 import logging
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -80,6 +81,7 @@ class EngineCore:
         plan = self.scheduler.schedule()
         if plan is None:
             return outputs
+        began = time.monotonic()
         try:
             sampled = self._execute(plan)
         except Exception as error:
@@ -89,6 +91,7 @@ class EngineCore:
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
             return outputs + self.scheduler.fail(plan, f"The engine failed on this request ({type(error).__name__}).")
         self._num_failures = 0
+        self.scheduler.took(plan, time.monotonic() - began)
         return outputs + self.scheduler.update(plan, sampled)
 
     def _admit(self) -> None:
