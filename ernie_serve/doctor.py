@@ -202,7 +202,7 @@ def instructions() -> list[str]:
 def memory_speed(seconds: float, num_bytes: int) -> float:
     """Bytes a second that all threads together read, the median of many passes over so much memory."""
     block = torch.ones(max(1, num_bytes // 8), dtype=torch.int64)
-    passes = []
+    passes: list[float] = []
     end = time.monotonic() + seconds
     while not passes or time.monotonic() < end:
         began = time.perf_counter()

@@ -72,16 +72,16 @@ def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] |
     """Distances of the two folders' predictions; text says why there are none."""
     plain, packed = ModelConfig.from_folder(original), ModelConfig.from_folder(folder)
     with torch.device("meta"):
-        models = [Ernie(config, CpuKernels(), torch.float32) for config in (plain, packed)]
-    needed = sum(model_bytes(shapes_of(model), model.config.quantization, torch.float32) for model in models)
+        ours, theirs = (Ernie(config, CpuKernels(), torch.float32) for config in (packed, plain))
+    needed = sum(model_bytes(shapes_of(each), each.config.quantization, torch.float32) for each in (ours, theirs))
     if needed > (free := memory.free_bytes(CPU)):
         return (
             f"Logits are not compared: both models together need {needed / memory.GIB:.1f} GiB in float32, and "
             f"{free / memory.GIB:.1f} GiB are free."
         )
-    for model, path in zip(models, (original, folder), strict=True):
-        load(model, path, None, device=CPU)
-    return logit_errors(*models, num_tokens, Tokenizer.from_folder(folder).vocab_size)
+    load(theirs, original, None, device=CPU)
+    load(ours, folder, None, device=CPU)
+    return logit_errors(theirs, ours, num_tokens, Tokenizer.from_folder(folder).vocab_size)
 
 
 def matrix_table(errors: list[MatrixError]) -> Table:

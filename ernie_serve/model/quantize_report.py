@@ -17,7 +17,7 @@ from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.quantize import Quantize
 from ernie_serve.model.recipes import MatrixClass, class_of
 
-_ROWS = 64  # measured of a matrix; rows are rounded each by itself, so these are as good as all
+_BLOCKS = 8  # of 8 rows, and one more, measured of a matrix: each row is rounded by itself
 _MATRICES = 16  # of a class
 
 
@@ -66,15 +66,18 @@ class Measured:
         with self._lock:
             if len(self._found[kind, bits]) >= _MATRICES:
                 return made
-        blocks = torch.linspace(0, matrix.shape[0] // packed.ROWS - 1, _ROWS // packed.ROWS).long().unique()
+        last = matrix.shape[0] // packed.ROWS - 1
+        blocks = torch.tensor(sorted({last * each // _BLOCKS for each in range(_BLOCKS + 1)}))
         rows = (blocks[:, None] * packed.ROWS + torch.arange(packed.ROWS)).flatten()
         weights = matrix[rows].float()
         scales = made.row_scales.view(-1, packed.ROWS)[blocks].flatten()
         ours = Packed(made.data[blocks], scales, bits, len(rows)).dequantized()
         largest = packed.quantize(weights, bits, search=False).dequantized()
-        squares = [float((each - weights).double().square().sum()) for each in (ours, largest)]
+        size, written, plain = (
+            float(each.double().square().sum()) for each in (weights, ours - weights, largest - weights)
+        )
         with self._lock:
-            self._found[kind, bits].append((float(weights.double().square().sum()), *squares))
+            self._found[kind, bits].append((size, written, plain))
         return made
 
     @property
