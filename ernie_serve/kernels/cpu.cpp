@@ -13,6 +13,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
@@ -23,6 +24,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -61,7 +63,13 @@ template <class V, class P> inline V read(const P* p) {
 
 inline f8 load(const float* p) { return read<f8>(p); }
 inline f8 load(const bf16* p) { return (f8)(__builtin_convertvector(read<h8>(p), u8) << 16); }
-inline f8 load(const int8_t* p) { return __builtin_convertvector(__builtin_convertvector(read<b8>(p), i8), f8); }
+inline f8 load(const int8_t* p) {
+#ifdef ERNIE_AVX2
+  return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(read<int64_t>(p))));
+#else
+  return __builtin_convertvector(__builtin_convertvector(read<b8>(p), i8), f8);
+#endif
+}
 
 inline void store(float* p, f8 v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(bf16* p, f8 v) {  // to the nearest, ties to even; what is no number stays none
@@ -139,7 +147,6 @@ template <class F> void share(int64_t n, const F& f) {
 
 template <class T> std::unique_ptr<T[]> room(int64_t n) { return std::unique_ptr<T[]>(new T[std::max<int64_t>(n, 1)]); }
 
-// f<T>(first, count) over 0 .. n - 1, T at a time
 #define ERNIE_DISPATCH(type, name, ...)                                                  \
   [&] {                                                                                  \
     if (type == at::kFloat) { using name = float; return __VA_ARGS__(); }                \
@@ -222,6 +229,9 @@ template <class Codes> inline Codes codes(const uint8_t* p) { return codes_of(p)
 
 #elif defined(ERNIE_AVX2)
 
+// Keeps the compiler from turning one sum in a register into a tree of sums in memory.
+inline void keep(__m256i& sum) { asm("" : "+x"(sum)); }
+
 // Two sums of 16 bits a row, each of them exact: they begin at -8 times its numbers of the token, so that no sum on the
 // way leaves -16 * 8 * 127 .. 16 * 8 * 127. The codes come in as the pairs are added.
 inline int32_t start4(const int8_t* q) {
@@ -238,7 +248,10 @@ struct Dot4 {
   using Codes = __m256i;
   __m256i sum;
   void start(const Group& x) { sum = _mm256_set1_epi32(x.start4); }
-  void add(__m256i w, int32_t x) { sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32(x))); }
+  void add(__m256i w, int32_t x) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32(x)));
+    keep(sum);
+  }
   f8 end(__m256i codes) const { return (f8)_mm256_cvtepi32_ps(_mm256_madd_epi16(sum, codes)); }
 };
 
@@ -253,6 +266,7 @@ struct Dot8 {
   void add(const Weights& w, int32_t x) {
     const __m256i pairs = _mm256_maddubs_epi16(w.sizes, _mm256_sign_epi8(_mm256_set1_epi32(x), w.signs));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    keep(sum);
   }
   f8 end(f8 codes) const { return (f8)_mm256_cvtepi32_ps(sum) * codes; }
 };
@@ -323,7 +337,7 @@ inline Bytes high(const Bytes& w) {
 
 constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
 constexpr int64_t AHEAD = 1024;  // bytes that are asked for before they are needed: the machine's own guess is shorter
-constexpr int TOKENS = 4;        // tokens at once: what the registers hold
+constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
 
 // out[t] = 8 rows times token t, without the rows' scales. `data` is one block of rows, `units` its units.
 template <int BITS, int T> inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, f8* out) {
@@ -380,23 +394,20 @@ struct Matrix {
   const uint8_t* block(int64_t member, int64_t b) const { return data + (member * blocks + b) * block_bytes(); }
   f8 scale(int64_t member, int64_t b) const { return load(scales + (member * blocks + b) * 8); }
 
-  // Rows 8b .. 8b + 7 of a member times `count` (up to TOKENS) tokens.
-  void times(int64_t member, int64_t b, const Group* const* x, int64_t count, f8* out) const {
+  int64_t at_once() const { return bits == 4 ? TOKENS : 4; }
+
+  // Rows 8b .. 8b + 7 of a member times `count` tokens, at most at_once().
+  __attribute__((noinline)) void times(int64_t member, int64_t b, const Group* const* x, int64_t count, f8* out) const {
     const uint8_t* at = block(member, b);
-    bits == 4 ? dispatch<4>(at, x, count, out) : dispatch<8>(at, x, count, out);
+    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, 4>(at, x, count, out);
     const f8 s = scale(member, b);
     for (int64_t t = 0; t < count; t++) out[t] *= s;
   }
 
  private:
-  template <int BITS> void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
-    static_assert(TOKENS == 4);
-    switch (count) {
-      case 1: return multiply<BITS, 1>(at, units, x, out);
-      case 2: return multiply<BITS, 2>(at, units, x, out);
-      case 3: return multiply<BITS, 3>(at, units, x, out);
-      default: return multiply<BITS, 4>(at, units, x, out);
-    }
+  template <int BITS, int T> void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
+    if (count == T) return multiply<BITS, T>(at, units, x, out);
+    if constexpr (T > 1) return dispatch<BITS, T - 1>(at, x, count, out);
   }
 };
 
@@ -431,8 +442,8 @@ Tensor linear(const Tensor& x_, const Tensor& data, const Tensor& scales, int64_
     const int64_t some = std::max<int64_t>(1, PIECE / w.block_bytes());
     share((w.blocks + some - 1) / some, [&](int64_t i) {
       const int64_t last = std::min(w.blocks, (i + 1) * some);
-      for (int64_t t = 0; t < T; t += TOKENS) {
-        const int64_t count = std::min<int64_t>(TOKENS, T - t);
+      for (int64_t t = 0; t < T; t += w.at_once()) {
+        const int64_t count = std::min(w.at_once(), T - t);
         const Group* tokens[TOKENS];
         for (int64_t k = 0; k < count; k++) tokens[k] = q.get() + (t + k) * groups;
         for (int64_t b = i * some; b < last; b++) {
@@ -446,10 +457,281 @@ Tensor linear(const Tensor& x_, const Tensor& data, const Tensor& scales, int64_
   return y;
 }
 
+// ---- experts --------------------------------------------------------------------------------------------------------
+
+constexpr int64_t PASS = 1024;  // tokens that go through the experts together, so that memory stays bounded
+
+// One expert's share of a pass: its matrices, and its rows, which lie together in the order of their tokens. The
+// shared MLP is one more, that every token goes to with weight 1.
+struct Job {
+  const Matrix *gate_up, *down;
+  int64_t member, first, count;  // of its rows, among all rows of the pass
+  int64_t width, hidden;         // I, and where its rows begin among the groups of all hidden rows
+};
+
+// `rows` of one job, at most `count` of them: their groups, `stride` apart from `base`.
+inline void point(const Group* base, const int32_t* index, int64_t count, int64_t stride, const Group** out) {
+  for (int64_t k = 0; k < count; k++) out[k] = base + (index ? index[k] : k) * stride;
+}
+
+// silu(gate) * up of 32 hidden units for all rows of a job, in 8 bits. The 64 rows of weights stay in the cache.
+void hidden_units(const Job& job, int64_t piece, const Group* x, const int32_t* token, int64_t groups, Group* hidden) {
+  const Matrix& w = *job.gate_up;
+  const int64_t up = job.width / 8;
+  for (int64_t r = 0; r < job.count; r += w.at_once()) {
+    const int64_t count = std::min(w.at_once(), job.count - r);
+    const Group* tokens[TOKENS];
+    point(x, token + job.first + r, count, groups, tokens);
+    f8 out[4][TOKENS], gate[TOKENS];
+    for (int64_t i = 0; i < 4; i++) {
+      w.times(job.member, 4 * piece + i, tokens, count, gate);
+      w.times(job.member, up + 4 * piece + i, tokens, count, out[i]);
+      for (int64_t k = 0; k < count; k++) out[i][k] *= silu(gate[k]);
+    }
+    for (int64_t k = 0; k < count; k++) {
+      const f8 unit[4] = {out[0][k], out[1][k], out[2][k], out[3][k]};
+      quantize_group(unit, hidden[job.hidden + (r + k) * (job.width / GROUP) + piece]);
+    }
+  }
+}
+
+// sums [T, 8 blocks] += weight * down of all rows of a job, for some blocks of its output.
+void add_down(const Job& job, int64_t first, int64_t blocks, const Group* hidden, const int32_t* token,
+              const float* weight, float* sums) {
+  const Matrix& w = *job.down;
+  const int64_t groups = job.width / GROUP;
+  for (int64_t r = 0; r < job.count; r += w.at_once()) {
+    const int64_t count = std::min(w.at_once(), job.count - r);
+    const Group* rows[TOKENS];
+    point(hidden + job.hidden + r * groups, nullptr, count, groups, rows);
+    for (int64_t b = 0; b < blocks; b++) {
+      f8 out[TOKENS];
+      w.times(job.member, first + b, rows, count, out);
+      for (int64_t k = 0; k < count; k++) {
+        const int64_t row = job.first + r + k;
+        float* sum = sums + (token[row] * blocks + b) * 8;
+        store(sum, load(sum) + out[k] * weight[row]);
+      }
+    }
+  }
+}
+
+// One pass: x [T, N] to y [T, N]. `ids` and `weights` are [T, A]. Sums are taken in the order of the experts.
+template <class S>
+void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, const Matrix& gate_up,
+         const Matrix& down, const Matrix* shared_gate_up, const Matrix* shared_down, int64_t N, S* y) {
+  const int64_t E = gate_up.members, groups = N / GROUP;
+  std::vector<int64_t> counts(E + 1);
+  for (int64_t i = 0; i < T * A; i++)
+    if (ids[i] >= 0) counts[ids[i]]++;
+  std::vector<Job> jobs;
+  std::vector<int64_t> next(E);  // the place of each expert's next row
+  int64_t rows = 0, hidden_groups = 0;
+  auto add = [&](const Matrix& g, const Matrix& d, int64_t member, int64_t count) {
+    jobs.push_back({&g, &d, member, rows, count, d.columns(), hidden_groups});
+    rows += count;
+    hidden_groups += count * d.columns() / GROUP;
+  };
+  for (int64_t e = 0; e < E; e++) {
+    next[e] = rows;
+    if (counts[e]) add(gate_up, down, e, counts[e]);
+  }
+  if (shared_gate_up) add(*shared_gate_up, *shared_down, 0, T);
+  std::vector<int32_t> token(rows);
+  std::vector<float> weight(rows, 1.0f);
+  for (int64_t i = 0; i < T * A; i++)
+    if (ids[i] >= 0) {
+      const int64_t row = next[ids[i]]++;
+      token[row] = static_cast<int32_t>(i / A);
+      weight[row] = static_cast<float>(weights[i]);
+    }
+  if (shared_gate_up)
+    for (int64_t t = 0; t < T; t++) token[rows - T + t] = static_cast<int32_t>(t);
+
+  const auto q = quantized(x, T, N);
+  const auto hidden = room<Group>(hidden_groups);
+  std::vector<int64_t> ends;  // of the jobs' pieces
+  for (const Job& job : jobs) ends.push_back((ends.empty() ? 0 : ends.back()) + job.width / GROUP);
+  share(ends.empty() ? 0 : ends.back(), [&](int64_t i) {
+    const int64_t j = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+    hidden_units(jobs[j], i - (j ? ends[j - 1] : 0), q.get(), token.data(), groups, hidden.get());
+  });
+
+  const int64_t blocks = N / 8, some = std::max<int64_t>(1, PIECE / down.block_bytes());
+  share((blocks + some - 1) / some, [&](int64_t i) {
+    const int64_t first = i * some, mine = std::min(some, blocks - first);
+    const std::unique_ptr<float[]> sums(new float[T * mine * 8]());
+    for (const Job& job : jobs) add_down(job, first, mine, hidden.get(), token.data(), weight.data(), sums.get());
+    for (int64_t t = 0; t < T; t++)
+      for (int64_t b = 0; b < mine; b++) store(y + t * N + (first + b) * 8, load(sums.get() + (t * mine + b) * 8));
+  });
+}
+
+Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, const Tensor& gate_up_data,
+               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
+               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
+               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
+               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
+               int64_t shared_down_bits) {
+  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
+  std::optional<Matrix> shared_gate_up, shared_down;
+  if (shared_gate_up_data) {
+    shared_gate_up.emplace(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits);
+    shared_down.emplace(*shared_down_data, *shared_down_scales, shared_down_bits);
+  }
+  const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.scalar_type() == at::kLong && weights.sizes() == ids.sizes() &&
+                  ids.size(0) == x.size(0), "x is [T, N], weights and ids are [T, A]");
+  const int64_t T = x.size(0), N = x.size(1), A = ids.size(1);
+  auto fits = [&](const Matrix& g, const Matrix& d) {
+    TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
+                "gate_up is [E, 2I, N] and down [E, N, I] for x of width ", N);
+  };
+  fits(gate_up, down);
+  if (shared_gate_up) fits(*shared_gate_up, *shared_down);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < T * A; i++) TORCH_CHECK(id[i] < gate_up.members, "no expert has the id ", id[i]);
+  Tensor y = at::empty_like(x);
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    for (int64_t t = 0; t < T; t += PASS)
+      mix(x.const_data_ptr<S>() + t * N, weights.const_data_ptr<S>() + t * A, id + t * A, std::min(PASS, T - t), A,
+          gate_up, down, shared_gate_up ? &*shared_gate_up : nullptr, shared_down ? &*shared_down : nullptr, N,
+          y.data_ptr<S>() + t * N);
+  });
+  return y;
+}
+
+// ---- making packed matrices -----------------------------------------------------------------------------------------
+
+// The 4-bit scale of a group with the least squared error, and its numbers. See packed.py for the candidates.
+inline int8_t search(const f8 (&w)[4], float top, float row_scale, float inverse, bool more, f8 (&best)[4]) {
+  static constexpr float divisors[] = {7.1f, 7.4f, 7.7f, 8.0f, 8.3f, 8.6f, 8.9f};
+  float best_error = std::numeric_limits<float>::infinity(), best_code = 0;
+  auto consider = [&](float code) {
+    const float scale = code * row_scale, over = scale != 0 ? 1.0f / scale : 0.0f;
+    f8 q[4], error = {};
+    for (int i = 0; i < 4; i++) {
+      q[i] = smallest(largest(rounded(w[i] * over), all(-8)), all(7));
+      const f8 off = w[i] - q[i] * scale;
+      error += off * off;
+    }
+    const float e = sum(error);
+    if (e < best_error) {
+      best_error = e, best_code = code;
+      std::copy(q, q + 4, best);
+    }
+  };
+  consider(std::nearbyint(top / 7 * inverse));
+  for (int i = 0; more && i < 7; i++) {
+    const float code = std::nearbyint(top / divisors[i] * inverse);
+    consider(code);
+    consider(-code);
+  }
+  return static_cast<int8_t>(best_code);
+}
+
+// One row of 8: into the unit's bytes of that row.
+template <class S, int BITS> void quantize_weights(const S* w, int64_t columns, int row, bool more, uint8_t* block, float* scale) {
+  const int64_t groups = columns / GROUP;
+  const auto tops = room<float>(groups);
+  float top = 0;
+  for (int64_t g = 0; g < groups; g++) {
+    const S* p = w + g * GROUP;
+    const f8 m = largest(largest(magnitude(load(p)), magnitude(load(p + 8))), largest(magnitude(load(p + 16)), magnitude(load(p + 24))));
+    tops[g] = largest(m);
+    top = std::max(top, tops[g]);
+  }
+  constexpr float MOST = BITS == 4 ? 7 : 127;
+  *scale = top / MOST / 127;
+  const float inverse = *scale > 0 ? 1.0f / *scale : 0.0f;
+  for (int64_t g = 0; g < groups; g++) {
+    const S* p = w + g * GROUP;
+    const f8 v[4] = {load(p), load(p + 8), load(p + 16), load(p + 24)};
+    uint8_t* unit = block + (g >> 1) * unit_bytes(BITS);
+    uint8_t* body = unit + 16 + (g & 1) * 32 * BITS + 4 * row;
+    int8_t q[GROUP];
+    if constexpr (BITS == 4) {
+      f8 best[4] = {};
+      unit[8 * (g & 1) + row] = static_cast<uint8_t>(search(v, tops[g], *scale, inverse, more, best));
+      for (int i = 0; i < 4; i++) store(q + 8 * i, best[i]);
+      for (int i = 0; i < 4; i++)
+        for (int b = 0; b < 4; b++)
+          body[32 * i + b] = static_cast<uint8_t>((q[8 * i + b] + 8) | (q[8 * i + 4 + b] + 8) << 4);
+    } else {
+      const float code = std::nearbyint(tops[g] / MOST * inverse), step = code * *scale;
+      const f8 over = all(step != 0 ? 1.0f / step : 0.0f);
+      unit[8 * (g & 1) + row] = static_cast<uint8_t>(static_cast<int8_t>(code));
+      for (int i = 0; i < 4; i++) store(q + 8 * i, smallest(largest(rounded(v[i] * over), all(-127)), all(127)));
+      for (int i = 0; i < 8; i++) std::memcpy(body + 32 * i, q + 4 * i, 4);
+    }
+  }
+}
+
+// weight [R, C] into data [R / 8, C / 64, unit] and scales [R], both there already
+void quantize(const Tensor& weight_, int64_t bits, bool search, Tensor& data, Tensor& scales) {
+  const Matrix room_for(data, scales, bits);
+  const Tensor weight = weight_.contiguous();
+  const int64_t R = weight.size(0), C = weight.size(1);
+  TORCH_CHECK(C == room_for.columns() && R <= room_for.blocks * 8, "the packed matrix is of another shape");
+  uint8_t* out = data.data_ptr<uint8_t>();
+  float* scale = scales.data_ptr<float>();
+  ERNIE_DISPATCH(weight.scalar_type(), S, [&] {
+    const S* w = weight.const_data_ptr<S>();
+    const std::vector<S> zeros(C);
+    share(room_for.blocks, [&](int64_t b) {
+      for (int row = 0; row < 8; row++) {
+        const S* from = 8 * b + row < R ? w + (8 * b + row) * C : zeros.data();
+        uint8_t* block = out + b * room_for.block_bytes();
+        if (bits == 4) quantize_weights<S, 4>(from, C, row, search, block, scale + 8 * b + row);
+        else quantize_weights<S, 8>(from, C, row, search, block, scale + 8 * b + row);
+      }
+    });
+  });
+}
+
+template <int BITS> void unpack_row(const uint8_t* block, int64_t units, int row, float scale, float* out) {
+  for (int64_t g = 0; g < 2 * units; g++, out += GROUP) {
+    const uint8_t* unit = block + (g >> 1) * unit_bytes(BITS);
+    const uint8_t* body = unit + 16 + (g & 1) * 32 * BITS + 4 * row;
+    const float step = static_cast<int8_t>(unit[8 * (g & 1) + row]) * scale;
+    for (int i = 0; i < GROUP; i++) {
+      if constexpr (BITS == 4) out[i] = ((body[32 * (i / 8) + i % 4] >> (i & 4) & 15) - 8) * step;
+      else out[i] = static_cast<int8_t>(body[32 * (i / 4) + i % 4]) * step;
+    }
+  }
+}
+
+Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows, at::ScalarType dtype) {
+  const Matrix w(data, scales, bits);
+  const Tensor ids = ids_.contiguous();
+  const int64_t T = ids.numel(), C = w.columns();
+  Tensor y = at::empty({T, C}, scales.options().dtype(dtype));
+  ERNIE_DISPATCH(dtype, S, [&] {
+    const auto line = room<float>(C);
+    for (int64_t t = 0; t < T; t++) {
+      const int64_t id = ids.const_data_ptr<int64_t>()[t];
+      TORCH_CHECK_INDEX(id >= 0 && id < rows, "token id ", id, " is outside of the ", rows, " rows of the embedding");
+      const float scale = w.scales[id];
+      if (bits == 4) unpack_row<4>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      else unpack_row<8>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      for (int64_t c = 0; c < C; c += 8) store(y.data_ptr<S>() + t * C + c, load(line.get() + c));
+    }
+  });
+  return y;
+}
+
 // MORE
 
 }  // namespace
 
 TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
   m.def("linear(Tensor x, Tensor data, Tensor scales, int bits, int rows) -> Tensor", linear);
+  m.def(
+      "experts(Tensor x, Tensor weights, Tensor ids, Tensor gate_up, Tensor gate_up_scales, int gate_up_bits, "
+      "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
+      "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
+      experts);
+  m.def("quantize(Tensor weight, int bits, bool search, Tensor(a!) data, Tensor(b!) scales) -> ()", quantize);
+  m.def(
+      "embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
 }

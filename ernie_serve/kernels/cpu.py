@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.native import operators
+from ernie_serve.kernels.packed import Bits, Packed
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -44,6 +45,21 @@ class CpuKernels(ReferenceKernels):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         return packed
 
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize`."""
+        if (ops := operators()) is None:
+            return packed.quantize(weight, bits, search)
+        made = packed.empty(*weight.shape, bits)
+        ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
+        return made
+
+    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
+        if isinstance(weight, Packed) and (ops := operators()) is not None:
+            y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
+            return y
+        return super().embedding(ids, weight, dtype)
+
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
 
@@ -51,7 +67,10 @@ class CpuKernels(ReferenceKernels):
         into another order; oneDNN does neither.
         """
         if isinstance(weight, Packed):
-            return super().linear(x, weight)
+            if (ops := operators()) is None:
+                return super().linear(x, weight)
+            packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
+            return packed_y
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
             return y
@@ -98,8 +117,17 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Rows are sorted by expert, so that each expert has a slice and nothing is scattered.
+        Packed matrices go through one operator. Otherwise rows are sorted by expert, so that each expert has a slice and nothing is scattered.
         """
+        if (
+            isinstance(gate_up, Packed)
+            and isinstance(down, Packed)
+            and (shared is None or all(isinstance(matrix, Packed) for matrix in shared))
+            and (ops := operators()) is not None
+        ):
+            matrices = (gate_up, down, *(shared or (None, None)))
+            packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
+            return packed_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -128,6 +156,11 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _parts(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """How an operator is handed a packed matrix, or none."""
+    return (matrix.data, matrix.row_scales, matrix.bits) if isinstance(matrix, Packed) else (None, None, 0)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ def operators() -> Operators | None:
         return load(portable=os.environ.get("ERNIE_SERVE_PORTABLE") == "1")
     except (ImportError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        logger.warning("The CPU's own operators cannot be compiled; plain torch serves, slower. %s (%s)", _ADVICE, reason)
+        logger.warning(
+            "The CPU's own operators cannot be compiled; plain torch serves, slower. %s (%s)", _ADVICE, reason
+        )
         return None
 
 
