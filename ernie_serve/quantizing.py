@@ -18,7 +18,7 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import load
-from ernie_serve.model.quantize import model_bytes, nearest, shapes_of
+from ernie_serve.model.quantize import model_bytes, shapes_of
 from ernie_serve.model.quantize_folder import quantize_folder
 from ernie_serve.model.quantize_report import LogitError, MatrixError, Measured, logit_errors
 from ernie_serve.model.recipes import Quantization, Recipe
@@ -43,7 +43,7 @@ def quantize(
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    measured = Measured(nearest)
+    measured = Measured(CpuKernels().quantize)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         source = launch.with_checkpoint(Settings(model=source)).model
@@ -55,7 +55,7 @@ def quantize(
             folder,
             Quantization.of(recipe),
             lambda done, what: bar.update(task, completed=done, description=what),
-            quantize=measured if report_tokens else nearest,
+            quantize=measured if report_tokens else None,
         )
     console.print(
         f"{folder}: {recipe}, {num_bytes / 1e9:.2f} GB of weights. Serve it with: ernie-serve serve {folder}",

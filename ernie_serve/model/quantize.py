@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ernie_serve.kernels.packed import Bits, Packed, empty, padded, quantize, require_packable, unit_bytes
+from ernie_serve.kernels.packed import Bits, Packed, empty, padded, require_packable, unit_bytes
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.packing import set_matrix
@@ -23,12 +23,6 @@ Shapes = Mapping[str, torch.Size]
 
 Quantize = Callable[[str, Tensor, Bits], Packed]
 """From a matrix [out, in] of the parameter of that name to its packed form."""
-
-
-def nearest(name: str, matrix: Tensor, bits: Bits) -> Packed:
-    """The packed matrix nearest to this one, whatever its name."""
-    return quantize(matrix, bits)
-
 
 KeepPacked = Callable[[str, int | None, Packed], None]
 """Takes a packed matrix: which parameter it is, or which expert of it. Several threads call it."""
@@ -43,7 +37,7 @@ def load_quantized(
     quantization: Quantization,
     progress: Progress | None = None,
     *,
-    quantize: Quantize = nearest,
+    quantize: Quantize | None = None,
 ) -> None:
     """Fill a model on the meta device from a plain checkpoint, each matrix in its bits as soon as it is read.
 
@@ -80,14 +74,18 @@ def read_quantized(
     rest: Put,
     progress: Progress | None = None,
     *,
-    quantize: Quantize = nearest,
+    quantize: Quantize | None = None,
 ) -> None:
-    """Read a plain checkpoint and give each matrix that has bits to `keep` when it is whole; others go to `rest`."""
+    """Read a plain checkpoint and give each matrix that has bits to `keep` when it is whole; others go to `rest`.
+
+    `quantize` is the kernels' unless given.
+    """
     shapes = {name: shape for name, shape in shapes_of(model).items() if name in bits}
     dtype: torch.dtype = getattr(torch, model.config.dtype)
 
     def packed(name: str, expert: int | None, matrix: Tensor) -> None:
-        keep(name, expert, quantize(name, matrix, bits[name]))
+        made = quantize(name, matrix, bits[name]) if quantize else model.kernels.quantize(matrix, bits[name])
+        keep(name, expert, made)
 
     load_weights(model, folder, progress, put=into_matrices(shapes, dtype, packed, rest))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from ernie_serve.errors import SettingsError
-from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.new_folder import new_folder
 from ernie_serve.model.placing import Progress, into_parameters
-from ernie_serve.model.quantize import Quantize, bits_of, model_bytes, nearest, read_quantized, shapes_of
+from ernie_serve.model.quantize import Quantize, bits_of, model_bytes, read_quantized, shapes_of
 from ernie_serve.model.quantized_files import SHARD_BYTES, QuantizedWriter
 from ernie_serve.model.recipes import Quantization
 
@@ -31,7 +31,7 @@ def quantize_folder(
     quantization: Quantization,
     progress: Progress | None = None,
     *,
-    quantize: Quantize = nearest,
+    quantize: Quantize | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """Write `folder` from a plain checkpoint, a few matrices in memory at a time; the bytes of its weights.
@@ -47,7 +47,7 @@ def quantize_folder(
         )
     plain: torch.dtype = getattr(torch, config.dtype)
     with torch.device("meta"):
-        model = Ernie(config, ReferenceKernels(), plain)
+        model = Ernie(config, CpuKernels(), plain)
     shapes = shapes_of(model)
     bits = bits_of(shapes, quantization)
     num_bytes = model_bytes(shapes, quantization, plain)

@@ -5,6 +5,7 @@ Knows matrices, logits and distances. Knows nothing of files or of how numbers a
 
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,6 @@ from ernie_serve.kernels import packed
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.packed import Bits, Packed
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.quantize import Quantize
 from ernie_serve.model.recipes import MatrixClass, class_of
 
 _BLOCKS = 8  # of 8 rows, and one more, measured of a matrix: each row is rounded by itself
@@ -53,14 +53,14 @@ class LogitError:
 class Measured:
     """Quantizes as the function it is given does, and measures some of the matrices. Safe for threads."""
 
-    def __init__(self, quantize: Quantize) -> None:
+    def __init__(self, quantize: Callable[[Tensor, Bits], Packed]) -> None:
         self._quantize = quantize
         self._lock = threading.Lock()
         self._found: dict[tuple[MatrixClass, Bits], list[tuple[float, float, float]]] = defaultdict(list)
 
     def __call__(self, name: str, matrix: Tensor, bits: Bits) -> Packed:
         """The packed matrix of a parameter."""
-        made = self._quantize(name, matrix, bits)
+        made = self._quantize(matrix, bits)
         kind = class_of(name)
         assert kind is not None, f"{name} is no matrix"
         with self._lock:
