@@ -86,6 +86,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
+    if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        logger.warning("This processor has no vector instructions that are known here; it will be slow.")
     shapes = shapes_of(model)
     weight_bytes = model_bytes(shapes, quantization, dtype)
     mapped_bytes = weight_bytes if config.quantization else 0

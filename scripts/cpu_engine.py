@@ -15,19 +15,24 @@ from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import build_engine
 from ernie_serve.messages import EngineRequest, PlanRow, SamplingParams, StepPlan
+from ernie_serve.model.config import ModelConfig
 from ernie_serve.text.tokenizer import Tokenizer
+from ernie_serve.worker.memory import bytes_per_block
 
 CONTEXT = 4096  # tokens that the cache holds, so that the peak of memory is that of such a context
 BLOCK = 16
 
 
 def engine(folder: str, threads: int, cache_tokens: int) -> EngineCore:
-    """An engine whose cache holds so many tokens, all of it in memory."""
+    """An engine whose cache holds so many tokens."""
+    config = ModelConfig.from_folder(folder)
+    blocks = cache_tokens // BLOCK
     settings = Settings(
         model=folder,
         threads=threads,
         block_size=BLOCK,
         max_model_len=cache_tokens,
+        kv_cache_memory_bytes=blocks * bytes_per_block(config, getattr(torch, config.dtype), BLOCK),
         max_num_seqs=16,
         max_num_batched_tokens=512,
         enable_prefix_caching=False,
@@ -118,7 +123,7 @@ def main() -> None:
     elif not options.load_only:
         for pair in core.runner.cache:  # type: ignore[attr-defined]
             for cache in pair:
-                cache.zero_()
+                cache.zero_()  # all of it is in memory, as after a text of that length
         steps(core, 1, 16, 4)  # the first steps bring code and buffers into memory
         found["decode_1"] = decode_speed(core, 1, 64)
         found["prefill_512"] = prefill_speed(core, 512)

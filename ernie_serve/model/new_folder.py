@@ -22,6 +22,8 @@ def new_folder(folder: Path, num_bytes: int = 0) -> Iterator[Path]:
     anything is written, and when the disk is full later.
     """
     folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; name a new folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; name a new folder.")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")

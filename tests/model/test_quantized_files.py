@@ -167,6 +167,8 @@ def test_a_folder_that_is_not_empty_is_not_touched(packable_checkpoint: Path, tm
     (tmp_path / "precious").write_text("kept")
     with pytest.raises(CheckpointError, match="not empty"):
         quantize_folder.quantize_folder(packable_checkpoint, tmp_path, MIXED)
+    with pytest.raises(CheckpointError, match="is a file"):
+        quantize_folder.quantize_folder(packable_checkpoint, tmp_path / "precious", MIXED)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
