@@ -720,7 +720,475 @@ Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, i
   return y;
 }
 
-// MORE
+// ---- attention ------------------------------------------------------------------------------------------------------
+//
+// A row is one query token; its H / K heads that share a key are taken together, up to HEADS at once. Its context is
+// cut into parts at fixed places, each part is a softmax of its own, and the parts are joined in order: so a row's
+// numbers do not depend on how many threads share its parts, nor on whether it came alone or in a long prompt.
+
+constexpr int HEADS = 5;           // query heads at once, for the registers hold no more
+constexpr int64_t STRETCH = 64;    // tokens between two looks at the largest score; they stay in the cache
+constexpr int64_t PARTS = 32;      // at most, in a context
+constexpr int64_t FEW = 4;         // up to so many rows of a request, its threads share the parts of each; else the rows
+constexpr int64_t TILE = 16;       // rows that pass over a stretch together
+
+// Parts are as long as this: a function of the row's own context, and of nothing else.
+inline int64_t part_length(int64_t context) {
+  int64_t length = 512;
+  while (length * PARTS < context) length *= 2;
+  return length;
+}
+
+// How a cache keeps a row of D numbers. `scale` is what they are multiplied by.
+template <class S> struct Kept {
+  static int64_t width(int64_t D) { return D; }
+  static float scale(const S*, int64_t) { return 1.0f; }
+};
+template <> struct Kept<int8_t> {
+  static int64_t width(int64_t D) { return D + 4; }
+  static float scale(const int8_t* row, int64_t D) { return read<float>(row + D); }
+};
+
+// A softmax under way, of some heads of a row: the largest score, the sum of exponentials, the weighted sum of values.
+struct Softmax {
+  float largest[HEADS], sum[HEADS];
+  float* values;  // [HEADS, D]
+
+  void clear(int64_t D) {
+    for (int h = 0; h < HEADS; h++) largest[h] = -std::numeric_limits<float>::infinity(), sum[h] = 0;
+    std::fill(values, values + HEADS * D, 0.0f);
+  }
+
+  // Take in another, of tokens that come later.
+  void join(const Softmax& later, int heads, int64_t D) {
+    for (int h = 0; h < heads; h++) {
+      const float top = later.largest[h] > largest[h] ? later.largest[h] : largest[h];
+      const float own = std::exp(largest[h] - top), theirs = std::exp(later.largest[h] - top);
+      largest[h] = top;
+      sum[h] = sum[h] * own + later.sum[h] * theirs;
+      for (int64_t d = h * D; d < (h + 1) * D; d += 8) store(values + d, load(values + d) * own + load(later.values + d) * theirs);
+    }
+  }
+};
+
+// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d
+template <class S, int G, int W>
+inline void add_values(const S* const* rows, int64_t count, const float* shares, int64_t d, int64_t D, float* values) {
+  f8 sums[G][W];
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) sums[h][i] = load(values + h * D + d + 8 * i);
+  for (int64_t j = 0; j < count; j++) {
+    f8 v[W];
+    for (int i = 0; i < W; i++) v[i] = load(rows[j] + d + 8 * i);
+    for (int h = 0; h < G; h++)
+      for (int i = 0; i < W; i++) sums[h][i] += v[i] * shares[j * G + h];
+  }
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
+}
+
+// One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
+template <class S, int G>
+__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D, Softmax& state) {
+  alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
+  const float root = 1.0f / std::sqrt(static_cast<float>(D));
+  for (int64_t j = 0; j < count; j++) {
+    f8 sums[G] = {};
+    for (int64_t d = 0; d < D; d += 8) {
+      const f8 k = load(keys[j] + d);
+      for (int h = 0; h < G; h++) sums[h] += k * load(q + h * D + d);
+    }
+    const float scale = Kept<S>::scale(keys[j], D) * root;
+    for (int h = 0; h < G; h++) scores[h][j] = sum(sums[h]) * scale;
+  }
+  const int64_t even = (count + 7) / 8 * 8;
+  for (int h = 0; h < G; h++) {
+    for (int64_t j = count; j < even; j++) scores[h][j] = -std::numeric_limits<float>::infinity();
+    f8 tops = load(scores[h]);
+    for (int64_t j = 8; j < even; j += 8) tops = largest(load(scores[h] + j), tops);
+    const float top = std::max(state.largest[h], largest(tops)), fade = std::exp(state.largest[h] - top);
+    f8 total = {};
+    for (int64_t j = 0; j < even; j += 8) {
+      const f8 e = exponential(load(scores[h] + j) - top);
+      total += e;
+      store(scores[h] + j, e);
+    }
+    state.largest[h] = top;
+    state.sum[h] = state.sum[h] * fade + sum(total);
+    if (fade != 1.0f)
+      for (int64_t d = h * D; d < (h + 1) * D; d += 8) store(state.values + d, load(state.values + d) * fade);
+  }
+  for (int64_t j = 0; j < count; j++) {
+    const float scale = Kept<S>::scale(values[j], D);
+    for (int h = 0; h < G; h++) shares[j * G + h] = scores[h][j] * scale;
+  }
+  int64_t d = 0;
+  for (; d + 16 <= D; d += 16) add_values<S, G, 2>(values, count, shares, d, D, state.values);
+  if (d < D) add_values<S, G, 1>(values, count, shares, d, D, state.values);
+}
+
+template <class S, int G = HEADS>
+void attend_some(int heads, const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D, Softmax& state) {
+  if (heads == G) return attend<S, G>(q, keys, values, count, D, state);
+  if constexpr (G > 1) return attend_some<S, G - 1>(heads, q, keys, values, count, D, state);
+}
+
+// The cache of one layer, and which heads are taken together.
+template <class S> struct Cache {
+  const S *keys, *values;
+  int64_t S_, K, D;  // S_ tokens of a block
+  const int32_t* table;
+
+  // Where the keys and values of `count` tokens from `first` on lie, of one head.
+  void find(int64_t first, int64_t count, int64_t head, const S** k, const S** v) const {
+    const int64_t width = Kept<S>::width(D);
+    for (int64_t j = 0; j < count; j++) {
+      const int64_t p = first + j, at = ((table[p / S_] * S_ + p % S_) * K + head) * width;
+      k[j] = keys + at;
+      v[j] = values + at;
+    }
+  }
+};
+
+struct Row {
+  int64_t token, context;  // of the step, and how many tokens it sees
+};
+
+template <class S, class Q> struct Attention {
+  const Q* q;  // [T, H, D]
+  Q* out;
+  Cache<S> cache;
+  int64_t H, K, D;
+
+  int64_t group() const { return H / K; }
+  int64_t pieces() const { return (group() + HEADS - 1) / HEADS; }
+  int64_t per_piece() const { return (group() + pieces() - 1) / pieces(); }
+
+  void queries(const Row& row, int64_t first_head, int heads, float* to) const {
+    const Q* from = q + (row.token * H + first_head) * D;
+    for (int64_t i = 0; i < heads * D; i += 8) store(to + i, load(from + i));
+  }
+
+  void finish(const Row& row, int64_t first_head, int heads, const Softmax& state) const {
+    for (int h = 0; h < heads; h++) {
+      Q* to = out + (row.token * H + first_head + h) * D;
+      for (int64_t d = 0; d < D; d += 8) store(to + d, load(state.values + h * D + d) / state.sum[h]);
+    }
+  }
+
+  // All parts of some rows, of heads [first_head, first_head + heads), which share key head `k`.
+  void tile(const Row* rows, int64_t n, int64_t k, int64_t first_head, int heads) const {
+    const int64_t size = HEADS * D;
+    const auto memory = room<float>(3 * n * size);
+    std::vector<Softmax> whole(n), part(n);
+    for (int64_t i = 0; i < n; i++) {
+      whole[i].values = memory.get() + (3 * i) * size;
+      part[i].values = memory.get() + (3 * i + 1) * size;
+      whole[i].clear(D);
+      part[i].clear(D);
+      queries(rows[i], first_head, heads, memory.get() + (3 * i + 2) * size);
+    }
+    const S *keys[STRETCH], *values[STRETCH];
+    const int64_t longest = rows[n - 1].context;  // rows come in the order of their positions
+    for (int64_t at = 0; at < longest; at += STRETCH) {
+      cache.find(at, std::min(STRETCH, longest - at), k, keys, values);
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t seen = std::min(STRETCH, rows[i].context - at);
+        if (seen <= 0) continue;
+        attend_some<S>(heads, memory.get() + (3 * i + 2) * size, keys, values, seen, D, part[i]);
+        if ((at + STRETCH) % part_length(rows[i].context) == 0 || at + STRETCH >= rows[i].context) {
+          whole[i].join(part[i], heads, D);
+          part[i].clear(D);
+        }
+      }
+    }
+    for (int64_t i = 0; i < n; i++) finish(rows[i], first_head, heads, whole[i]);
+  }
+};
+
+struct Piece {  // of the work: one part of one row, or some rows
+  int64_t request, row, rows, part, slot;
+};
+
+template <class S, class Q>
+void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* tables, int64_t table_length,
+                const int32_t* starts, const int32_t* contexts, int64_t R) {
+  const int64_t K = cache.K, D = cache.D;
+  auto of = [&](int64_t r) {
+    Attention<S, Q> a{q, out, cache, H, K, D};
+    a.cache.table = tables + r * table_length;
+    return a;
+  };
+  auto row = [&](int64_t r, int64_t i) {
+    return Row{starts[r] + i, contexts[r] - (starts[r + 1] - starts[r]) + i + 1};
+  };
+  const Attention<S, Q> any = of(0);
+  const int64_t pieces = any.pieces(), each = any.per_piece(), lanes = K * pieces, group = any.group();
+  auto heads_of = [&](int64_t piece) { return static_cast<int>(std::min(each, group - piece * each)); };
+
+  std::vector<Piece> work;
+  int64_t slots = 0;
+  for (int64_t r = 0; r < R; r++) {
+    const int64_t n = starts[r + 1] - starts[r];
+    if (n <= FEW)
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t context = row(r, i).context, length = part_length(context);
+        for (int64_t part = 0; part * length < context; part++) work.push_back({r, i, 1, part, slots++});
+      }
+    else
+      for (int64_t i = 0; i < n; i += TILE) work.push_back({r, i, std::min(TILE, n - i), -1, -1});
+  }
+  const int64_t size = HEADS * D;
+  const auto memory = room<float>(slots * lanes * size);
+  const auto states = room<Softmax>(slots * lanes);
+  share(static_cast<int64_t>(work.size()) * K, [&](int64_t index) {
+    const Piece& w = work[index / K];
+    const int64_t k = index % K;
+    const Attention<S, Q> a = of(w.request);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int heads = heads_of(piece);
+      const int64_t first_head = k * group + piece * each;
+      if (w.part < 0) {
+        Row rows[TILE];
+        for (int64_t i = 0; i < w.rows; i++) rows[i] = row(w.request, w.row + i);
+        a.tile(rows, w.rows, k, first_head, heads);
+        continue;
+      }
+      const int64_t lane = w.slot * lanes + k * pieces + piece;
+      Softmax& state = states[lane];
+      state.values = memory.get() + lane * size;
+      state.clear(D);
+      const Row mine = row(w.request, w.row);
+      const auto queries = room<float>(size);
+      a.queries(mine, first_head, heads, queries.get());
+      const int64_t length = part_length(mine.context), end = std::min(mine.context, (w.part + 1) * length);
+      const S *keys[STRETCH], *values[STRETCH];
+      for (int64_t at = w.part * length; at < end; at += STRETCH) {
+        const int64_t count = std::min(STRETCH, end - at);
+        a.cache.find(at, count, k, keys, values);
+        attend_some<S>(heads, queries.get(), keys, values, count, D, state);
+      }
+    }
+  });
+  const auto values = room<float>(size);
+  for (size_t first = 0; first < work.size(); first++) {
+    if (work[first].part != 0) continue;
+    size_t last = first + 1;
+    while (last < work.size() && work[last].part > 0) last++;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+      const int64_t k = lane / pieces, piece = lane % pieces;
+      Softmax whole;
+      whole.values = values.get();
+      whole.clear(D);
+      for (size_t i = first; i < last; i++) whole.join(states[work[i].slot * lanes + lane], heads_of(piece), D);
+      of(work[first].request).finish(row(work[first].request, work[first].row), k * group + piece * each, heads_of(piece), whole);
+    }
+  }
+}
+
+Tensor attention(const Tensor& q_, const Tensor& k_cache, const Tensor& v_cache, const Tensor& tables_,
+                 const Tensor& starts_, const Tensor& contexts_) {
+  const Tensor q = q_.contiguous(), tables = tables_.contiguous(), starts = starts_.contiguous(), contexts = contexts_.contiguous();
+  TORCH_CHECK(q.dim() == 3 && k_cache.dim() == 4 && k_cache.sizes() == v_cache.sizes() && k_cache.is_contiguous() &&
+                  v_cache.is_contiguous() && k_cache.scalar_type() == v_cache.scalar_type(),
+              "q is [T, H, D], and the caches are [B, S, K, width]");
+  for (const Tensor& t : {tables, starts, contexts}) TORCH_CHECK(t.scalar_type() == at::kInt, "a layout is of int32");
+  const int64_t T = q.size(0), H = q.size(1), D = q.size(2), R = contexts.size(0), K = k_cache.size(2), S = k_cache.size(1);
+  const bool eight = k_cache.scalar_type() == at::kByte;
+  TORCH_CHECK(D % 8 == 0 && H % K == 0 && k_cache.size(3) == D + (eight ? 4 : 0) && starts.size(0) == R + 1 &&
+                  tables.dim() == 2 && tables.size(0) == R,
+              "heads, caches and layout do not fit one another");
+  const int32_t *table = tables.const_data_ptr<int32_t>(), *start = starts.const_data_ptr<int32_t>(),
+                *context = contexts.const_data_ptr<int32_t>();
+  TORCH_CHECK(start[0] == 0 && start[R] == T, "the requests do not cover the step");
+  for (int64_t r = 0; r < R; r++) {
+    TORCH_CHECK(start[r] <= start[r + 1] && start[r + 1] - start[r] <= context[r] && context[r] <= S * tables.size(1),
+                "request ", r, " has another number of tokens");
+    for (int64_t b = 0; b * S < context[r]; b++) {
+      const int32_t block = table[r * tables.size(1) + b];
+      TORCH_CHECK(block >= 0 && block < k_cache.size(0), "block ", block, " is outside of the cache");
+    }
+  }
+  Tensor out = at::empty({T, H * D}, q.options());
+  ERNIE_DISPATCH(q.scalar_type(), Q, [&] {
+    auto run = [&](auto* keys, auto* values) {
+      using Element = std::remove_const_t<std::remove_pointer_t<decltype(keys)>>;
+      attend_all<Element, Q>(q.const_data_ptr<Q>(), out.data_ptr<Q>(), Cache<Element>{keys, values, S, K, D, table}, H,
+                             table, tables.size(1), start, context, R);
+    };
+    if (R == 0) return;
+    if (eight)
+      return run(reinterpret_cast<const int8_t*>(k_cache.const_data_ptr<uint8_t>()),
+                 reinterpret_cast<const int8_t*>(v_cache.const_data_ptr<uint8_t>()));
+    ERNIE_DISPATCH(k_cache.scalar_type(), E, [&] { run(k_cache.const_data_ptr<E>(), v_cache.const_data_ptr<E>()); });
+  });
+  return out;
+}
+
+// ---- the small ones -------------------------------------------------------------------------------------------------
+
+inline float rounded_to(const float*, float x) { return x; }
+inline float rounded_to(const bf16*, float x) { return static_cast<float>(static_cast<bf16>(x)); }
+
+// The norm of residual + delta, which residual becomes. Rounded where the reference rounds.
+Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta_, const Tensor& weight, double eps) {
+  TORCH_CHECK(residual.is_contiguous() && residual.dim() == 2 && weight.is_contiguous() &&
+                  weight.scalar_type() == residual.scalar_type() && weight.numel() == residual.size(1) &&
+                  residual.size(1) % 8 == 0,
+              "residual is [T, N] and the norm's weight [N], of one dtype, N a multiple of 8");
+  const Tensor delta = delta_ ? delta_->contiguous() : Tensor();
+  TORCH_CHECK(!delta_ || (delta.sizes() == residual.sizes() && delta.scalar_type() == residual.scalar_type()),
+              "what is added is of another shape or dtype");
+  const int64_t T = residual.size(0), N = residual.size(1), some = std::max<int64_t>(1, 32768 / N);
+  Tensor y = at::empty_like(residual);
+  ERNIE_DISPATCH(residual.scalar_type(), S, [&] {
+    S *stream = residual.data_ptr<S>(), *out = y.data_ptr<S>();
+    const S *added = delta_ ? delta.const_data_ptr<S>() : nullptr, *w = weight.const_data_ptr<S>();
+    share((T + some - 1) / some, [&](int64_t i) {
+      for (int64_t t = i * some; t < std::min(T, (i + 1) * some); t++) {
+        S* r = stream + t * N;
+        f8 squares[2] = {};
+        for (int64_t n = 0; n < N; n += 8) {
+          if (added) store(r + n, load(r + n) + load(added + t * N + n));
+          const f8 v = load(r + n);
+          squares[(n >> 3) & 1] += v * v;
+        }
+        const float factor = 1.0f / std::sqrt(sum(squares[0] + squares[1]) / N + static_cast<float>(eps));
+        for (int64_t n = 0; n < N; n += 8) {
+          S whole[8];
+          store(whole, load(r + n) * factor);
+          store(out + t * N + n, load(whole) * load(w + n));
+        }
+      }
+    });
+  });
+  return y;
+}
+
+// logits[t] = w . x[t], float32, for up to four tokens; each token's sums are in the same order however many there are
+template <class S, int G> void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
+  f8 sums[G][2] = {};
+  for (int64_t n = 0; n < N; n += 16)
+    for (int i = 0; i < 2; i++) {
+      const f8 v = load(w + n + 8 * i);
+      for (int t = 0; t < G; t++) sums[t][i] += v * load(x + t * N + n + 8 * i);
+    }
+  for (int t = 0; t < G; t++) out[t * stride] = sum(sums[t][0] + sums[t][1]);
+}
+
+std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A, double norm_min) {
+  const Tensor x = x_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && weight.is_contiguous() && weight.scalar_type() == at::kFloat &&
+                  weight.size(1) == x.size(1) && bias.is_contiguous() && bias.scalar_type() == at::kFloat &&
+                  bias.numel() == weight.size(0) && x.size(1) % 16 == 0,
+              "the router's weight is [E, N] and its bias [E], both float32, N a multiple of 16");
+  const int64_t T = x.size(0), N = x.size(1), E = weight.size(0);
+  TORCH_CHECK(A > 0 && A <= E, "of ", E, " experts ", A, " are chosen");
+  Tensor weights = at::empty({T, A}, x.options()), ids = at::empty({T, A}, x.options().dtype(at::kLong));
+  const auto logits = room<float>(T * E);
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    const S* in = x.const_data_ptr<S>();
+    const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
+    const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
+    share(tiles * slices, [&](int64_t i) {
+      const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
+      for (int64_t e = first; e < std::min(E, first + experts); e++) {
+        float* out = logits.get() + t * E + e;
+        const S* rows = in + t * N;
+        if (count == 1) scores_of<S, 1>(w + e * N, rows, N, out, E);
+        else if (count == 2) scores_of<S, 2>(w + e * N, rows, N, out, E);
+        else if (count == 3) scores_of<S, 3>(w + e * N, rows, N, out, E);
+        else scores_of<S, 4>(w + e * N, rows, N, out, E);
+      }
+    });
+    std::vector<uint8_t> taken(E);
+    for (int64_t t = 0; t < T; t++) {
+      float* p = logits.get() + t * E;
+      const float top = *std::max_element(p, p + E);
+      float total = 0, chosen = 0;
+      for (int64_t e = 0; e < E; e++) total += p[e] = std::exp(p[e] - top);
+      for (int64_t e = 0; e < E; e++) p[e] /= total;
+      std::fill(taken.begin(), taken.end(), 0);
+      int64_t* id = ids.data_ptr<int64_t>() + t * A;
+      for (int64_t a = 0; a < A; a++) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < E; e++)
+          if (!taken[e] && (best < 0 || p[e] + b[e] > p[best] + b[best])) best = e;
+        taken[best] = 1;
+        id[a] = best;
+        chosen += p[best];
+      }
+      const float divisor = std::max(chosen, static_cast<float>(norm_min));
+      for (int64_t a = 0; a < A; a++) weights.data_ptr<S>()[t * A + a] = static_cast<S>(p[id[a]] / divisor);
+    }
+  });
+  return {weights, ids};
+}
+
+// A row of D numbers as a cache keeps it.
+inline void keep_row(const float* x, int64_t D, float* to) { std::copy(x, x + D, to); }
+inline void keep_row(const float* x, int64_t D, bf16* to) {
+  for (int64_t d = 0; d < D; d += 8) store(to + d, load(x + d));
+}
+inline void keep_row(const float* x, int64_t D, int8_t* to) {
+  f8 m = {};
+  for (int64_t d = 0; d < D; d += 8) m = largest(magnitude(load(x + d)), m);
+  const float scale = largest(m) / 127.0f;
+  for (int64_t d = 0; d < D; d += 8) store(to + d, rounded(scale > 0 ? load(x + d) / scale : f8{}));
+  std::memcpy(to + D, &scale, 4);
+}
+
+template <class S> void turn_row(const S* x, const float* rotary, int64_t D, float* to) {
+  for (int64_t d = 0; d < D; d += 2) {
+    const float a = static_cast<float>(x[d]), b = static_cast<float>(x[d + 1]), cos = rotary[d], sin = rotary[d + 1];
+    to[d] = rounded_to(x, a * cos - b * sin);
+    to[d + 1] = rounded_to(x, b * cos + a * sin);
+  }
+}
+
+Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache, Tensor& v_cache, const Tensor& slots_, int64_t H) {
+  const Tensor qkv = qkv_.contiguous(), rotary = rotary_.contiguous(), slots = slots_.contiguous();
+  TORCH_CHECK(k_cache.dim() == 4 && k_cache.is_contiguous() && v_cache.is_contiguous() && k_cache.sizes() == v_cache.sizes(),
+              "the caches are [B, S, K, width]");
+  const bool eight = k_cache.scalar_type() == at::kByte;
+  const int64_t T = qkv.size(0), K = k_cache.size(2), width = k_cache.size(3), D = width - (eight ? 4 : 0);
+  const int64_t num_slots = k_cache.size(0) * k_cache.size(1);
+  TORCH_CHECK(qkv.dim() == 2 && qkv.size(1) == (H + 2 * K) * D && rotary.scalar_type() == at::kFloat &&
+                  rotary.numel() == T * D && slots.scalar_type() == at::kLong && slots.numel() == T && D % 8 == 0,
+              "queries, keys and values are [T, (H + 2K) D], and there is a slot for each token");
+  for (int64_t t = 0; t < T; t++) {
+    const int64_t slot = slots.const_data_ptr<int64_t>()[t];
+    TORCH_CHECK(slot >= 0 && slot < num_slots, "slot ", slot, " is outside of the cache");
+  }
+  Tensor q = at::empty({T, H, D}, qkv.options());
+  ERNIE_DISPATCH(qkv.scalar_type(), S, [&] {
+    auto run = [&](auto* keys, auto* values) {
+      share((T + 15) / 16, [&](int64_t i) {
+        const auto row = room<float>(D);
+        for (int64_t t = i * 16; t < std::min(T, (i + 1) * 16); t++) {
+          const S* from = qkv.const_data_ptr<S>() + t * (H + 2 * K) * D;
+          const float* angles = rotary.const_data_ptr<float>() + t * D;
+          const int64_t slot = slots.const_data_ptr<int64_t>()[t];
+          for (int64_t h = 0; h < H; h++, from += D) {
+            turn_row(from, angles, D, row.get());
+            keep_row(row.get(), D, q.data_ptr<S>() + (t * H + h) * D);
+          }
+          for (int64_t k = 0; k < K; k++, from += D) {
+            turn_row(from, angles, D, row.get());
+            keep_row(row.get(), D, keys + (slot * K + k) * width);
+          }
+          for (int64_t k = 0; k < K; k++, from += D) {
+            for (int64_t d = 0; d < D; d += 8) store(row.get() + d, load(from + d));
+            keep_row(row.get(), D, values + (slot * K + k) * width);
+          }
+        }
+      });
+    };
+    if (eight) return run(reinterpret_cast<int8_t*>(k_cache.data_ptr<uint8_t>()), reinterpret_cast<int8_t*>(v_cache.data_ptr<uint8_t>()));
+    ERNIE_DISPATCH(k_cache.scalar_type(), E, [&] { run(k_cache.data_ptr<E>(), v_cache.data_ptr<E>()); });
+  });
+  return q;
+}
 
 }  // namespace
 
@@ -732,6 +1200,16 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
       experts);
   m.def("quantize(Tensor weight, int bits, bool search, Tensor(a!) data, Tensor(b!) scales) -> ()", quantize);
+  m.def(
+      "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, "
+      "Tensor context_lens) -> Tensor",
+      attention);
+  m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor", add_rms_norm);
+  m.def("route(Tensor x, Tensor weight, Tensor bias, int top_k, float norm_min) -> (Tensor, Tensor)", route);
+  m.def(
+      "rope_and_write(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads) "
+      "-> Tensor",
+      rope_and_write);
   m.def(
       "embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
 }

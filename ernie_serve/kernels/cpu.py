@@ -1,8 +1,11 @@
-"""The verbs as plain torch does them best on a CPU.
+"""The verbs as plain torch does them best on a CPU, and those of packed matrices as `cpu.cpp` does.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
-Numbers are those of the reference to rounding.
+Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
+can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from torch import Tensor
 from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import operators
-from ernie_serve.kernels.packed import Bits, Packed
+from ernie_serve.kernels.packed import ROWS, Bits, Packed
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -49,7 +52,7 @@ class CpuKernels(ReferenceKernels):
         """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize`."""
         if (ops := operators()) is None:
             return packed.quantize(weight, bits, search)
-        made = packed.empty(*weight.shape, bits)
+        made = packed.empty(weight.shape[0], weight.shape[1], bits)
         ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
         return made
 
@@ -68,7 +71,7 @@ class CpuKernels(ReferenceKernels):
         """
         if isinstance(weight, Packed):
             if (ops := operators()) is None:
-                return super().linear(x, weight)
+                return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
             packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
             return packed_y
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
@@ -117,7 +120,8 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Packed matrices go through one operator. Otherwise rows are sorted by expert, so that each expert has a slice and nothing is scattered.
+        Packed matrices go through one operator. Others: rows are sorted by expert, so that each expert has a slice
+        and nothing is scattered.
         """
         if (
             isinstance(gate_up, Packed)
@@ -156,6 +160,18 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _slices(weight: Packed) -> Iterator[Packed]:
+    """A packed matrix in pieces whose numbers take a few MiB."""
+    blocks = max(1, _SLICE // weight.columns // ROWS)
+    for first in range(0, len(weight.data), blocks):
+        data = weight.data[first : first + blocks]
+        scales = weight.row_scales[first * ROWS : (first + blocks) * ROWS]
+        yield Packed(data, scales, weight.bits, min(weight.rows - first * ROWS, len(scales)))
+
+
+_SLICE = 1 << 21
 
 
 def _parts(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None, int]:

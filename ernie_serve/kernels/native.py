@@ -78,7 +78,7 @@ def _cpp_extension() -> ModuleType:
 
 
 def _fingerprint(flags: list[str]) -> str:
-    """Of all that a build depends on and torch's cache does not look at: the processor, torch, the flags, the source."""
+    """Of all that a build depends on: the processor, torch, the flags, the source."""
     parts = [platform.machine(), _processor(), torch.__version__, *flags, SOURCE.read_text(encoding="utf-8")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
