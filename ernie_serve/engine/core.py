@@ -100,7 +100,7 @@ class EngineCore:
         self._num_failures = 0
         if self._is_closing:  # the step may have been broken off, and nobody waits for it
             return outputs
-        if self.scheduler.has_any_of(plan):  # otherwise too, and it took less than a whole one does
+        if self.scheduler.has_any_of(plan):  # one that was broken off does not say how long a step takes
             self.scheduler.took(plan, time.monotonic() - began)
         return outputs + self.scheduler.update(plan, sampled)
 
