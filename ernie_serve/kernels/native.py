@@ -11,7 +11,6 @@ import os
 import platform
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -55,8 +54,11 @@ def load(*, portable: bool = False, extra_flags: tuple[str, ...] = ()) -> Operat
 
 
 def _compile(name: str, flags: list[str]) -> None:
-    extension = _cpp_extension()
-    folder = Path(extension._get_build_directory(name, verbose=False))
+    from torch.utils import cpp_extension  # slow to import, and needs setuptools
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    folder = Path(root) / name
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "ours").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         # torch's own lock is a file that outlives a killed process, and is then waited for without end. Whoever holds
@@ -65,16 +67,15 @@ def _compile(name: str, flags: list[str]) -> None:
         began = time.monotonic()
         if not (folder / f"{name}.so").exists():
             logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
-        extension.load(
-            name, [str(SOURCE)], extra_cflags=flags, extra_ldflags=["-fopenmp"], is_python_module=False, verbose=False
+        cpp_extension.load(
+            name,
+            [str(SOURCE)],
+            extra_cflags=flags,
+            extra_ldflags=flags,
+            build_directory=str(folder),
+            is_python_module=False,
         )
         logger.debug("Loaded %s in %.1f s", folder, time.monotonic() - began)
-
-
-def _cpp_extension() -> ModuleType:
-    from torch.utils import cpp_extension
-
-    return cpp_extension
 
 
 def _fingerprint(flags: list[str]) -> str:
