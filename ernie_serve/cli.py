@@ -173,6 +173,36 @@ def bench(
         output_json.write_text(benchmark.as_json(results), encoding="utf-8")
 
 
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub name of the original checkpoint.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    quantization: Annotated[str, _flag("--quantization", "int4, int8 or mixed.")] = "int4",
+    report: Annotated[bool, _flag("--report", "Print how far weights and logits are from the original's.")] = False,
+    report_tokens: Annotated[int, _flag("--report-tokens", "Tokens that logits are compared over.", min=2)] = 256,
+    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+) -> None:
+    """Write a checkpoint in 4 or 8 bits, which `serve OUT` then maps instead of reading."""
+    from ernie_serve import quantizing
+
+    recipe = config.recipe(quantization)
+    tokens = report_tokens if report else 0
+    quantizing.quantize(source, folder, recipe, revision=revision, threads=threads, report_tokens=tokens)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
+    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+) -> None:
+    """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""
+    from ernie_serve import doctor
+
+    doctor.examine(model, revision=revision, threads=threads)
+
+
 @config_app.command("show")
 @takes_settings
 def show(settings: Settings, origins: Origins) -> None:

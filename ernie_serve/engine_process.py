@@ -17,6 +17,7 @@ from ernie_serve.config import Settings
 from ernie_serve.engine import wire
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
@@ -27,9 +28,12 @@ from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Rea
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.packing import load_packed
+from ernie_serve.model.loading import dtypes_of, load, quantization_of
+from ernie_serve.model.quantize import Shapes, loading_bytes, model_bytes, shapes_of
+from ernie_serve.model.recipes import Quantization
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
+from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -72,23 +76,30 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     Raises `StartupError` when the settings, the checkpoint or the memory do not allow it.
     """
     began = time.monotonic()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or usable_cores())
     device = _device(settings.device)
     folder = hub.resolve(settings.model, settings.revision, "all", report)
     config = ModelConfig.from_folder(folder)
     memory.require_length(config, settings.max_model_len)
-    dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    quantization = quantization_of(config, settings.quantization, device)
+    dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
     kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    memory.require_room(weight_bytes, device)
-    load_packed(model, folder, report, device=device)
+    if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        logger.warning("This processor has no vector instructions that are known here; it will be slow.")
+    shapes = shapes_of(model)
+    weight_bytes = model_bytes(shapes, quantization, dtype)
+    mapped_bytes = weight_bytes if config.quantization else 0
+    passing_bytes = loading_bytes(shapes, config) if quantization and not mapped_bytes else 0
+    memory.require_room(weight_bytes, device, passing_bytes, advice=_advice(shapes, quantization, device))
+    load(model, folder, quantization, report, device=device)
     room = memory.plan_cache(
         config,
         dtype,
         device,
+        cache_dtype=cache_dtype,
+        mapped_bytes=mapped_bytes,
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -102,12 +113,14 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         num_valid_ids=num_valid_ids,
+        cache_dtype=cache_dtype,
     )
     scheduler = Scheduler(
         BlockPool(room.num_blocks, settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
+        pace=Pace(_step_seconds(settings, device)),
     )
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
@@ -115,7 +128,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     _warm_up(core)
     info = EngineInfo(
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=f"{quantization.recipe} weights" if quantization else str(dtype).removeprefix("torch."),
         weight_bytes=weight_bytes,
         kv_bytes=room.num_bytes,
         num_blocks=room.num_blocks,
@@ -135,6 +148,23 @@ def _warm_up(core: EngineCore) -> None:
     outputs = [output for _ in range(4) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+
+
+def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:
+    """What would make weights fit that do not."""
+    if device.type != "cpu" or (quantization and quantization.recipe == "int4"):
+        return "Use a smaller checkpoint, or a machine with more memory."
+    try:
+        small = model_bytes(shapes, Quantization.of("int4"), torch.float32)
+    except SettingsError:
+        return "Use a smaller checkpoint, a 16-bit --dtype, or a machine with more memory."
+    return f"With --quantization int4 they need {small / memory.GIB:.2f} GiB; or use a machine with more memory."
+
+
+def _step_seconds(settings: Settings, device: torch.device) -> float:
+    if settings.max_step_seconds is not None:
+        return settings.max_step_seconds
+    return 0.5 if device.type == "cpu" else 0.0
 
 
 def _device(wanted: str) -> torch.device:

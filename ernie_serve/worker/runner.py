@@ -34,12 +34,15 @@ class Runner:
         *,
         max_num_seqs: int = 256,
         num_valid_ids: int | None = None,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
+        """`cache_dtype` is the arithmetic's own unless given; torch.int8 keeps 8 bits with scales."""
         weight, config = model.norm.weight, model.config
+        dtype = cache_dtype or weight.dtype
         self.model = model
         self.cache = [
             model.kernels.empty_cache(
-                num_blocks, block_size, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
+                num_blocks, block_size, config.num_key_value_heads, config.head_dim, dtype, weight.device
             )
             for _ in range(config.num_hidden_layers)
         ]
