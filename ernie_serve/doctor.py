@@ -20,6 +20,7 @@ from rich.table import Table
 from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.kernels.native import tools_path
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import Shapes, bits_of, loading_bytes, model_bytes, packed_bytes
@@ -73,7 +74,12 @@ def examine(model: str, *, revision: str | None, threads: int | None) -> None:
     console.print(f"\n{model or DEFAULT}, {_TOKENS:,} tokens of context:")
     console.print(table(forms, free, speed))
     for line in advice(
-        forms, config, free=free, total=total, disk=disk, compiler=bool(compiler and shutil.which("ninja"))
+        forms,
+        config,
+        free=free,
+        total=total,
+        disk=disk,
+        compiler=bool(compiler and shutil.which("ninja", path=tools_path())),
     ):
         console.print(f"- {line}", soft_wrap=True)
 

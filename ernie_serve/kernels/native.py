@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def _compile(name: str, flags: list[str]) -> None:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch does not type it
             return
         logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
+        os.environ["PATH"] = tools_path()
         cpp_extension.load(
             name,
             [str(SOURCE)],
@@ -80,6 +82,12 @@ def _compile(name: str, flags: list[str]) -> None:
         )
         whole.touch()
         logger.debug("Loaded %s in %.1f s", folder, time.monotonic() - began)
+
+
+def tools_path() -> str:
+    """PATH, and the folder beside Python, where pip puts ninja whether or not PATH has it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*folders, str(Path(sys.executable).parent)]))
 
 
 def _fingerprint(flags: list[str]) -> str:
