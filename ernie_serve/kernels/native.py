@@ -65,8 +65,11 @@ def _compile(name: str, flags: list[str]) -> None:
         # ours knows that nobody holds that one.
         (folder / "lock").unlink(missing_ok=True)
         began = time.monotonic()
-        if not (folder / f"{name}.so").exists():
-            logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
+        library, whole = folder / f"{name}.so", folder / "whole"
+        if whole.exists() and library.exists():  # ninja would compile again for a copy of the source elsewhere
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch annotates no part of it
+            return
+        logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
         cpp_extension.load(
             name,
             [str(SOURCE)],
@@ -75,6 +78,7 @@ def _compile(name: str, flags: list[str]) -> None:
             build_directory=str(folder),
             is_python_module=False,
         )
+        whole.touch()
         logger.debug("Loaded %s in %.1f s", folder, time.monotonic() - began)
 
 
