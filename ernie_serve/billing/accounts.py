@@ -4,6 +4,7 @@ Knows the tables. Knows no thread and no clock. Names are for people; ids are ma
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,14 +83,15 @@ def create_key(
         "expires": expires,
         "created": now,
     }
-    connection.execute(insert(api_key).values(values | _limit_columns(limits)))
+    columns = {column: getattr(limits, name) for name, column in _LIMIT_COLUMNS.items()}
+    connection.execute(insert(api_key).values(values | columns))
     return key, public_id
 
 
-def set_limits(connection: Connection, key_id: str, limits: KeyLimits) -> bool:
-    """Give a key other limits. `False` when there is no such key."""
-    change = update(api_key).where(api_key.c.public_id == key_id).values(_limit_columns(limits))
-    return bool(connection.execute(change).rowcount)
+def set_limits(connection: Connection, key_id: str, changes: Mapping[str, int | None]) -> bool:
+    """Change those limits of a key that are named as in `KeyLimits`. `False` when there is no such key."""
+    columns = {_LIMIT_COLUMNS[name]: value for name, value in changes.items()}
+    return bool(connection.execute(update(api_key).where(api_key.c.public_id == key_id).values(columns)).rowcount)
 
 
 def disable_key(connection: Connection, key_id: str, now: int) -> bool:
@@ -234,13 +236,12 @@ def _key_record(row: Row[Any]) -> KeyRecord:
     )
 
 
-def _limit_columns(limits: KeyLimits) -> dict[str, int | None]:
-    return {
-        "rpm": limits.requests_per_minute,
-        "tpm": limits.tokens_per_minute,
-        "concurrent": limits.concurrent,
-        "month_limit_nano": limits.month_nano,
-    }
+_LIMIT_COLUMNS = {
+    "requests_per_minute": "rpm",
+    "tokens_per_minute": "tpm",
+    "concurrent": "concurrent",
+    "month_nano": "month_limit_nano",
+}
 
 
 def _named(name: str, what: str) -> str:
