@@ -1,4 +1,4 @@
-"""Accounts, projects, keys and price lists as SQL.
+"""Accounts, projects and keys as SQL.
 
 Knows the tables. Knows no thread and no clock. Names are for people; ids are made here and never change.
 """
@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ernie_serve.billing.keys import Caller, KeyLimits, Scope, digest, new_key, parse_scopes
-from ernie_serve.billing.prices import Prices
-from ernie_serve.billing.schema import account, api_key, price, project
+from ernie_serve.billing.schema import account, api_key, project
 from ernie_serve.errors import SettingsError
 
 DEFAULT_ACCOUNT = "default"
@@ -49,6 +48,17 @@ class AccountRecord:
     balance_nano: int
     reserved_nano: int
     status: str
+    created: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRecord:
+    """A project of an account, and what it may spend in a month."""
+
+    id: str
+    account_id: str
+    name: str
+    month_limit_nano: int | None
     created: int
 
 
@@ -123,9 +133,31 @@ def find_key(connection: Connection, key_id: str) -> KeyRecord | None:
     return next(iter(_keys(connection, api_key.c.public_id == key_id)), None)
 
 
-def list_keys(connection: Connection, account_id: str | None = None) -> list[KeyRecord]:
-    """Every key, or those of one account, oldest first."""
-    return _keys(connection, *(() if account_id is None else (account.c.id == account_id,)))
+def list_keys(
+    connection: Connection,
+    account_id: str | None = None,
+    *,
+    project_id: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[KeyRecord]:
+    """Keys, oldest first: every one, or those of an account or project; `limit` of them after the key `after`."""
+    conditions: list[ColumnElement[bool]] = []
+    if account_id is not None:
+        conditions.append(account.c.id == account_id)
+    if project_id is not None:
+        conditions.append(project.c.id == project_id)
+    if after is not None:
+        last = select(api_key.c.created, api_key.c.public_id).where(api_key.c.public_id == after)
+        conditions.append(tuple_(api_key.c.created, api_key.c.public_id) > last.scalar_subquery())
+    return _keys(connection, *conditions, limit=limit)
+
+
+def list_projects(connection: Connection, account_id: str | None = None) -> list[ProjectRecord]:
+    """Every project, or those of one account, oldest first."""
+    query = select(project).order_by(project.c.created, project.c.id)
+    rows = connection.execute(query if account_id is None else query.where(project.c.account_id == account_id))
+    return [ProjectRecord(**row) for row in rows.mappings()]
 
 
 def list_accounts(connection: Connection) -> list[AccountRecord]:
@@ -138,38 +170,6 @@ def find_account(connection: Connection, account_id: str) -> AccountRecord | Non
     """An account by its id."""
     row = connection.execute(select(account).where(account.c.id == account_id)).mappings().first()
     return None if row is None else AccountRecord(**row)
-
-
-def current_prices(connection: Connection, model: str) -> Prices | None:
-    """The newest price list of a model."""
-    newest = select(func.max(price.c.version)).where(price.c.model == model).scalar_subquery()
-    rows = connection.execute(
-        select(price.c.version, price.c.kind, price.c.nano_per_token).where(price.c.version == newest)
-    )
-    kinds = {row.kind: row for row in rows}
-    if not kinds:
-        return None
-    return Prices(
-        input_nano=kinds["input"].nano_per_token,
-        cached_nano=kinds["cached"].nano_per_token,
-        output_nano=kinds["output"].nano_per_token,
-        version=kinds["input"].version,
-    )
-
-
-def set_prices(connection: Connection, model: str, prices: Prices, now: int) -> Prices:
-    """Make these the prices of a model from now on; a new version unless nothing changes."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("LOCK TABLE price IN SHARE ROW EXCLUSIVE MODE"))  # replicas start at the same time
-    current = current_prices(connection, model)
-    new = (prices.input_nano, prices.cached_nano, prices.output_nano)
-    if current is not None and new == (current.input_nano, current.cached_nano, current.output_nano):
-        return current
-    version = 1 + (connection.execute(select(func.max(price.c.version))).scalar() or 0)
-    shared = {"version": version, "model": model, "valid_from": now}
-    kinds = zip(("input", "cached", "output"), new, strict=True)
-    connection.execute(insert(price), [shared | {"kind": kind, "nano_per_token": nano} for kind, nano in kinds])
-    return Prices(input_nano=new[0], cached_nano=new[1], output_nano=new[2], version=version)
 
 
 _EMPTY: dict[str, int | str] = {"balance_nano": 0, "reserved_nano": 0, "status": "active"}
@@ -191,7 +191,7 @@ _INSERT: dict[str, type[sqlite.Insert] | type[postgresql.Insert]] = {
 }
 
 
-def _keys(connection: Connection, *conditions: ColumnElement[bool]) -> list[KeyRecord]:
+def _keys(connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None) -> list[KeyRecord]:
     columns = (
         api_key,
         account.c.id.label("account_id"),
@@ -204,7 +204,7 @@ def _keys(connection: Connection, *conditions: ColumnElement[bool]) -> list[KeyR
         account, account.c.id == project.c.account_id
     )
     query = select(*columns).select_from(joined).where(*conditions).order_by(api_key.c.created, api_key.c.public_id)
-    return [_key_record(row) for row in connection.execute(query)]
+    return [_key_record(row) for row in connection.execute(query.limit(limit))]
 
 
 def _key_record(row: Row[Any]) -> KeyRecord:
