@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_origin
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ernie_serve import config
+from ernie_serve import cli_billing, config
 from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError, StartupError
 
@@ -33,6 +34,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_billing.keys_app, name="keys")
+app.command()(cli_billing.usage)
+app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
     try:
         app()
     except StartupError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]ernie-serve:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]ernie-serve:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

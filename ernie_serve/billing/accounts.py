@@ -6,7 +6,7 @@ Knows the tables. Knows no thread and no clock. Names are for people; ids are ma
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,6 +18,8 @@ from ernie_serve.errors import SettingsError
 DEFAULT_ACCOUNT = "default"
 DEFAULT_PROJECT = "default"
 _MAX_NAME = 128
+
+KeyState = Literal["active", "disabled", "expired", "account closed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +37,15 @@ class KeyRecord:
 
     def usable(self, now: int) -> bool:
         """Whether the key works at that time."""
-        expires = self.caller.expires
-        return self.disabled is None and self.account_active and (expires is None or now < expires)
+        return self.state(now) == "active"
+
+    def state(self, now: int) -> KeyState:
+        """How the key stands at that time."""
+        if self.disabled is not None:
+            return "disabled"
+        if not self.account_active:
+            return "account closed"
+        return "active" if self.caller.expires is None or now < self.caller.expires else "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,17 @@ from sqlalchemy import Connection
 
 from ernie_serve.billing import accounts, ledger
 from ernie_serve.billing.accounts import DEFAULT_ACCOUNT, DEFAULT_PROJECT, AccountRecord, KeyRecord
-from ernie_serve.billing.database import Database
+from ernie_serve.billing.database import Database, cause_of
 from ernie_serve.billing.keys import DEFAULT_SCOPES, KeyLimits, Scope, public_id_of
 from ernie_serve.billing.money import MAX_NANO, format_usd
-from ernie_serve.billing.store import cause_of, is_away
+from ernie_serve.billing.store import is_away
 from ernie_serve.errors import SettingsError, StartupError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+KINDS = ("topup", "refund", "adjust")
+"""What a person books; requests are booked as `usage`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ def top_up(
     Raises `SettingsError` for an account that is not there, where running requests hold what is to be taken, and where
     `ref` stands for something else.
     """
+    if kind not in KINDS:
+        raise SettingsError(f"The kind of a booking is `{kind[:40]}`; choose {', '.join(KINDS)}.")
     record = the_account(connection, account)
     if nano == 0:
         return record.balance_nano
@@ -115,6 +120,13 @@ def top_up(
             f"The reference `{ref[:80]}` is that of another booking. Give each booking its own, or none at all."
         )
     return balance
+
+
+def given_ref(reference: str) -> str:
+    """The `ref` of a booking from what a person calls it, which is never that of a request or a key."""
+    if not 0 < len(reference) <= 128 or not reference.isprintable():
+        raise SettingsError(f"The reference has {len(reference)} characters; give 1 to 128 printable ones.")
+    return f"ref:{reference}"
 
 
 def change_limits(connection: Connection, key: str, changes: Mapping[str, int | None]) -> KeyRecord:

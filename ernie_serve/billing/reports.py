@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Table, cast, func, or_, select
@@ -167,6 +167,12 @@ def usage_by_time(
     starts = range(first, last, seconds)
     buckets = tuple(Bucket(at, at + seconds, tuple(found.get(at, ()))) for at in starts)
     return Page(buckets, last if last < end else None)
+
+
+def add(several: Sequence[Sums]) -> Sums:
+    """Sums of the same group as one."""
+    total = {name: sum(getattr(each, name) for each in several) for name in ("requests", *_SUMS)}
+    return replace(several[0] if several else Sums(), **total)
 
 
 def spending(connection: Connection, account_id: str, key_id: str, now: int) -> Spending:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 
-from ernie_serve.billing.database import Database
+from ernie_serve.billing.database import Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -158,8 +158,3 @@ def _unavailable(error: Exception) -> Exception:
         "The billing store cannot be used at the moment, so nothing was generated. Try again shortly.",
         retry_after_seconds=5,
     )
-
-
-def cause_of(error: Exception) -> str:
-    """What the database's driver said, in a line."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:300]
