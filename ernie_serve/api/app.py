@@ -8,7 +8,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from ernie_serve.api import chat, completions, description, health, models, responses, tokenize, version
+from ernie_serve.api import (
+    admin_accounts,
+    admin_keys,
+    chat,
+    completions,
+    description,
+    health,
+    models,
+    organization,
+    own_use,
+    responses,
+    tokenize,
+    version,
+)
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
@@ -31,7 +44,8 @@ def create_app(services: Services) -> FastAPI:
         middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, meter=services.meter)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
-    for room in (completions, chat, responses, models, tokenize, health, version, description):
+    speaking = (completions, chat, responses, models, tokenize, health, version, description)
+    for room in (*speaking, own_use, organization, admin_keys, admin_accounts):
         app.include_router(room.router(services))
     return app
 

@@ -169,10 +169,23 @@ def list_projects(connection: Connection, account_id: str | None = None) -> list
     return [ProjectRecord(**row) for row in rows.mappings()]
 
 
-def list_accounts(connection: Connection) -> list[AccountRecord]:
-    """Every account, oldest first."""
-    rows = connection.execute(select(account).order_by(account.c.created, account.c.id)).mappings()
-    return [AccountRecord(**row) for row in rows]
+def find_project(connection: Connection, project_id: str) -> ProjectRecord | None:
+    """A project by its id."""
+    row = connection.execute(select(project).where(project.c.id == project_id)).mappings().first()
+    return None if row is None else ProjectRecord(**row)
+
+
+def list_accounts(
+    connection: Connection, *, name: str | None = None, after: str | None = None, limit: int | None = None
+) -> list[AccountRecord]:
+    """Accounts, oldest first: every one, or that of a name; `limit` of them after the account `after`."""
+    query = select(account).order_by(account.c.created, account.c.id).limit(limit)
+    if name is not None:
+        query = query.where(account.c.name == name)
+    if after is not None:
+        last = select(account.c.created, account.c.id).where(account.c.id == after)
+        query = query.where(tuple_(account.c.created, account.c.id) > last.scalar_subquery())
+    return [AccountRecord(**row) for row in connection.execute(query).mappings()]
 
 
 def find_account(connection: Connection, account_id: str) -> AccountRecord | None:

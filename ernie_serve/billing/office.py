@@ -141,9 +141,11 @@ def change_limits(connection: Connection, key: str, changes: Mapping[str, int | 
 
 def the_account(connection: Connection, account: str) -> AccountRecord:
     """An account by id or name. Raises `SettingsError` when there is none."""
-    for record in accounts.list_accounts(connection):
-        if account in (record.id, record.name):
-            return record
+    named = accounts.find_account(connection, account) or next(
+        iter(accounts.list_accounts(connection, name=account)), None
+    )
+    if named is not None:
+        return named
     raise SettingsError(f"There is no account `{account[:80]}`. `ernie-serve keys create` makes one.")
 
 
