@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ernie_serve.api.auth import caller_of
+from ernie_serve.api.billed import exact
 from ernie_serve.api.desk import answered, now
 from ernie_serve.api.schema.queries import CostsQuery, ExportQuery, SpanQuery, UsageQuery, key_id_of, read_query
 from ernie_serve.api.services import Services
@@ -162,7 +163,7 @@ def costs_result(sums: Sums) -> dict[str, Any]:
 
 def exact_usd(nano: int) -> orjson.Fragment:
     """Dollars as a JSON number with every digit; no float has been near it."""
-    return orjson.Fragment(format_usd(nano))
+    return exact(format_usd(nano))
 
 
 async def _begun(rows: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
