@@ -181,8 +181,8 @@ def _pick(scores: Tensor, params: list[SamplingParams], uniforms: list[float]) -
     x = scores - scores.amax(-1, keepdim=True)
     if any(p.temperature != 1 for p in params):
         x /= column([p.temperature for p in params]).float()
-    torch.threshold_(x, -80.0, float("-inf"))  # a chance below 1e-34 is none; as denormal numbers they are slow to add
-    weights = x.exp()
+    torch.threshold_(x, -78.0, -80.0)  # a chance below 1e-34 is none: what would come out denormal is slow to add, and
+    weights = torch.threshold_(x.exp(), 1e-34, 0.0)  # the power of minus infinity is six times as slow as of others
     min_p = column([p.min_p for p in params]) if any(p.min_p > 0 for p in params) else None
     if min_p is not None:
         weights = weights.where(weights >= min_p, 0.0)

@@ -160,6 +160,17 @@ def test_uniforms_are_spread_evenly_over_seeds_and_over_tokens():
         assert all(abs(pairs[i, j] - 1250) < 170 for i in range(4) for j in range(4))
 
 
+@pytest.mark.parametrize("kind", [{}, {"top_p": 0.999}, {"top_k": 9}])
+def test_what_is_next_to_impossible_is_impossible_at_every_point(monkeypatch, kind):
+    import ernie_serve.worker.sampler as module
+
+    logits = torch.full((1, V), -90.0)
+    logits[0, [20, 30]] = 0.0
+    for point, expected in ((0.0, 20), (0.5 - 2.0**-53, 20), (0.5, 30), (1 - 2.0**-53, 30)):
+        monkeypatch.setattr(module, "uniform", lambda seed, count, point=point: point)
+        assert Sampler(4).sample(logits, [row(**kind)])[0].token_id == expected
+
+
 @pytest.mark.parametrize("seed", [-1, -(1 << 63), (1 << 64) - 1, 0])
 def test_every_seed_an_integer_can_be_is_a_seed(seed):
     assert 0 <= uniform(seed, 0) < 1
