@@ -22,6 +22,7 @@ from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
@@ -83,7 +84,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
-    kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
+    kernels = _kernels(device, is_compiled=quantization is not None or cache_dtype == torch.int8)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -159,6 +160,13 @@ def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.dev
     except SettingsError:
         return "Use a smaller checkpoint, a 16-bit --dtype, or a machine with more memory."
     return f"With --quantization int4 they need {small / memory.GIB:.2f} GiB; or use a machine with more memory."
+
+
+def _kernels(device: torch.device, *, is_compiled: bool) -> ReferenceKernels:
+    """The arithmetic of a device. What torch has no operators for is worth compiling some."""
+    if device.type != "cpu":
+        return ReferenceKernels()
+    return cpu_kernels() if is_compiled else CpuKernels()
 
 
 def _step_seconds(settings: Settings, device: torch.device) -> float:
