@@ -51,7 +51,7 @@ def test_every_command_serves_a_preset_that_exists_with_flags_that_exist(words: 
     file = ROOT / words[words.index("--config") + 1]
     flags = {word[2:].replace("-", "_"): words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
     flags.pop("config")
-    settings, origins = config.load(flags, config=file, environ={})
+    settings, _ = config.load(flags, config=file, environ={})
     assert settings.model == "baidu/ERNIE-4.5-21B-A3B-PT"
 
 
