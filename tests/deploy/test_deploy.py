@@ -113,3 +113,12 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "ernie-serve.service" not in done.stderr, done.stderr
+
+
+def test_what_the_page_says_of_the_files_is_so() -> None:
+    page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    assert image_volumes() <= set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    assert all(f"`{name}`" in page for name in arguments)
+    for path in [*re.findall(r"\]\(\.\./([^)]+)\)", page), *re.findall(r"(configs/[\w.-]+\.toml)", page)]:
+        assert (ROOT / path).exists(), path
