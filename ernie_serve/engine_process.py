@@ -22,6 +22,7 @@ from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
@@ -83,7 +84,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
-    kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
+    kernels = _kernels(device, has_packed=quantization is not None or cache_dtype == torch.int8)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -148,6 +149,13 @@ def _warm_up(core: EngineCore) -> None:
     outputs = [output for _ in range(4) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+
+
+def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
+    """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
+    if device.type != "cpu":
+        return ReferenceKernels()
+    return cpu_kernels() if has_packed else CpuKernels()
 
 
 def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:
