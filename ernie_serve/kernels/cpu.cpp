@@ -55,7 +55,8 @@ typedef uint32_t u8 __attribute__((vector_size(32)));
 typedef uint16_t h8 __attribute__((vector_size(16)));
 typedef int8_t b8 __attribute__((vector_size(8)));
 
-template <class V, class P> inline V read(const P* p) {
+template <class V, class P>
+inline V read(const P* p) {
   V v;
   std::memcpy(&v, p, sizeof(V));
   return v;
@@ -80,11 +81,25 @@ inline void store(bf16* p, f8 v) {  // to the nearest, ties to even; what is no 
 }
 
 inline f8 all(float x) { return f8{} + x; }
+// Where one of the two is no number, the second is taken.
+#ifdef ERNIE_AVX2
+inline f8 largest(f8 a, f8 b) { return (f8)_mm256_max_ps((__m256)a, (__m256)b); }
+inline f8 smallest(f8 a, f8 b) { return (f8)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline f8 largest(f8 a, f8 b) { return a > b ? a : b; }
 inline f8 smallest(f8 a, f8 b) { return a < b ? a : b; }
+#endif
 inline f8 magnitude(f8 v) { return (f8)((i8)v & 0x7fffffff); }
 
-inline float sum(f8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+inline float sum(f8 v) {
+#ifdef ERNIE_AVX2
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehdup_ps(four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehl_ps(two, two)));
+#else
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+#endif
+}
 inline float largest(f8 v) {
   return std::max(std::max(std::max(v[0], v[4]), std::max(v[1], v[5])),
                   std::max(std::max(v[2], v[6]), std::max(v[3], v[7])));
@@ -121,7 +136,8 @@ inline f8 silu(f8 x) { return x / (1.0f + exponential(-x)); }
 
 // f(0) .. f(n - 1), on torch's threads. Each thread walks through neighbours, so that it reads memory in order; one
 // that is done early takes from the others.
-template <class F> void share(int64_t n, const F& f) {
+template <class F>
+void share(int64_t n, const F& f) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
   if (threads <= 1 || at::in_parallel_region()) {
     for (int64_t i = 0; i < n; i++) f(i);
@@ -145,14 +161,20 @@ template <class F> void share(int64_t n, const F& f) {
   });
 }
 
-template <class T> std::unique_ptr<T[]> room(int64_t n) { return std::unique_ptr<T[]>(new T[std::max<int64_t>(n, 1)]); }
+template <class T>
+std::unique_ptr<T[]> room(int64_t n) {
+  return std::unique_ptr<T[]>(new T[std::max<int64_t>(n, 1)]);
+}
 
-#define ERNIE_DISPATCH(type, name, ...)                                                  \
-  [&] {                                                                                  \
-    if (type == at::kFloat) { using name = float; return __VA_ARGS__(); }                \
+#define ERNIE_DISPATCH(type, name, ...)                                                   \
+  [&] {                                                                                   \
+    if (type == at::kFloat) {                                                             \
+      using name = float;                                                                 \
+      return __VA_ARGS__();                                                               \
+    }                                                                                     \
     TORCH_CHECK(type == at::kBFloat16, "a tensor of float32 or bfloat16 is needed here"); \
-    using name = bf16;                                                                   \
-    return __VA_ARGS__();                                                                \
+    using name = bf16;                                                                    \
+    return __VA_ARGS__();                                                                 \
   }()
 
 // ---- activations in 8 bits ------------------------------------------------------------------------------------------
@@ -165,8 +187,6 @@ struct Group {  // 32 numbers of one token: q * scale
   int32_t start4, start8;  // where the sum of products with a group of weights begins, see Dot
 };
 
-struct Dot4;
-struct Dot8;
 inline int32_t start4(const int8_t* q);
 inline int32_t start8(const int8_t* q);
 
@@ -181,14 +201,16 @@ inline void quantize_group(const f8 (&x)[4], Group& out) {
   out.start8 = start8(out.q);
 }
 
-template <class S> void quantize_row(const S* x, int64_t columns, Group* out) {
+template <class S>
+void quantize_row(const S* x, int64_t columns, Group* out) {
   for (int64_t g = 0; g < columns / GROUP; g++, x += GROUP) {
     const f8 v[4] = {load(x), load(x + 8), load(x + 16), load(x + 24)};
     quantize_group(v, out[g]);
   }
 }
 
-// ---- 8 rows of weights by a few tokens --------------------------------------------------------------------------------
+// ---- 8 rows of weights by a few tokens
+// --------------------------------------------------------------------------------
 //
 // Dot4 and Dot8 sum, in integers, one group of 8 rows with one group of a token: `start`, then `add` for each vector of
 // weights (unsigned nibbles for 4 bits) and 4 numbers of the token, then `end`, which brings the codes in.
@@ -225,7 +247,10 @@ struct Dot8 {
   f8 end(f8 codes) const { return end_of(sum, codes); }
 };
 
-template <class Codes> inline Codes codes(const uint8_t* p) { return codes_of(p); }
+template <class Codes>
+inline Codes codes(const uint8_t* p) {
+  return codes_of(p);
+}
 
 #elif defined(ERNIE_AVX2)
 
@@ -271,9 +296,14 @@ struct Dot8 {
   f8 end(f8 codes) const { return (f8)_mm256_cvtepi32_ps(sum) * codes; }
 };
 
-template <class Codes> inline Codes codes(const uint8_t* p);
-template <> inline f8 codes<f8>(const uint8_t* p) { return load(reinterpret_cast<const int8_t*>(p)); }
-template <> inline __m256i codes<__m256i>(const uint8_t* p) {  // each code twice, in 16 bits
+template <class Codes>
+inline Codes codes(const uint8_t* p);
+template <>
+inline f8 codes<f8>(const uint8_t* p) {
+  return load(reinterpret_cast<const int8_t*>(p));
+}
+template <>
+inline __m256i codes<__m256i>(const uint8_t* p) {  // each code twice, in 16 bits
   const __m256i places = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
                                           -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
   return _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(read<int64_t>(p)), places), 8);
@@ -288,7 +318,8 @@ inline int32_t start8(const int8_t*) { return 0; }
 struct Bytes {
   uint8_t at[32];
 };
-template <class B> inline void add_four(i8& sum, const B* w, int32_t x) {
+template <class B>
+inline void add_four(i8& sum, const B* w, int32_t x) {
   int8_t q[4];
   std::memcpy(q, &x, 4);
   for (int row = 0; row < 8; row++)
@@ -313,7 +344,10 @@ struct Dot8 {
   f8 end(f8 codes) const { return __builtin_convertvector(sum, f8) * codes; }
 };
 
-template <class Codes> inline Codes codes(const uint8_t* p) { return codes_of(p); }
+template <class Codes>
+inline Codes codes(const uint8_t* p) {
+  return codes_of(p);
+}
 
 #endif
 
@@ -340,7 +374,8 @@ constexpr int64_t AHEAD = 1024;  // bytes that are asked for before they are nee
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
 
 // out[t] = 8 rows times token t, without the rows' scales. `data` is one block of rows, `units` its units.
-template <int BITS, int T> inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, f8* out) {
+template <int BITS, int T>
+inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, f8* out) {
   using Dot = std::conditional_t<BITS == 4, Dot4, Dot8>;
   f8 sums[T] = {};
   for (int64_t g = 0; g < 2 * units; g++) {
@@ -405,7 +440,8 @@ struct Matrix {
   }
 
  private:
-  template <int BITS, int T> void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
+  template <int BITS, int T>
+  void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
     if (count == T) return multiply<BITS, T>(at, units, x, out);
     if constexpr (T > 1) return dispatch<BITS, T - 1>(at, x, count, out);
   }
@@ -414,7 +450,8 @@ struct Matrix {
 constexpr int64_t PIECE = 48 << 10;  // bytes of weights that a thread takes at a time, and keeps while tokens pass
 
 // x [T, C] in 8 bits, a row of groups for each token
-template <class S> std::unique_ptr<Group[]> quantized(const S* x, int64_t tokens, int64_t columns) {
+template <class S>
+std::unique_ptr<Group[]> quantized(const S* x, int64_t tokens, int64_t columns) {
   const int64_t groups = columns / GROUP, some = std::max<int64_t>(1, 16384 / columns);
   auto out = room<Group>(tokens * groups);
   share((tokens + some - 1) / some, [&](int64_t i) {
@@ -424,7 +461,8 @@ template <class S> std::unique_ptr<Group[]> quantized(const S* x, int64_t tokens
   return out;
 }
 
-template <class S> void store_rows(S* out, f8 v, int64_t count) {
+template <class S>
+void store_rows(S* out, f8 v, int64_t count) {
   if (count >= 8) return store(out, v);
   for (int64_t i = 0; i < count; i++) out[i] = static_cast<S>(v[i]);
 }
@@ -581,7 +619,8 @@ Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, con
   }
   const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
   TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.scalar_type() == at::kLong && weights.sizes() == ids.sizes() &&
-                  ids.size(0) == x.size(0), "x is [T, N], weights and ids are [T, A]");
+                  ids.size(0) == x.size(0),
+              "x is [T, N], weights and ids are [T, A]");
   const int64_t T = x.size(0), N = x.size(1), A = ids.size(1);
   auto fits = [&](const Matrix& g, const Matrix& d) {
     TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
@@ -604,22 +643,23 @@ Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, con
 // ---- making packed matrices -----------------------------------------------------------------------------------------
 
 // The 4-bit scale of a group with the least squared error, and its numbers. See packed.py for the candidates.
-inline int8_t search(const f8 (&w)[4], float top, float row_scale, float inverse, bool more, f8 (&best)[4]) {
+inline int8_t search(const f8 (&w)[4], float top, float row_scale, float inverse, bool more, f8 (&q)[4]) {
   static constexpr float divisors[] = {7.1f, 7.4f, 7.7f, 8.0f, 8.3f, 8.6f, 8.9f};
   float best_error = std::numeric_limits<float>::infinity(), best_code = 0;
+  auto numbers = [&](float code, int i) {
+    const float scale = code * row_scale;
+    return smallest(largest(rounded(w[i] * (scale != 0 ? 1.0f / scale : 0.0f)), all(-8)), all(7));
+  };
   auto consider = [&](float code) {
-    const float scale = code * row_scale, over = scale != 0 ? 1.0f / scale : 0.0f;
-    f8 q[4], error = {};
+    f8 error = {};
     for (int i = 0; i < 4; i++) {
-      q[i] = smallest(largest(rounded(w[i] * over), all(-8)), all(7));
-      const f8 off = w[i] - q[i] * scale;
+      const f8 off = w[i] - numbers(code, i) * (code * row_scale);
       error += off * off;
     }
     const float e = sum(error);
-    if (e < best_error) {
-      best_error = e, best_code = code;
-      std::copy(q, q + 4, best);
-    }
+    const bool better = e < best_error;
+    best_error = better ? e : best_error;
+    best_code = better ? code : best_code;
   };
   consider(std::nearbyint(top / 7 * inverse));
   for (int i = 0; more && i < 7; i++) {
@@ -627,17 +667,20 @@ inline int8_t search(const f8 (&w)[4], float top, float row_scale, float inverse
     consider(code);
     consider(-code);
   }
+  for (int i = 0; i < 4; i++) q[i] = numbers(best_code, i);
   return static_cast<int8_t>(best_code);
 }
 
 // One row of 8: into the unit's bytes of that row.
-template <class S, int BITS> void quantize_weights(const S* w, int64_t columns, int row, bool more, uint8_t* block, float* scale) {
+template <class S, int BITS>
+void quantize_weights(const S* w, int64_t columns, int row, bool more, uint8_t* block, float* scale) {
   const int64_t groups = columns / GROUP;
   const auto tops = room<float>(groups);
   float top = 0;
   for (int64_t g = 0; g < groups; g++) {
     const S* p = w + g * GROUP;
-    const f8 m = largest(largest(magnitude(load(p)), magnitude(load(p + 8))), largest(magnitude(load(p + 16)), magnitude(load(p + 24))));
+    const f8 m = largest(largest(magnitude(load(p)), magnitude(load(p + 8))),
+                         largest(magnitude(load(p + 16)), magnitude(load(p + 24))));
     tops[g] = largest(m);
     top = std::max(top, tops[g]);
   }
@@ -682,26 +725,32 @@ void quantize(const Tensor& weight_, int64_t bits, bool search, Tensor& data, Te
       for (int row = 0; row < 8; row++) {
         const S* from = 8 * b + row < R ? w + (8 * b + row) * C : zeros.data();
         uint8_t* block = out + b * room_for.block_bytes();
-        if (bits == 4) quantize_weights<S, 4>(from, C, row, search, block, scale + 8 * b + row);
-        else quantize_weights<S, 8>(from, C, row, search, block, scale + 8 * b + row);
+        if (bits == 4)
+          quantize_weights<S, 4>(from, C, row, search, block, scale + 8 * b + row);
+        else
+          quantize_weights<S, 8>(from, C, row, search, block, scale + 8 * b + row);
       }
     });
   });
 }
 
-template <int BITS> void unpack_row(const uint8_t* block, int64_t units, int row, float scale, float* out) {
+template <int BITS>
+void unpack_row(const uint8_t* block, int64_t units, int row, float scale, float* out) {
   for (int64_t g = 0; g < 2 * units; g++, out += GROUP) {
     const uint8_t* unit = block + (g >> 1) * unit_bytes(BITS);
     const uint8_t* body = unit + 16 + (g & 1) * 32 * BITS + 4 * row;
     const float step = static_cast<int8_t>(unit[8 * (g & 1) + row]) * scale;
     for (int i = 0; i < GROUP; i++) {
-      if constexpr (BITS == 4) out[i] = ((body[32 * (i / 8) + i % 4] >> (i & 4) & 15) - 8) * step;
-      else out[i] = static_cast<int8_t>(body[32 * (i / 4) + i % 4]) * step;
+      if constexpr (BITS == 4)
+        out[i] = ((body[32 * (i / 8) + i % 4] >> (i & 4) & 15) - 8) * step;
+      else
+        out[i] = static_cast<int8_t>(body[32 * (i / 4) + i % 4]) * step;
     }
   }
 }
 
-Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows, at::ScalarType dtype) {
+Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows,
+                 at::ScalarType dtype) {
   const Matrix w(data, scales, bits);
   const Tensor ids = ids_.contiguous();
   const int64_t T = ids.numel(), C = w.columns();
@@ -712,8 +761,10 @@ Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, i
       const int64_t id = ids.const_data_ptr<int64_t>()[t];
       TORCH_CHECK_INDEX(id >= 0 && id < rows, "token id ", id, " is outside of the ", rows, " rows of the embedding");
       const float scale = w.scales[id];
-      if (bits == 4) unpack_row<4>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
-      else unpack_row<8>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      if (bits == 4)
+        unpack_row<4>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      else
+        unpack_row<8>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
       for (int64_t c = 0; c < C; c += 8) store(y.data_ptr<S>() + t * C + c, load(line.get() + c));
     }
   });
@@ -726,11 +777,11 @@ Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, i
 // cut into parts at fixed places, each part is a softmax of its own, and the parts are joined in order: so a row's
 // numbers do not depend on how many threads share its parts, nor on whether it came alone or in a long prompt.
 
-constexpr int HEADS = 5;           // query heads at once, for the registers hold no more
-constexpr int64_t STRETCH = 64;    // tokens between two looks at the largest score; they stay in the cache
-constexpr int64_t PARTS = 32;      // at most, in a context
-constexpr int64_t FEW = 4;         // up to so many rows of a request, its threads share the parts of each; else the rows
-constexpr int64_t TILE = 16;       // rows that pass over a stretch together
+constexpr int HEADS = 5;         // query heads at once, for the registers hold no more
+constexpr int64_t STRETCH = 64;  // tokens between two looks at the largest score; they stay in the cache
+constexpr int64_t PARTS = 32;    // at most, in a context
+constexpr int64_t FEW = 4;       // up to so many rows of a request, its threads share the parts of each; else the rows
+constexpr int64_t TILE = 16;     // rows that pass over a stretch together
 
 // Parts are as long as this: a function of the row's own context, and of nothing else.
 inline int64_t part_length(int64_t context) {
@@ -740,11 +791,13 @@ inline int64_t part_length(int64_t context) {
 }
 
 // How a cache keeps a row of D numbers. `scale` is what they are multiplied by.
-template <class S> struct Kept {
+template <class S>
+struct Kept {
   static int64_t width(int64_t D) { return D; }
   static float scale(const S*, int64_t) { return 1.0f; }
 };
-template <> struct Kept<int8_t> {
+template <>
+struct Kept<int8_t> {
   static int64_t width(int64_t D) { return D + 4; }
   static float scale(const int8_t* row, int64_t D) { return read<float>(row + D); }
 };
@@ -766,7 +819,8 @@ struct Softmax {
       const float own = std::exp(largest[h] - top), theirs = std::exp(later.largest[h] - top);
       largest[h] = top;
       sum[h] = sum[h] * own + later.sum[h] * theirs;
-      for (int64_t d = h * D; d < (h + 1) * D; d += 8) store(values + d, load(values + d) * own + load(later.values + d) * theirs);
+      for (int64_t d = h * D; d < (h + 1) * D; d += 8)
+        store(values + d, load(values + d) * own + load(later.values + d) * theirs);
     }
   }
 };
@@ -787,19 +841,45 @@ inline void add_values(const S* const* rows, int64_t count, const float* shares,
     for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
 }
 
+// Asks for a row before it is needed: rows of one head lie apart, so that the machine does not guess them.
+template <class S>
+inline void ask_for(const S* row, int64_t D) {
+  const char* at = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < Kept<S>::width(D) * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(at + i);
+}
+
+// The scores of J tokens and G heads; each is summed in the same order whatever J is.
+template <class S, int G, int J>
+inline void score(const float* q, const S* const* keys, int64_t D, float root, float (*scores)[STRETCH]) {
+  f8 sums[J][G] = {};
+  for (int64_t d = 0; d < D; d += 8) {
+    f8 k[J];
+    for (int j = 0; j < J; j++) k[j] = load(keys[j] + d);
+    for (int h = 0; h < G; h++) {
+      const f8 own = load(q + h * D + d);
+      for (int j = 0; j < J; j++) sums[j][h] += k[j] * own;
+    }
+  }
+  for (int j = 0; j < J; j++) {
+    const float scale = Kept<S>::scale(keys[j], D) * root;
+    for (int h = 0; h < G; h++) scores[h][j] = sum(sums[j][h]) * scale;
+  }
+}
+
 // One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
 template <class S, int G>
-__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D, Softmax& state) {
+__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count,
+                                      int64_t D, Softmax& state) {
   alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
   const float root = 1.0f / std::sqrt(static_cast<float>(D));
-  for (int64_t j = 0; j < count; j++) {
-    f8 sums[G] = {};
-    for (int64_t d = 0; d < D; d += 8) {
-      const f8 k = load(keys[j] + d);
-      for (int h = 0; h < G; h++) sums[h] += k * load(q + h * D + d);
+  for (int64_t j = 0; j < count; j += 2) {
+    const int64_t pair = std::min<int64_t>(2, count - j);
+    for (int64_t i = j; i < j + pair; i++) {
+      ask_for(keys[std::min(i + 8, count - 1)], D);
+      ask_for(values[i], D);
     }
-    const float scale = Kept<S>::scale(keys[j], D) * root;
-    for (int h = 0; h < G; h++) scores[h][j] = sum(sums[h]) * scale;
+    auto* out = reinterpret_cast<float (*)[STRETCH]>(&scores[0][j]);
+    pair == 2 ? score<S, G, 2>(q, keys + j, D, root, out) : score<S, G, 1>(q, keys + j, D, root, out);
   }
   const int64_t even = (count + 7) / 8 * 8;
   for (int h = 0; h < G; h++) {
@@ -828,22 +908,24 @@ __attribute__((noinline)) void attend(const float* q, const S* const* keys, cons
 }
 
 template <class S, int G = HEADS>
-void attend_some(int heads, const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D, Softmax& state) {
+void attend_some(int heads, const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D,
+                 Softmax& state) {
   if (heads == G) return attend<S, G>(q, keys, values, count, D, state);
   if constexpr (G > 1) return attend_some<S, G - 1>(heads, q, keys, values, count, D, state);
 }
 
 // The cache of one layer, and which heads are taken together.
-template <class S> struct Cache {
+template <class S>
+struct Cache {
   const S *keys, *values;
-  int64_t S_, K, D;  // S_ tokens of a block
+  int64_t block_size, K, D;
   const int32_t* table;
 
   // Where the keys and values of `count` tokens from `first` on lie, of one head.
   void find(int64_t first, int64_t count, int64_t head, const S** k, const S** v) const {
     const int64_t width = Kept<S>::width(D);
     for (int64_t j = 0; j < count; j++) {
-      const int64_t p = first + j, at = ((table[p / S_] * S_ + p % S_) * K + head) * width;
+      const int64_t p = first + j, at = ((table[p / block_size] * block_size + p % block_size) * K + head) * width;
       k[j] = keys + at;
       v[j] = values + at;
     }
@@ -854,7 +936,8 @@ struct Row {
   int64_t token, context;  // of the step, and how many tokens it sees
 };
 
-template <class S, class Q> struct Attention {
+template <class S, class Q>
+struct Attention {
   const Q* q;  // [T, H, D]
   Q* out;
   Cache<S> cache;
@@ -981,19 +1064,22 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
       whole.values = values.get();
       whole.clear(D);
       for (size_t i = first; i < last; i++) whole.join(states[work[i].slot * lanes + lane], heads_of(piece), D);
-      of(work[first].request).finish(row(work[first].request, work[first].row), k * group + piece * each, heads_of(piece), whole);
+      of(work[first].request)
+          .finish(row(work[first].request, work[first].row), k * group + piece * each, heads_of(piece), whole);
     }
   }
 }
 
 Tensor attention(const Tensor& q_, const Tensor& k_cache, const Tensor& v_cache, const Tensor& tables_,
                  const Tensor& starts_, const Tensor& contexts_) {
-  const Tensor q = q_.contiguous(), tables = tables_.contiguous(), starts = starts_.contiguous(), contexts = contexts_.contiguous();
+  const Tensor q = q_.contiguous(), tables = tables_.contiguous(), starts = starts_.contiguous(),
+               contexts = contexts_.contiguous();
   TORCH_CHECK(q.dim() == 3 && k_cache.dim() == 4 && k_cache.sizes() == v_cache.sizes() && k_cache.is_contiguous() &&
                   v_cache.is_contiguous() && k_cache.scalar_type() == v_cache.scalar_type(),
               "q is [T, H, D], and the caches are [B, S, K, width]");
   for (const Tensor& t : {tables, starts, contexts}) TORCH_CHECK(t.scalar_type() == at::kInt, "a layout is of int32");
-  const int64_t T = q.size(0), H = q.size(1), D = q.size(2), R = contexts.size(0), K = k_cache.size(2), S = k_cache.size(1);
+  const int64_t T = q.size(0), H = q.size(1), D = q.size(2), R = contexts.size(0), K = k_cache.size(2),
+                S = k_cache.size(1);
   const bool eight = k_cache.scalar_type() == at::kByte;
   TORCH_CHECK(D % 8 == 0 && H % K == 0 && k_cache.size(3) == D + (eight ? 4 : 0) && starts.size(0) == R + 1 &&
                   tables.dim() == 2 && tables.size(0) == R,
@@ -1066,7 +1152,8 @@ Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta_, const
 }
 
 // logits[t] = w . x[t], float32, for up to four tokens; each token's sums are in the same order however many there are
-template <class S, int G> void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
+template <class S, int G>
+void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
   f8 sums[G][2] = {};
   for (int64_t n = 0; n < N; n += 16)
     for (int i = 0; i < 2; i++) {
@@ -1076,7 +1163,8 @@ template <class S, int G> void scores_of(const float* w, const S* x, int64_t N, 
   for (int t = 0; t < G; t++) out[t * stride] = sum(sums[t][0] + sums[t][1]);
 }
 
-std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A, double norm_min) {
+std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A,
+                                 double norm_min) {
   const Tensor x = x_.contiguous();
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && weight.is_contiguous() && weight.scalar_type() == at::kFloat &&
                   weight.size(1) == x.size(1) && bias.is_contiguous() && bias.scalar_type() == at::kFloat &&
@@ -1095,10 +1183,14 @@ std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const T
       for (int64_t e = first; e < std::min(E, first + experts); e++) {
         float* out = logits.get() + t * E + e;
         const S* rows = in + t * N;
-        if (count == 1) scores_of<S, 1>(w + e * N, rows, N, out, E);
-        else if (count == 2) scores_of<S, 2>(w + e * N, rows, N, out, E);
-        else if (count == 3) scores_of<S, 3>(w + e * N, rows, N, out, E);
-        else scores_of<S, 4>(w + e * N, rows, N, out, E);
+        if (count == 1)
+          scores_of<S, 1>(w + e * N, rows, N, out, E);
+        else if (count == 2)
+          scores_of<S, 2>(w + e * N, rows, N, out, E);
+        else if (count == 3)
+          scores_of<S, 3>(w + e * N, rows, N, out, E);
+        else
+          scores_of<S, 4>(w + e * N, rows, N, out, E);
       }
     });
     std::vector<uint8_t> taken(E);
@@ -1138,7 +1230,8 @@ inline void keep_row(const float* x, int64_t D, int8_t* to) {
   std::memcpy(to + D, &scale, 4);
 }
 
-template <class S> void turn_row(const S* x, const float* rotary, int64_t D, float* to) {
+template <class S>
+void turn_row(const S* x, const float* rotary, int64_t D, float* to) {
   for (int64_t d = 0; d < D; d += 2) {
     const float a = static_cast<float>(x[d]), b = static_cast<float>(x[d + 1]), cos = rotary[d], sin = rotary[d + 1];
     to[d] = rounded_to(x, a * cos - b * sin);
@@ -1146,10 +1239,12 @@ template <class S> void turn_row(const S* x, const float* rotary, int64_t D, flo
   }
 }
 
-Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache, Tensor& v_cache, const Tensor& slots_, int64_t H) {
+Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache, Tensor& v_cache, const Tensor& slots_,
+                      int64_t H) {
   const Tensor qkv = qkv_.contiguous(), rotary = rotary_.contiguous(), slots = slots_.contiguous();
-  TORCH_CHECK(k_cache.dim() == 4 && k_cache.is_contiguous() && v_cache.is_contiguous() && k_cache.sizes() == v_cache.sizes(),
-              "the caches are [B, S, K, width]");
+  TORCH_CHECK(
+      k_cache.dim() == 4 && k_cache.is_contiguous() && v_cache.is_contiguous() && k_cache.sizes() == v_cache.sizes(),
+      "the caches are [B, S, K, width]");
   const bool eight = k_cache.scalar_type() == at::kByte;
   const int64_t T = qkv.size(0), K = k_cache.size(2), width = k_cache.size(3), D = width - (eight ? 4 : 0);
   const int64_t num_slots = k_cache.size(0) * k_cache.size(1);
@@ -1184,7 +1279,9 @@ Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache
         }
       });
     };
-    if (eight) return run(reinterpret_cast<int8_t*>(k_cache.data_ptr<uint8_t>()), reinterpret_cast<int8_t*>(v_cache.data_ptr<uint8_t>()));
+    if (eight)
+      return run(reinterpret_cast<int8_t*>(k_cache.data_ptr<uint8_t>()),
+                 reinterpret_cast<int8_t*>(v_cache.data_ptr<uint8_t>()));
     ERNIE_DISPATCH(k_cache.scalar_type(), E, [&] { run(k_cache.data_ptr<E>(), v_cache.data_ptr<E>()); });
   });
   return q;
@@ -1210,6 +1307,5 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "rope_and_write(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads) "
       "-> Tensor",
       rope_and_write);
-  m.def(
-      "embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
+  m.def("embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
 }

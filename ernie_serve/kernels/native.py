@@ -67,7 +67,7 @@ def _compile(name: str, flags: list[str]) -> None:
         began = time.monotonic()
         library, whole = folder / f"{name}.so", folder / "whole"
         if whole.exists() and library.exists():  # ninja would compile again for a copy of the source elsewhere
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch annotates no part of it
             return
         logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
         cpp_extension.load(

@@ -148,7 +148,7 @@ def test_large_scores_do_not_overflow(fused, noise):
 
 
 def test_a_block_outside_of_the_cache_is_refused(fused, noise):
-    kept, layout = filled(noise, torch.float32, 4, 4, 1, 8), laid_out([(1, 9)], 4)
+    kept, layout = filled(noise, torch.float32, 4, 4, 1, 8), laid_out([(1, 9)], 4, num_blocks=4)
     layout.block_tables[0, 1] = 4
     with pytest.raises(RuntimeError, match="block 4 is outside"):
         fused.attention(noise(1, 1, 8), *kept, layout)
@@ -156,12 +156,13 @@ def test_a_block_outside_of_the_cache_is_refused(fused, noise):
 
 CONFIG = ModelConfig.from_dict(
     {
-        "architectures": ["Ernie4_5_MoeForCausalLM"],
         "model_type": "ernie4_5_moe",
         "vocab_size": 96,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 3,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
@@ -170,6 +171,8 @@ CONFIG = ModelConfig.from_dict(
         "moe_intermediate_size": 64,
         "moe_num_shared_experts": 2,
         "moe_layer_start_index": 1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
         "tie_word_embeddings": True,
     }
 )
