@@ -84,7 +84,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
-    kernels = _kernels(device, is_compiled=quantization is not None or cache_dtype == torch.int8)
+    kernels = _kernels(device, has_packed=quantization is not None or cache_dtype == torch.int8)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -151,6 +151,13 @@ def _warm_up(core: EngineCore) -> None:
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
+def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
+    """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
+    if device.type != "cpu":
+        return ReferenceKernels()
+    return cpu_kernels() if has_packed else CpuKernels()
+
+
 def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:
     """What would make weights fit that do not."""
     if device.type != "cpu" or (quantization and quantization.recipe == "int4"):
@@ -160,13 +167,6 @@ def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.dev
     except SettingsError:
         return "Use a smaller checkpoint, a 16-bit --dtype, or a machine with more memory."
     return f"With --quantization int4 they need {small / memory.GIB:.2f} GiB; or use a machine with more memory."
-
-
-def _kernels(device: torch.device, *, is_compiled: bool) -> ReferenceKernels:
-    """The arithmetic of a device. What torch has no operators for is worth compiling some."""
-    if device.type != "cpu":
-        return ReferenceKernels()
-    return cpu_kernels() if is_compiled else CpuKernels()
 
 
 def _step_seconds(settings: Settings, device: torch.device) -> float:

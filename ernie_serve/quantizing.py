@@ -14,6 +14,7 @@ from rich.table import Table
 from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -72,7 +73,7 @@ def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] |
     """Distances of the two folders' predictions; text says why there are none."""
     plain, packed = ModelConfig.from_folder(original), ModelConfig.from_folder(folder)
     with torch.device("meta"):
-        ours, theirs = (Ernie(config, CpuKernels(), torch.float32) for config in (packed, plain))
+        ours, theirs = (Ernie(config, cpu_kernels(), torch.float32) for config in (packed, plain))
     needed = sum(model_bytes(shapes_of(each), each.config.quantization, torch.float32) for each in (ours, theirs))
     if needed > (free := memory.free_bytes(CPU)):
         return (
