@@ -15,6 +15,7 @@ from ernie_serve.api import (
     completions,
     description,
     health,
+    metrics,
     models,
     organization,
     own_use,
@@ -44,7 +45,7 @@ def create_app(services: Services) -> FastAPI:
         middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, meter=services.meter)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
-    speaking = (completions, chat, responses, models, tokenize, health, version, description)
+    speaking = (completions, chat, responses, models, tokenize, health, metrics, version, description)
     for room in (*speaking, own_use, organization, admin_keys, admin_accounts):
         app.include_router(room.router(services))
     return app

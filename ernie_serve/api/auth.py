@@ -31,6 +31,7 @@ NEEDS: dict[str, keys.Scope | None] = {
     "/v1/organization/usage": "read-usage",
     "/v1/organization/costs": "read-usage",
     "/admin": "admin",
+    "/metrics": "admin",
 }
 """The scope that a path, and all that lies below it, needs; `None` is any key."""
 
