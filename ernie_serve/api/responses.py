@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,6 +45,10 @@ def router(services: Services) -> APIRouter:
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, services.limits)
         return _json(await prepared(services, request, body, Preparation(kept, owner_of(request)).count))
+
+    @routes.api_route("/v1/responses/input_tokens", methods=["GET", "HEAD", "DELETE"])
+    async def not_a_response(request: Request) -> Response:
+        raise HTTPException(405, headers={"Allow": "POST"})  # otherwise it would be read as an id
 
     @routes.api_route("/v1/responses/{response_id}", methods=["GET", "HEAD", "DELETE"])
     async def retrieve_response(request: Request) -> Response:

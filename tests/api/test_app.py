@@ -14,6 +14,8 @@ ERRORS = [
     ("GET", "/docs", {}, 404, "unknown_url"),
     ("GET", "/v1/completions", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models/ernie", {}, 405, "method_not_allowed"),
+    ("GET", "/v1/responses/input_tokens", {}, 405, "method_not_allowed"),
+    ("DELETE", "/v1/responses/input_tokens", {}, 405, "method_not_allowed"),
     ("OPTIONS", "/v1/nothing", {}, 404, "unknown_url"),
     ("HEAD", "/v1/nothing", {}, 404, "unknown_url"),
     ("HEAD", "/v1/chat/completions", {}, 405, "method_not_allowed"),
