@@ -18,7 +18,9 @@ Draw = Callable[[Words], list[Pieces]]
 """Gives documents that belong into one step, mostly one alone."""
 
 DECISION = 3.0
-"""The weight of the first token of each of the model's turns: there it decides between words and a call."""
+"""The weight of the first token of each of the model's turns, where it decides between words and a call, and of the
+first of a called tool's name, where it decides for one of the list."""
+NAME_FOLLOWS = '{"name":\u2581"'
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,21 @@ def contrast(words: Words) -> list[Pieces]:
 
 
 SOURCES = [
-    Source(lambda w: [copying.lesson(w)], 8.0, 1.2),
+    Source(lambda w: [copying.lesson(w)], 8.0, 1.0),
     Source(lambda w: [plain(w)], 0.6, 1.0),
-    Source(told(talk.small_talk), 1.0, 2.5),
+    Source(told(talk.small_talk), 1.0, 1.8),
     Source(told(talk.identity), 0.3, 0.8),
-    Source(told(talk.memory), 2.0, 2.2),
+    Source(told(talk.memory), 2.0, 1.6),
     Source(told(talk.persona), 0.5, 0.7),
     Source(told(talk.task), 1.0, 1.3),
     Source(told(lambda w: tooluse.single(w, size=1)), 2.0, 0.3),
-    Source(told(tooluse.single), 1.0, 3.0),
+    Source(told(tooluse.single), 1.0, 2.5),
     Source(told(tooluse.parallel), 0.3, 1.6),
     Source(told(tooluse.together), 0.1, 0.5),
-    Source(told(tooluse.no_tool), 0.8, 3.0),
-    Source(told(tooluse.session), 0.2, 2.0),
-    Source(contrast, 0.6, 3.0),
+    Source(told(tooluse.no_tool), 0.8, 2.5),
+    Source(told(tooluse.session), 0.2, 1.5),
+    Source(contrast, 0.6, 2.5),
+    Source(told(tooluse.drill), 0.3, 5.0),
 ]
 
 
@@ -78,6 +81,7 @@ class Batches:
         self, tokenizer: Tokenizer, seed: int, tokens: int, micro_tokens: int, longest: int, prompt_share: float
     ) -> None:
         self.tokenizer = tokenizer
+        self.name_follows = tokenizer.token_to_id(NAME_FOLLOWS)
         self.seed = seed
         self.tokens, self.micro_tokens, self.longest = tokens, micro_tokens, longest
         self.prompt_share = prompt_share
@@ -108,13 +112,15 @@ class Batches:
             weights: list[float] = []
             for _, own in pieces:
                 part = next(encoded).ids
-                first = [DECISION if own and ids else 1.0]
+                start = len(ids)
                 ids += part
-                weights += (
-                    (first + [1.0] * len(part))[: len(part)]
-                    if own
-                    else [float(rng.random() < self.prompt_share) for _ in part]
-                )
+                if own:
+                    after = zip([None, *part], part, strict=False)
+                    weights += [DECISION if before == self.name_follows else 1.0 for before, _ in after]
+                else:
+                    weights += [float(rng.random() < self.prompt_share) for _ in part]
+                if own and start:
+                    weights[start] = DECISION
             yield Document(ids, weights)
 
     def grouped(self, documents: list[Document]) -> Iterator[list[Document]]:

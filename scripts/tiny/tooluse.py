@@ -218,6 +218,20 @@ def session(words: Words) -> Dialogue:
     return Dialogue(messages, [t.schema for t in tools], words.chance(0.1))
 
 
+def drill(words: Words) -> Dialogue:
+    """Many questions over one list, without results: choosing is practised where the list has been read once."""
+    tools = tool_list(words, [], words.one((2, 3, 3, 4, 4)))
+    messages = system(words, 0.1)
+    for _ in range(words.rng.randint(5, 9)):
+        if words.chance(0.6):
+            tool = words.one(tools)
+            use = tool.use(words)
+            messages += calling(words, use.ask, tool, use)
+        else:
+            messages += refusing(words, strange_ask(words, tools))
+    return Dialogue(messages, [t.schema for t in tools])
+
+
 def no_tool(words: Words, size: int | None = None, worldly: float = 0.55, wishes: float = 0.25) -> Dialogue:
     """Tools are listed but none fits: small talk, memory, or a wish that no tool of the list can meet.
 

@@ -27,6 +27,7 @@ KINDS = [
     tooluse.together,
     tooluse.no_tool,
     tooluse.session,
+    tooluse.drill,
     lambda drawn: drawn.one(tooluse.contrast(drawn)),
 ]
 
@@ -115,12 +116,14 @@ def test_every_character_of_a_held_out_chinese_word_is_seen_in_training():
     assert {c for _ in range(300) for c in kept.draw("city_zh") + kept.draw("thing_zh")} <= characters
 
 
-def test_the_models_first_token_weighs_most():
+def test_the_tokens_that_decide_weigh_most():
     tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
     drawn = batches.Batches(tokenizer, 5, 4000, 2048, 512, 0.0)
-    (document,) = drawn.encode([[("hello", False), ("good day", True)]], random.Random(1))
-    start = len(tokenizer.encode("hello").ids)
-    assert document.weights == [0.0] * start + [batches.DECISION] + [1.0] * (len(document.ids) - start - 1)
+    (document,) = drawn.encode([[("hello", False), ('good {"name": "Rome"}', True)]], random.Random(1))
+    start, name = len(tokenizer.encode("hello").ids), len(tokenizer.encode('hellogood {"name": "').ids)
+    expected = [0.0] * start + [1.0] * (len(document.ids) - start)
+    expected[start] = expected[name] = batches.DECISION
+    assert document.weights == expected
 
 
 def test_same_seed_same_documents():
