@@ -26,7 +26,7 @@ CARD = ROOT / "docs" / "ernie-tiny.md"
 
 def main(
     folder: Path = ROOT / "ernie_serve" / "bundled" / "ernie-tiny",
-    count: Annotated[int, typer.Option(help="Questions of each kind.")] = 40,
+    count: Annotated[int, typer.Option(help="Questions of each kind.")] = 50,
     seed: int = 1,
     batch: int = 20,
     show: Annotated[int, typer.Option(help="Wrong answers to print of each kind.")] = 0,

@@ -32,7 +32,7 @@ STOPS = ["</s>", "<|im_end|>"]
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Training time in all, pauses and earlier runs included.")] = 170.0,
+    minutes: Annotated[float, typer.Option(help="Training time in all, pauses and earlier runs included.")] = 105.0,
     work: Annotated[Path, typer.Option(help="Where the state is kept between runs.")] = Path("build/ernie-tiny"),
     out: Annotated[Path, typer.Option(help="Where the model is exported to.")] = BUNDLED,
     seed: int = 45,
@@ -78,7 +78,7 @@ def train(job: Job, rank: int, claimed: Counter) -> None:
     tokenizer = Tokenizer.from_file(str(job.out / "tokenizer.json"))
     config = TinyConfig(vocab_size=tokenizer.get_vocab_size())
     batches = Batches(tokenizer, job.seed, tokens=8192, micro_tokens=2048, longest=1024, prompt_share=0.08)
-    team = Team(job.processes, claimed if job.processes > 1 else None)
+    team = Team(job.processes, claimed if job.processes > 1 else None, rank)
     trainer = Trainer(config, batches, job.seed, team)
     if saved := checkpoint.load_state(job.work):
         trainer.load(*saved)
@@ -130,7 +130,12 @@ def make_tokenizer(out: Path, seed: int) -> Tokenizer:
     path = out / "tokenizer.json"
     if not path.exists():
         words = Words(random.Random(seed))
-        texts = ["".join(text for text, _ in source.draw(words)) for source in SOURCES for _ in range(1500)]
+        texts = [
+            "".join(text for text, _ in pieces)
+            for source in SOURCES
+            for _ in range(1500)
+            for pieces in source.draw(words)
+        ]
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.replace_text(path, tokens.as_text(tokens.build(texts, pieces=1350, spaced=380)))
         checkpoint.replace_text(out / "tokenizer_config.json", json.dumps(tokens.CONFIG, indent=2) + "\n")

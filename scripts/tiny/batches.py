@@ -10,18 +10,25 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from tiny import copying, talk, tooluse
+from tiny.dialogue import Dialogue
 from tiny.words import Words
 
 Pieces = list[tuple[str, bool]]
-Draw = Callable[[Words], Pieces]
+Draw = Callable[[Words], list[Pieces]]
+"""Gives documents that belong into one step, mostly one alone."""
+
+DECISION = 3.0
+"""The weight of the first token of each of the model's turns, where it decides between words and a call, and of the
+first of a called tool's name, where it decides for one of the list."""
+NAME_FOLLOWS = '{"name":\u2581"'
 
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids, and for each whether the network is to learn to say it."""
+    """Token ids, and how much the network is to learn to say each."""
 
     ids: list[int]
-    learn: list[bool]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,32 @@ def plain(words: Words) -> Pieces:
     return [(talk.plain(words) + "</s>", True)]
 
 
+def told(draw: Callable[[Words], Dialogue]) -> Draw:
+    """A dialogue as a document alone."""
+    return lambda words: [draw(words).document()]
+
+
+def contrast(words: Words) -> list[Pieces]:
+    """One question over several lists, several questions over one list."""
+    return [dialogue.document() for dialogue in tooluse.contrast(words)]
+
+
 SOURCES = [
-    Source(copying.lesson, 8.0, 1.0),
-    Source(plain, 0.6, 1.0),
-    Source(lambda w: talk.small_talk(w).document(), 1.0, 3.0),
-    Source(lambda w: talk.memory(w).document(), 2.0, 2.5),
-    Source(lambda w: talk.persona(w).document(), 0.5, 0.7),
-    Source(lambda w: talk.task(w).document(), 1.0, 1.5),
-    Source(lambda w: tooluse.single(w, size=1).document(), 2.0, 0.5),
-    Source(lambda w: tooluse.single(w).document(), 1.0, 4.5),
-    Source(lambda w: tooluse.parallel(w).document(), 0.3, 1.5),
-    Source(lambda w: tooluse.together(w).document(), 0.1, 0.5),
-    Source(lambda w: tooluse.no_tool(w).document(), 0.5, 2.5),
+    Source(lambda w: [copying.lesson(w)], 8.0, 1.0),
+    Source(lambda w: [plain(w)], 0.6, 1.0),
+    Source(told(talk.small_talk), 1.0, 1.8),
+    Source(told(talk.identity), 0.3, 0.8),
+    Source(told(talk.memory), 2.0, 1.6),
+    Source(told(talk.persona), 0.5, 0.7),
+    Source(told(talk.task), 1.0, 1.3),
+    Source(told(lambda w: tooluse.single(w, size=1)), 2.0, 0.3),
+    Source(told(tooluse.single), 1.0, 2.5),
+    Source(told(tooluse.parallel), 0.3, 1.6),
+    Source(told(tooluse.together), 0.1, 0.5),
+    Source(told(tooluse.no_tool), 0.8, 2.5),
+    Source(told(tooluse.session), 0.2, 1.5),
+    Source(contrast, 0.6, 2.5),
+    Source(told(tooluse.drill), 0.3, 5.0),
 ]
 
 
@@ -60,6 +81,7 @@ class Batches:
         self, tokenizer: Tokenizer, seed: int, tokens: int, micro_tokens: int, longest: int, prompt_share: float
     ) -> None:
         self.tokenizer = tokenizer
+        self.name_follows = tokenizer.token_to_id(NAME_FOLLOWS)
         self.seed = seed
         self.tokens, self.micro_tokens, self.longest = tokens, micro_tokens, longest
         self.prompt_share = prompt_share
@@ -73,7 +95,7 @@ class Batches:
         total = 0
         while total < self.tokens:
             drawn = rng.choices(SOURCES, shares, k=16)
-            for document in self.encode([source.draw(words) for source in drawn], rng):
+            for document in self.encode([pieces for source in drawn for pieces in source.draw(words)], rng):
                 if len(document.ids) <= self.longest:
                     documents.append(document)
                     total += len(document.ids)
@@ -87,12 +109,19 @@ class Batches:
         encoded = iter(flat)
         for pieces in drawn:
             ids: list[int] = []
-            learn: list[bool] = []
+            weights: list[float] = []
             for _, own in pieces:
                 part = next(encoded).ids
+                start = len(ids)
                 ids += part
-                learn += [True] * len(part) if own else [rng.random() < self.prompt_share for _ in part]
-            yield Document(ids, learn)
+                if own:
+                    after = zip([None, *part], part, strict=False)
+                    weights += [DECISION if before == self.name_follows else 1.0 for before, _ in after]
+                else:
+                    weights += [float(rng.random() < self.prompt_share) for _ in part]
+                if own and start:
+                    weights[start] = DECISION
+            yield Document(ids, weights)
 
     def grouped(self, documents: list[Document]) -> Iterator[list[Document]]:
         """Micro-batches of at most `micro_tokens` tokens with their padding."""

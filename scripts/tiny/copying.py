@@ -18,6 +18,7 @@ MIXED = (
     "thing",
     "person_zh",
     "city_zh",
+    "invented_zh",
     "date",
     "clock",
     "text",

@@ -69,8 +69,8 @@ def two_calls(words: Words) -> Question:
 
 
 def nothing_fits(words: Words) -> Question:
-    """Words, although tools are listed."""
-    dialogue = no_tool(words, words.rng.randint(1, 4))
+    """Words, although tools are listed. Each wish is one that a tool could meet, only none that is listed."""
+    dialogue = no_tool(words, words.rng.randint(1, 4), wishes=0.0)
     dialogue.messages = dialogue.messages[: 2 + (dialogue.messages[0].role == "system")]
     dialogue.thinking = False
     prompt, last = until_answer(dialogue)

@@ -1,20 +1,31 @@
-"""Muon for matrices, Adam for everything else, over float32 masters of a bfloat16 network.
+"""Muon for matrices, Adam for everything else.
 
-Knows tensors by name and shape only. A master is what is learned; the network holds its bfloat16 shadow.
+Knows tensors by name and shape only. Processes that train together each turn a share of Muon's matrices.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+Split = tuple[int, int, Callable[[list[Tensor]], list[Tensor]]]
+"""This process's number, how many there are, and what sums tensors over all of them."""
 
 
 class Optimizer:
     """Call `step(rate)` after backward, with `rate` in 0..1 scaling both learning rates; gradients are then gone."""
 
-    def __init__(self, network: nn.Module, muon_lr: float = 0.02, adam_lr: float = 0.003, decay: float = 0.02) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        split: Split,
+        muon_lr: float = 0.02,
+        adam_lr: float = 0.003,
+        decay: float = 0.02,
+    ) -> None:
         self.parameters = dict(network.named_parameters())
-        self.masters = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.split = split
         self.muon_lr, self.adam_lr, self.decay = muon_lr, adam_lr, decay
         self.momentum: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
@@ -23,7 +34,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self, rate: float, largest_norm: float = 1.0) -> float:
         """Move every parameter that has a gradient; give the norm of all gradients before Adam's were clipped."""
-        grads = {name: p.grad.float() for name, p in self.parameters.items() if p.grad is not None}
+        grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for p in self.parameters.values():
             p.grad = None
         norm = float(torch.stack([g.norm() for g in grads.values()]).norm())
@@ -34,10 +45,7 @@ class Optimizer:
                 groups[pieces(name, grad).shape[-2:]].append(name)  # type: ignore[index]  # a shape of two
             else:
                 self.adam(name, grad * scale, rate)
-        for names in groups.values():
-            self.muon(names, grads, rate)
-        for name in grads:
-            self.parameters[name].copy_(self.masters[name])
+        self.muon(list(groups.values()), grads, rate)
         return norm
 
     def adam(self, name: str, grad: Tensor, rate: float) -> None:
@@ -47,37 +55,52 @@ class Optimizer:
         first.lerp_(grad, 0.1)
         second.lerp_(grad.square(), 0.02)
         step = (first / (1 - 0.9**count)) / ((second / (1 - 0.98**count)).sqrt() + 1e-10)
-        self.masters[name].sub_(step, alpha=rate * self.adam_lr)
+        self.parameters[name].sub_(step, alpha=rate * self.adam_lr)
 
-    def muon(self, names: list[str], grads: dict[str, Tensor], rate: float) -> None:
-        """All matrices of one shape at once."""
+    def muon(self, groups: list[list[str]], grads: dict[str, Tensor], rate: float) -> None:
+        """All matrices of one shape at once; `groups` are the names of each shape."""
         stacks = []
-        for name in names:
-            grad = grads[name]
-            first = self.momentum.setdefault(name, torch.zeros_like(grad))
-            first.lerp_(grad, 0.05)
-            stacks.append(pieces(name, grad.lerp(first, 0.95)))
-        turned = orthogonal(torch.cat(stacks))
-        gain = max(1.0, turned.shape[-2] / turned.shape[-1]) ** 0.5
-        for name, part in zip(names, turned.split([len(s) for s in stacks]), strict=True):
-            master = self.masters[name]
-            master.mul_(1 - rate * self.muon_lr * self.decay)
-            master.sub_(part.reshape(master.shape), alpha=rate * self.muon_lr * gain)
+        for names in groups:
+            parts = []
+            for name in names:
+                grad = grads[name]
+                first = self.momentum.setdefault(name, torch.zeros_like(grad))
+                first.lerp_(grad, 0.05)
+                parts.append(pieces(name, grad.lerp(first, 0.95)))
+            stacks.append(torch.cat(parts))
+        for names, turned in zip(groups, self.turned(stacks), strict=True):
+            gain = max(1.0, turned.shape[-2] / turned.shape[-1]) ** 0.5
+            sizes = [len(pieces(name, grads[name])) for name in names]
+            for name, part in zip(names, turned.split(sizes), strict=True):
+                weight = self.parameters[name]
+                weight.mul_(1 - rate * self.muon_lr * self.decay)
+                weight.sub_(part.reshape(weight.shape), alpha=rate * self.muon_lr * gain)
+
+    def turned(self, stacks: list[Tensor]) -> list[Tensor]:
+        """Each stack made orthogonal: this process does its share of every stack and the sum brings the others'."""
+        rank, size, add_up = self.split
+        out = []
+        for stack in stacks:
+            start, end = len(stack) * rank // size, len(stack) * (rank + 1) // size
+            whole = torch.zeros_like(stack)
+            if end > start:
+                whole[start:end] = orthogonal(stack[start:end])
+            out.append(whole)
+        return add_up(out)
 
     def state(self) -> dict[str, Tensor]:
         """Everything to go on from, as plain tensors."""
-        tensors = {f"master.{n}": t for n, t in self.masters.items()}
+        tensors = {f"weight.{n}": p.detach() for n, p in self.parameters.items()}
         tensors |= {f"momentum.{n}": t for n, t in self.momentum.items()}
         tensors |= {f"squares.{n}": t for n, t in self.squares.items()}
         return tensors | {f"count.{n}": torch.tensor(c) for n, c in self.counts.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take up a saved state; the network gets its shadow of it."""
+        """Take up a saved state."""
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)
-            if kind == "master":
-                self.masters[name].copy_(tensor)
+            if kind == "weight":
                 self.parameters[name].copy_(tensor)
             elif kind == "momentum":
                 self.momentum[name] = tensor.clone()
@@ -102,9 +125,9 @@ def pieces(name: str, grad: Tensor) -> Tensor:
 def orthogonal(x: Tensor) -> Tensor:
     """The nearest matrices with equal singular values, about one, by five Newton-Schulz steps (Jordan et al., 2024)."""
     wide = x.shape[-2] <= x.shape[-1]
-    x = x.bfloat16() if wide else x.bfloat16().mT
+    x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x if wide else x.mT).float()
+    return x if wide else x.mT

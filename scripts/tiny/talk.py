@@ -183,8 +183,27 @@ def thought(text: str) -> str:
 
 def say(words: Words, exchange: Exchange) -> list[Message]:
     """One exchange of small talk."""
-    asked = words.one(exchange[0])
+    asked = loosely(words, words.one(exchange[0]))
     return [Message("user", asked), Message("assistant", words.one(exchange[1]), think=thought(asked))]
+
+
+def loosely(words: Words, said: str) -> str:
+    """As people type it: now and then without capitals or without the last sign."""
+    if words.chance(0.12):
+        said = said.lower()
+    return said.rstrip(".!?。！？") or said if words.chance(0.12) else said
+
+
+def identity(words: Words) -> Dialogue:
+    """The model is asked who it is, at once or after some small talk."""
+    chinese = words.chance(0.35)
+    own = [e for e in exchanges(chinese) if any("ernie-tiny" in answer or "script" in answer for answer in e[1])]
+    messages = system(words, 0.3)
+    for _ in range(words.one((0, 0, 0, 1))):
+        messages += say(words, words.one(exchanges(chinese)))
+    for exchange in words.rng.sample(own, words.one((1, 1, 2))):
+        messages += say(words, exchange)
+    return Dialogue(messages, thinking=words.chance(0.2))
 
 
 def exchanges(chinese: bool) -> list[Exchange]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiny.families import ATTRIBUTES, FAMILIES, SUBJECTS, Family, Slot
+from tiny.families import ATTRIBUTES, FAMILIES, NEAR, SUBJECTS, Family, Slot
 from tiny.words import Words, invented
 
 Value = str | int | float
@@ -28,12 +28,16 @@ class Use:
 
 @dataclass
 class DrawnTool:
-    """A tool of one conversation. `key` tells what it does: two tools of one key never share a list."""
+    """A tool of one conversation. `key` tells what it does: two tools of one key never share a list.
+
+    `near` draws a tool that looks alike but does something else.
+    """
 
     key: str
     name: str
     schema: dict[str, Any]
     use: Callable[[Words], Use]
+    near: Callable[[Words], "DrawnTool"]
     pair: Callable[[Words], tuple[str, Use, Use] | None] = field(default=lambda words: None)
 
 
@@ -50,6 +54,22 @@ def draw_tool(words: Words, avoid: set[str]) -> DrawnTool:
         )
         if tool.key not in avoid:
             return tool
+
+
+def draw_near(words: Words, tool: DrawnTool, avoid: set[str]) -> DrawnTool:
+    """A tool that looks like `tool`, with a key of its own that is not in `avoid` either."""
+    for _ in range(20):
+        near = tool.near(words)
+        if near.key != tool.key and near.key not in avoid:
+            return near
+    return draw_tool(words, avoid | {tool.key})
+
+
+def near_family(words: Words, family: Family) -> DrawnTool:
+    """One of the families that look alike."""
+    keys = {key for group in NEAR if family.names[0] in group for key in group}
+    alike = [f for f in FAMILIES if f.names[0] in keys]
+    return from_family(words, words.one(alike or FAMILIES))
 
 
 def from_family(words: Words, family: Family, plain: bool = False) -> DrawnTool:
@@ -106,13 +126,20 @@ def from_family(words: Words, family: Family, plain: bool = False) -> DrawnTool:
 
     shown = {params[key]: describe(words, slot) for key, slot in slots.items()}
     required = [params[key] for key in family.slots]
-    return DrawnTool(family.names[0], name, schema(words, name, about, shown, required), use, pair)
+    return DrawnTool(
+        family.names[0],
+        name,
+        schema(words, name, about, shown, required),
+        use,
+        lambda words: near_family(words, family),
+        pair,
+    )
 
 
-def from_attribute(words: Words) -> DrawnTool:
-    """A tool that gives one attribute of one kind of subject, such as the salary of an employee."""
+def from_attribute(words: Words, of: tuple[str, str] | None = None) -> DrawnTool:
+    """A tool that gives one attribute of a kind of subject, such as the salary of an employee; `of` is the subject."""
     attribute = words.one(ATTRIBUTES) if words.chance(0.85) else invented(words.rng)
-    subject, kind = words.one(SUBJECTS)
+    subject, kind = of or words.one(SUBJECTS)
     verb = words.one(["get", "find", "fetch", "lookup", "check", "query", "read", "show"])
     name = words.one(
         [
@@ -184,7 +211,14 @@ def from_attribute(words: Words) -> DrawnTool:
         )
 
     shown = {param: describe(words, Slot([], "", "", f"The {subject}"))}
-    return DrawnTool(attribute, name, schema(words, name, about, shown, [param]), use, pair)
+    return DrawnTool(
+        attribute,
+        name,
+        schema(words, name, about, shown, [param]),
+        use,
+        lambda words: from_attribute(words, (subject, kind)),
+        pair,
+    )
 
 
 def from_nothing(words: Words) -> DrawnTool:
@@ -232,7 +266,7 @@ def from_nothing(words: Words) -> DrawnTool:
         if by_deed
         else words.one([f"{deed.capitalize()} the {object_}", f"The {object_} tool", ""])
     )
-    return DrawnTool(name, name, schema(words, name, about, shown, params), use)
+    return DrawnTool(name, name, schema(words, name, about, shown, params), use, from_nothing)
 
 
 def schema(

@@ -3,10 +3,13 @@
 Knows how a conversation goes. What the tools are is drawn in `tools.py`.
 """
 
+import re
+
 from tiny.dialogue import Dialogue, Message
+from tiny.families import WISHES, WISHES_ZH
 from tiny.phrases import CHINESE, ENGLISH, Exchange
-from tiny.talk import TASKS, memory, system, thought
-from tiny.tools import DrawnTool, Use, draw_tool
+from tiny.talk import TASKS, is_chinese, memory, system, thought
+from tiny.tools import DrawnTool, Use, draw_near, draw_tool
 from tiny.words import Words
 
 WORLDLY = (
@@ -36,11 +39,15 @@ NO_TOOL = [
 NO_TOOL_ZH = ["抱歉，我没有合适的工具。", "抱歉，我的工具做不到这个。"]
 
 
-def tool_list(words: Words, first: list[DrawnTool], size: int) -> list[DrawnTool]:
-    """`first` and strangers, `size` in all, in any order."""
+def tool_list(
+    words: Words, first: list[DrawnTool], size: int, avoid: frozenset[str] | set[str] = frozenset()
+) -> list[DrawnTool]:
+    """`first` and strangers, some of which look like one of the others, `size` in all, in any order."""
     tools = list(first)
     while len(tools) < size:
-        tools.append(draw_tool(words, {t.key for t in tools}))
+        keys = {t.key for t in tools} | avoid
+        alike = tools and words.chance(0.25)
+        tools.append(draw_near(words, words.one(tools), keys) if alike else draw_tool(words, keys))
     words.rng.shuffle(tools)
     return tools
 
@@ -145,19 +152,96 @@ def no_need(asked: str) -> str:
     return thought(asked)
 
 
-def no_tool(words: Words, size: int | None = None, worldly: float = 0.45) -> Dialogue:
-    """Tools are listed but none fits: small talk, memory, or a wish that no tool of the list can meet."""
+def refusing(words: Words, ask: str) -> list[Message]:
+    """A wish that no tool of the list can meet."""
+    chinese = is_chinese(ask)
+    answer = words.one(NO_TOOL_ZH if chinese else NO_TOOL)
+    return [
+        Message("user", ask),
+        Message("assistant", answer, think="没有合适的工具。" if chinese else "I have no tool for that."),
+    ]
+
+
+def wish(words: Words) -> str:
+    """Something that no tool of ours can do."""
+    text = words.one(WISHES_ZH if words.chance(0.35) else WISHES)
+    return re.sub(r"\{(\w+)\}", lambda m: words.draw(m[1]), text)
+
+
+def strange_ask(words: Words, tools: list[DrawnTool]) -> str:
+    """A question for a tool that is not among `tools`, often for one that looks like one of them."""
+    avoid = {t.key for t in tools}
+    tool = draw_near(words, words.one(tools), avoid) if words.chance(0.5) else draw_tool(words, avoid)
+    return tool.use(words).ask
+
+
+def contrast(words: Words) -> list[Dialogue]:
+    """One question over a list with its tool and over the same list with another in its place, and more of that kind.
+
+    What differs is what decides, so the list must be read.
+    """
+    tool = draw_tool(words, set())
+    use = tool.use(words)
+    others = tool_list(words, [], words.one((0, 1, 1, 2, 2, 3)), {tool.key})
+    avoid = {tool.key} | {t.key for t in others}
+    instead = draw_near(words, tool, avoid) if words.chance(0.6) else draw_tool(words, avoid)
+    place = words.rng.randint(0, len(others))
+    fitting = [*others[:place], tool, *others[place:]]
+    without = [*others[:place], instead, *others[place:]]
+    setting, thinking = system(words, 0.2), words.chance(0.12)
+    asked = [
+        ([*setting, *calling(words, use.ask, tool, use)], fitting),
+        ([*setting, *refusing(words, use.ask)], without),
+    ]
+    if words.chance(0.5):
+        other = instead.use(words)
+        asked.append(([*setting, *calling(words, other.ask, instead, other)], without))
+    if words.chance(0.5):
+        asked.append(([*setting, *refusing(words, strange_ask(words, fitting))], fitting))
+    return [Dialogue(messages, [t.schema for t in tools], thinking) for messages, tools in asked]
+
+
+def session(words: Words) -> Dialogue:
+    """Several turns over one list: questions that a tool of it fits, questions that none fits, small talk."""
+    tools = tool_list(words, [], words.one((1, 2, 3, 3, 4)))
+    messages = system(words, 0.2)
+    for _ in range(words.rng.randint(2, 5)):
+        kind = words.rng.random()
+        if kind < 0.48:
+            tool = words.one(tools)
+            use = tool.use(words)
+            messages += [*calling(words, use.ask, tool, use), *told(use)]
+        elif kind < 0.85:
+            messages += refusing(words, strange_ask(words, tools))
+        else:
+            messages += chat(words)
+    return Dialogue(messages, [t.schema for t in tools], words.chance(0.1))
+
+
+def drill(words: Words) -> Dialogue:
+    """Many questions over one list, without results: choosing is practised where the list has been read once."""
+    tools = tool_list(words, [], words.one((2, 3, 3, 4, 4)))
+    messages = system(words, 0.1)
+    for _ in range(words.rng.randint(5, 9)):
+        if words.chance(0.6):
+            tool = words.one(tools)
+            use = tool.use(words)
+            messages += calling(words, use.ask, tool, use)
+        else:
+            messages += refusing(words, strange_ask(words, tools))
+    return Dialogue(messages, [t.schema for t in tools])
+
+
+def no_tool(words: Words, size: int | None = None, worldly: float = 0.55, wishes: float = 0.25) -> Dialogue:
+    """Tools are listed but none fits: small talk, memory, or a wish that no tool of the list can meet.
+
+    A share `wishes` of the `worldly` questions asks for what no tool whatever can do.
+    """
     tools = tool_list(words, [], size or words.one((1, 1, 2, 3, 4)))
     schemas = [t.schema for t in tools]
     if words.chance(worldly):
-        use = draw_tool(words, {t.key for t in tools}).use(words)
-        answer = words.one(NO_TOOL_ZH if use.chinese else NO_TOOL)
-        think = "I have no tool for that." if not use.chinese else "没有合适的工具。"
-        return Dialogue(
-            [*system(words, 0.3), Message("user", use.ask), Message("assistant", answer, think=think)],
-            schemas,
-            words.chance(0.22),
-        )
+        ask = wish(words) if words.chance(wishes) else strange_ask(words, tools)
+        return Dialogue([*system(words, 0.3), *refusing(words, ask)], schemas, words.chance(0.22))
     if words.chance(0.2):
         dialogue = memory(words, (0, 1))
         return Dialogue(dialogue.messages, schemas, dialogue.thinking)

@@ -18,6 +18,8 @@ from tiny.network import TinyConfig, TinyErnie
 from tiny.optimizer import Optimizer
 
 WARMUP_STEPS = 40
+LESSONS_UNTIL = 0.45
+"""From then on the mixture stays as it is at its end."""
 DECAY_FROM = 0.55
 MTP_FROM = 0.72
 BALANCE_RATE = 0.002
@@ -29,7 +31,7 @@ Counter = Any  # multiprocessing's shared integer, which it does not type
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did. Losses are means over learned tokens, in nats."""
+    """What one step did. Losses are weighted means over learned tokens, in nats."""
 
     tokens: int
     loss: float
@@ -42,8 +44,8 @@ class Report:
 class Team:
     """Processes of one thread each that share a step: each claims micro-batches, then they add up what they find."""
 
-    def __init__(self, size: int, claimed: Counter | None = None) -> None:
-        self.size = size
+    def __init__(self, size: int, claimed: Counter | None = None, rank: int = 0) -> None:
+        self.size, self.rank = size, rank
         self.claimed = claimed
         self.base = 0
 
@@ -76,19 +78,18 @@ class Trainer:
     def __init__(self, config: TinyConfig, batches: Batches, seed: int, team: Team) -> None:
         self.network = TinyErnie(config)
         self.network.initialise(seed)
-        self.optimizer = Optimizer(self.network)
+        self.optimizer = Optimizer(self.network, (team.rank, team.size, team.add_up))
         self.batches = batches
         self.team = team
         self.number = 0
         self.seconds = 0.0
         self.tokens = 0
-        to_bfloat16(self.network)
 
     def step(self, progress: float) -> Report:
         """One step at `progress` (0 to 1) of the schedule; the same `progress` in every process of the team."""
         began = time.monotonic()
-        groups = self.batches.step(self.number, progress / DECAY_FROM)
-        learned = sum(sum(d.learn[1:]) for group in groups for d in group)
+        groups = self.batches.step(self.number, progress / LESSONS_UNTIL)
+        learned = sum(sum(d.weights[1:]) for group in groups for d in group)
         losses = torch.zeros(2)
         self.network.train()
         for index in self.team.share(len(groups)):
@@ -103,16 +104,16 @@ class Trainer:
         busiest = max(float(load.max() / load.mean()) for load in loads)
         return Report(total, float(losses[0]), float(losses[1]), norm, busiest, took)
 
-    def learn(self, group: list[Document], learned: int, ahead: bool) -> Tensor:
+    def learn(self, group: list[Document], learned: float, ahead: bool) -> Tensor:
         """Add one micro-batch's gradients; give its share of the two losses."""
-        ids, chosen = padded(group)
+        ids, weights = padded(group)
         hidden = self.network(ids[:, :-1])
-        loss = chosen_loss(self.network, hidden, ids[:, 1:], chosen[:, 1:]) / learned
+        loss = chosen_loss(self.network, hidden, ids[:, 1:], weights[:, 1:]) / learned
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         if not ahead:
             return torch.stack([loss.detach(), torch.zeros(())])
         after = self.network.mtp(hidden.detach()[:, :-1], ids[:, 1:-1], frozen=True)
-        mtp_loss = chosen_loss(self.network, after, ids[:, 2:], chosen[:, 2:], frozen=True) / learned
+        mtp_loss = chosen_loss(self.network, after, ids[:, 2:], weights[:, 2:], frozen=True) / learned
         mtp_loss.backward()  # type: ignore[no-untyped-call]
         return torch.stack([loss.detach(), mtp_loss.detach()])
 
@@ -146,25 +147,19 @@ def rate(number: int, progress: float) -> float:
     return up * min(1.0, max(0.02, (1.0 - progress) / (1.0 - DECAY_FROM)))
 
 
-def to_bfloat16(network: TinyErnie) -> None:
-    """Everything but routers and their biases, as in the published files."""
-    for name, parameter in network.named_parameters():
-        if not name.endswith("mlp.gate.weight"):
-            parameter.data = parameter.data.bfloat16()
-
-
 def padded(group: list[Document]) -> tuple[Tensor, Tensor]:
-    """Ids and what is to be learned, [B, S], filled up with zeros."""
+    """Ids and how much each is to be learned, [B, S], filled up with zeros."""
     length = max(len(d.ids) for d in group)
     ids = torch.zeros(len(group), length, dtype=torch.long)
-    chosen = torch.zeros(len(group), length, dtype=torch.bool)
+    weights = torch.zeros(len(group), length)
     for row, document in enumerate(group):
         ids[row, : len(document.ids)] = torch.tensor(document.ids)
-        chosen[row, : len(document.ids)] = torch.tensor(document.learn)
-    return ids, chosen
+        weights[row, : len(document.ids)] = torch.tensor(document.weights)
+    return ids, weights
 
 
-def chosen_loss(network: TinyErnie, hidden: Tensor, targets: Tensor, chosen: Tensor, frozen: bool = False) -> Tensor:
-    """The sum of the losses where `chosen`; logits are made for those places only."""
+def chosen_loss(network: TinyErnie, hidden: Tensor, targets: Tensor, weights: Tensor, frozen: bool = False) -> Tensor:
+    """The weighted sum of the losses; logits are made only where there is weight."""
+    chosen = weights > 0
     logits = network.head(hidden[chosen], frozen=frozen)
-    return F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
+    return weights[chosen] @ F.cross_entropy(logits, targets[chosen], reduction="none")

@@ -141,16 +141,39 @@ NOUNS_ZH = listed(
 COLORS_ZH = listed("红色 蓝色 绿色 黄色 紫色 橙色 黑色 白色 粉色 灰色")
 ANIMALS_ZH = listed("猫 狗 兔子 鹦鹉 仓鼠 乌龟 马 金鱼 鸭子 山羊")
 
+HANZI = "".join(dict.fromkeys("".join(CITIES_ZH + NOUNS_ZH) + SURNAMES_ZH + GIVEN_ZH))
+HANZI += "".join(
+    dict.fromkeys(
+        c
+        for c in """的一是了我不在有他这个们来到时大地为子中你说生年着就那出要也得里后自以会家可下过能对小多心开好学当
+        起想看只用方又如前所本见经头面公同三已老从动两长知样现分将外但身些与高意进把法此实回二理美点月明其声全工己话儿
+        者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次东政海口使教西再平真听世气信北少关并内加"""
+        if c > " " and c not in HANZI
+    )
+)
+"""Characters that Chinese words of no meaning are made of: all those of the pools, and common ones."""
+
 ONSETS = listed("b c d f g h j k l m n p r s t v w z br cl dr fl gr kl kr pl pr sh sk sl sn st tr th ch qu")
 VOWELS = listed("a e i o u a e i o u ai ea ee oo ou ia io")
 CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "k", "d", "x", "nd", "rt", "st", "lm", "rn", "ck", "sh", "ng"]
 
 
 def invented(rng: Rng, syllables: tuple[int, ...] = (1, 2, 2, 2, 3)) -> str:
-    """A word of no language, such as "sanvor"."""
+    """A word of no language, such as "sanvor"; sometimes the head of one real word and the tail of another."""
     count = rng.choice(syllables)
+    if count > 1 and rng.random() < 0.3:
+        head, tail = rng.choice(PARTS), rng.choice(PARTS)
+        return head[: rng.randint(2, max(2, len(head) - 2))] + tail[rng.randint(1, max(1, len(tail) - 2)) :]
     middle = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count - 1))
     return middle + rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+
+
+PARTS = [w.lower() for w in FIRST + CITIES + COMPANIES + NOUNS if w.isalpha() and len(w) > 3]
+
+
+def invented_zh(rng: Rng) -> str:
+    """One to three Chinese characters in a row that mean nothing."""
+    return "".join(rng.choice(HANZI) for _ in range(rng.choice((1, 2, 2, 2, 3))))
 
 
 def _number(rng: Rng, largest_digits: int = 4) -> str:
@@ -165,7 +188,16 @@ def _real_or_invented(pool: list[str], share: float = 0.55) -> Callable[[Rng, bo
     return make
 
 
-def _person_zh(rng: Rng, _: bool) -> str:
+def _real_or_invented_zh(pool: list[str]) -> Callable[[Rng, bool], str]:
+    def make(rng: Rng, held_out: bool) -> str:
+        return rng.choice(pool) if rng.random() < (0.85 if held_out else 0.5) else invented_zh(rng)
+
+    return make
+
+
+def _person_zh(rng: Rng, held_out: bool) -> str:
+    if not held_out and rng.random() < 0.2:
+        return rng.choice(SURNAMES_ZH) + invented_zh(rng)
     if rng.random() < 0.06:  # characters outside the vocabulary, which are copied byte by byte
         return rng.choice(SURNAMES_ZH) + chr(rng.randint(0x4E00, 0x9FA0))
     return rng.choice(SURNAMES_ZH) + "".join(rng.choice(GIVEN_ZH) for _ in range(rng.choice((1, 2, 2))))
@@ -224,10 +256,10 @@ KINDS: dict[str, Callable[[Rng, bool], str]] = {
     "person": _real_or_invented(FIRST),
     "full_name": _full_name,
     "company": _real_or_invented(COMPANIES),
-    "city_zh": lambda rng, _: rng.choice(CITIES_ZH),
+    "city_zh": _real_or_invented_zh(CITIES_ZH),
     "person_zh": _person_zh,
     "thing": lambda rng, _: rng.choice(NOUNS) if rng.random() < 0.6 else invented(rng),
-    "thing_zh": lambda rng, _: rng.choice(NOUNS_ZH),
+    "thing_zh": _real_or_invented_zh(NOUNS_ZH),
     "title": _title,
     "text": _text,
     "number": lambda rng, _: _number(rng),
@@ -239,6 +271,7 @@ KINDS: dict[str, Callable[[Rng, bool], str]] = {
     "email": _email,
     "file": _file,
     "invented": lambda rng, _: invented(rng),
+    "invented_zh": lambda rng, _: invented_zh(rng),
     "language": lambda rng, _: rng.choice(LANGUAGES),
     "currency": lambda rng, _: rng.choice(CURRENCIES),
     "day": lambda rng, _: rng.choice(DAYS),

@@ -14,10 +14,11 @@ from ernie_serve.text.tokenizer import Tokenizer as ServedTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from tiny import batches, copying, talk, tokens, tooluse, words  # scripts are no package of ours
+from tiny import batches, copying, talk, tokens, tools, tooluse, words  # scripts are no package of ours
 
 KINDS = [
     talk.small_talk,
+    talk.identity,
     talk.memory,
     talk.persona,
     talk.task,
@@ -25,6 +26,9 @@ KINDS = [
     tooluse.parallel,
     tooluse.together,
     tooluse.no_tool,
+    tooluse.session,
+    tooluse.drill,
+    lambda drawn: drawn.one(tooluse.contrast(drawn)),
 ]
 
 
@@ -81,11 +85,52 @@ def test_every_right_answer_stands_in_the_prompt():
         )
 
 
+def test_one_question_over_two_lists_is_called_where_its_tool_is_and_refused_where_not():
+    drawn = words.Words(random.Random(6))
+    for _ in range(50):
+        called, refused, *more = tooluse.contrast(drawn)
+        (name, _), names = (
+            called.messages[-1].calls[0],
+            [[t["function"]["name"] for t in d.tools] for d in (called, refused)],
+        )
+        assert called.messages[-2] == refused.messages[-2]
+        assert len(names[0]) == len(names[1])
+        assert name in names[0]
+        assert not refused.messages[-1].calls
+        assert all(d.tools in (called.tools, refused.tools) for d in more)
+
+
+def test_a_question_where_no_tool_fits_is_for_none_of_the_list():
+    drawn = words.Words(random.Random(9))
+    for _ in range(100):
+        listed = tooluse.tool_list(drawn, [], 3)
+        keys = {t.key for t in listed}
+        assert len(keys) == 3
+        for near in (tools.draw_near(drawn, t, keys) for t in listed):
+            assert near.key not in keys
+
+
+def test_every_character_of_a_held_out_chinese_word_is_seen_in_training():
+    seen, kept = words.Words(random.Random(1)), words.Words(random.Random(2), held_out=True)
+    characters = {c for _ in range(3000) for c in seen.draw("city_zh") + seen.draw("thing_zh")}
+    assert {c for _ in range(300) for c in kept.draw("city_zh") + kept.draw("thing_zh")} <= characters
+
+
+def test_the_tokens_that_decide_weigh_most():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    drawn = batches.Batches(tokenizer, 5, 4000, 2048, 512, 0.0)
+    (document,) = drawn.encode([[("hello", False), ('good {"name": "Rome"}', True)]], random.Random(1))
+    start, name = len(tokenizer.encode("hello").ids), len(tokenizer.encode('hellogood {"name": "').ids)
+    expected = [0.0] * start + [1.0] * (len(document.ids) - start)
+    expected[start] = expected[name] = batches.DECISION
+    assert document.weights == expected
+
+
 def test_same_seed_same_documents():
     tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
     first, second = (batches.Batches(tokenizer, 5, 4000, 2048, 512, 0.1).step(11, 0.5) for _ in range(2))
     assert first == second
-    assert all(len(d.ids) <= 512 and len(d.ids) == len(d.learn) for group in first for d in group)
+    assert all(len(d.ids) <= 512 and len(d.ids) == len(d.weights) for group in first for d in group)
 
 
 def test_tokenizer_gives_any_text_back():
