@@ -54,8 +54,9 @@ def test_the_last_position_of_a_full_context_agrees_with_transformers(checkpoint
     outputs = []
     while core.has_work:
         outputs += core.step()
-    assert [output.finish_reason for output in outputs] == ["length"]  # there is room for one more token, and no more
-    (made,) = outputs[0].logprobs
+    assert not any(output.token_ids for output in outputs[:-1])  # what comes before says that the prompt has begun
+    assert outputs[-1].finish_reason == "length"  # there is room for one more token, and no more
+    (made,) = outputs[-1].logprobs
 
     reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with torch.inference_mode():

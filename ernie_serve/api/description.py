@@ -32,6 +32,7 @@ class Operation(NamedTuple):
     body: type[BaseModel] | None = None
     streams: bool = False
     query: type[queries.QueryFields] | None = None
+    media: tuple[str, ...] = ("application/x-ndjson", "text/csv")  # where the answer is no JSON
 
 
 OPERATIONS = (
@@ -69,11 +70,11 @@ OPERATIONS = (
     Operation("post", "/admin/accounts/{account_id}/topups", "Add credit", records.AccountRecord, admin.TopUpBody),
     Operation("get", "/admin/projects", "Projects", records.RecordList, query=queries.ProjectsQuery),
     Operation("post", "/admin/projects/{project_id}", "Limit it", records.ProjectRecord, admin.ProjectChangeBody),
+    Operation("get", "/metrics", "What is counted, for Prometheus", None, media=("text/plain",)),
     Operation("get", "/health/live", "Whether the server runs", answers.Health),
     Operation("get", "/health/ready", "Whether it answers requests", answers.Health),
 )
 
-_LINES = ("application/x-ndjson", "text/csv")
 _REF = "#/components/schemas/{model}"
 
 
@@ -120,7 +121,7 @@ def describe() -> dict[str, Any]:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = _json(operation.answer) if operation.answer else {media: {} for media in _LINES}
+    content: dict[str, Any] = _json(operation.answer) if operation.answer else {media: {} for media in operation.media}
     if operation.streams:
         content["text/event-stream"] = {}  # a schema here would be read as that of one event
     problem = {"description": "What went wrong", "content": _json(answers.ProblemAnswer)}

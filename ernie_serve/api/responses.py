@@ -46,13 +46,11 @@ def router(services: Services) -> APIRouter:
         body = await read_body(request, services.limits)
         return _json(await prepared(services, request, body, Preparation(kept, owner_of(request)).count))
 
-    @routes.api_route("/v1/responses/input_tokens", methods=["GET", "HEAD", "DELETE"])
-    async def not_a_response(request: Request) -> Response:
-        raise HTTPException(405, headers={"Allow": "POST"})  # otherwise it would be read as an id
-
     @routes.api_route("/v1/responses/{response_id}", methods=["GET", "HEAD", "DELETE"])
     async def retrieve_response(request: Request) -> Response:
         owner, response_id = owner_of(request), request.path_params["response_id"]
+        if response_id == "input_tokens":  # no id, but the path above with another method
+            raise HTTPException(405, headers={"Allow": "POST"})
         if request.method == "DELETE":
             if not kept.delete(owner, response_id):
                 raise not_found(response_id)
