@@ -4,7 +4,9 @@ Knows a scheduler, something that runs plans, and one pipe. Knows nothing about 
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from ernie_serve.engine import wire
@@ -32,11 +34,14 @@ logger = logging.getLogger(__name__)
 class Runner(Protocol):
     """Turns plans into tokens."""
 
-    def execute(self, plan: StepPlan, masks: Masks | None = None) -> list[Sampled]:
+    def execute(
+        self, plan: StepPlan, masks: Masks | None = None, is_wanted: Callable[[], bool] | None = None
+    ) -> list[Sampled]:
         """Compute every row of the plan; what was sampled for each row that wants something, in any order.
 
         `masks` is given where some rows may not yield every token. It waits for the masks, which are made meanwhile,
-        so it is called as late as possible: when the logits are there.
+        so it is called as late as possible: when the logits are there. A long step asks `is_wanted` now and then;
+        once that says no, the step may be broken off, and nothing need come of it.
         """
 
 
@@ -52,6 +57,8 @@ class EngineCore:
         self._admission = Admission(grammars)
         self._masks = MaskMaker(grammars.vocabulary.bytes_per_mask) if grammars else None
         self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
+        self._connection: wire.Connection | None = None  # while serving
+        self._is_closing = False
         self._num_failures = 0  # steps in a row
 
     @property
@@ -89,6 +96,8 @@ class EngineCore:
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
             return outputs + self.scheduler.fail(plan, f"The engine failed on this request ({type(error).__name__}).")
         self._num_failures = 0
+        if self._is_closing:  # the step may have been broken off, and nobody waits for it
+            return outputs
         return outputs + self.scheduler.update(plan, sampled)
 
     def _admit(self) -> None:
@@ -104,17 +113,27 @@ class EngineCore:
 
     def _execute(self, plan: StepPlan) -> list[Sampled]:
         """Run a plan, while the masks of its rows are made in another thread."""
+        is_wanted = partial(self._is_wanted, plan) if self._connection else None
         constraints = self.scheduler.constraints(plan)
         if not constraints:
-            return self.runner.execute(plan)
+            return self.runner.execute(plan, None, is_wanted)
         assert self._masks is not None, "a constrained request got past admission"
         masks = self._masks.start(constraints)
         if masks is None:
-            return self.runner.execute(plan)
+            return self.runner.execute(plan, None, is_wanted)
         try:
-            return self.runner.execute(plan, masks)
+            return self.runner.execute(plan, masks, is_wanted)
         finally:
             self._masks.wait()
+
+    def _is_wanted(self, plan: StepPlan) -> bool:
+        """Whether anybody still waits for a plan that is being computed, by the commands that have come meanwhile."""
+        assert self._connection is not None, "only a served engine is asked"
+        try:
+            self._is_closing = self._is_closing or not self._obey_commands(self._connection, 0.0)
+        except (EOFError, ConnectionError):
+            self._is_closing = True  # the loop finds out for itself
+        return not self._is_closing and self.scheduler.has_any_of(plan)
 
     def serve(self, connection: wire.Connection) -> None:
         """Obey commands until `Shutdown` or until the other side is gone; report every step in one message.
@@ -122,8 +141,9 @@ class EngineCore:
         Waits without using the processor while there is no work. An exception that ends the engine is reported
         as `Failed`, then raised.
         """
+        self._connection = connection
         try:
-            while self._obey_commands(connection):
+            while not self._is_closing and self._obey_commands(connection, 0.0 if self.has_work else None):
                 wire.send(connection, Stepped(self.step(), self.scheduler.stats))
         except (EOFError, ConnectionError):
             logger.info("the other side of the pipe is gone; the engine ends")
@@ -133,9 +153,8 @@ class EngineCore:
                 wire.send(connection, Failed(_told(error)))
             raise
 
-    def _obey_commands(self, connection: wire.Connection) -> bool:
-        """Take all commands that are there, or wait for one when there is no work; False is the end."""
-        patience = 0.0 if self.has_work else None
+    def _obey_commands(self, connection: wire.Connection, patience: float | None) -> bool:
+        """Take all commands that are there, waiting for the first as long as `patience` says; False is the end."""
         while connection.poll(patience):
             if not self._obey(wire.receive_command(connection)):
                 return False

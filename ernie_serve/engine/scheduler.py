@@ -139,6 +139,10 @@ class Scheduler:
         requests = [request for row in plan.rows if row.wants_token and (request := self._request_of(row))]
         return {request.request_id: request.constraint for request in requests if request.constraint is not None}
 
+    def has_any_of(self, plan: StepPlan) -> bool:
+        """Whether any request of a plan is still there, so that its results matter."""
+        return any(self._request_of(row) for row in plan.rows)
+
     def update(self, plan: StepPlan, sampled: Iterable[Sampled]) -> list[EngineOutput]:
         """Take the results of a plan: what was sampled for each row that wants a token or logprobs of its prompt."""
         yielded = {each.request_id: each for each in sampled}

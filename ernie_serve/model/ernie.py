@@ -4,6 +4,8 @@ Knows layers and how they connect. Knows no device, no weight format, no paralle
 kernels' that are handed in, and where tokens stand is the layout's.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +17,8 @@ from ernie_serve.model.config import ModelConfig
 # T tokens in the batch, N hidden size, V vocabulary, H query heads, K key/value heads, D head size,
 # I MLP width, E experts, A active experts, B blocks of S tokens
 
-KVCache = list[tuple[Tensor, Tensor]]
-"""Keys and values of every layer, each [B, S, K, D], or wider where a row brings its scale."""
+KVCache = Iterable[tuple[Tensor, Tensor]]
+"""Keys and values of one layer after the other, each [B, S, K, D], or wider where a row brings its scale."""
 
 
 class Ernie(nn.Module):

@@ -3,6 +3,7 @@
 Knows places, memory and devices. Knows neither what a tensor is called on disk nor what it is for.
 """
 
+import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -81,7 +82,7 @@ def into_matrices(shapes: Mapping[str, torch.Size], dtype: torch.dtype, keep: Ke
         with lock:
             if key not in begun:
                 shape = shapes[place.parameter] if place.expert is None else shapes[place.parameter][1:]
-                begun[key] = torch.empty(shape, dtype=dtype), [shape[0]]
+                begun[key] = _passing(shape, dtype), [shape[0]]
             matrix, lacking = begun[key]
         copy(place.in_matrix(matrix), place, stored, bits)
         with lock:
@@ -112,6 +113,11 @@ class _Copier:
             else:
                 part.copy_(rows)
         return None
+
+
+def _passing(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory that goes back to the system with the tensor: malloc may keep hundreds of MiB of what it gets back."""
+    return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def _copy_transposed(target: Tensor, rows: Tensor) -> None:

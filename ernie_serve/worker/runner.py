@@ -3,7 +3,8 @@
 Knows the model, the KV cache and the sampler. Knows nothing of why a plan is what it is.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ernie_serve.model.ernie import Ernie
 from ernie_serve.worker.batch import BatchBuilder, num_scored
 from ernie_serve.worker.logprobs import scores_of
 from ernie_serve.worker.sampler import Sampler
+
+LOOK_SECONDS = 0.05
+"""Time between two questions whether a step is still wanted."""
 
 
 class Runner:
@@ -44,16 +48,36 @@ class Runner:
         self._num_valid_ids = num_valid_ids
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, masks: Callable[[], TokenMasks] | None = None) -> list[Sampled]:
+    def execute(
+        self,
+        plan: StepPlan,
+        masks: Callable[[], TokenMasks] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> list[Sampled]:
         """Run a step; the new tokens, in the order of the rows that want one, then what only scores a prompt.
 
-        `masks` is asked for once the network has been started: it may wait for them.
+        `masks` is asked for once the network has been started: it may wait for them. `is_wanted` is asked between
+        layers, every `LOOK_SECONDS` at most; when it says no, the step is broken off and nothing comes of it.
         """
         batch = self._batches.build(plan)
-        logits = self.model(batch.ids, batch.layout, self.cache, batch.logit_indices)
+        cache = self._cache_while(is_wanted) if is_wanted else self.cache
+        try:
+            logits = self.model(batch.ids, batch.layout, cache, batch.logit_indices)
+        except _BrokenOff:
+            return []
         rows = batch.sampled_rows
         sampled = self._sampler.sample(logits[: len(rows)], rows, masks() if masks else None) if rows else []
         return self._with_scores(sampled, logits[len(rows) :], batch.scored_rows) if batch.scored_rows else sampled
+
+    def _cache_while(self, is_wanted: Callable[[], bool]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The cache layer by layer, as long as somebody waits for the step."""
+        looked_at = time.monotonic()
+        for layer in self.cache:
+            if time.monotonic() - looked_at > LOOK_SECONDS:
+                if not is_wanted():
+                    raise _BrokenOff
+                looked_at = time.monotonic()
+            yield layer
 
     def _with_scores(self, sampled: list[Sampled], logits: Tensor, rows: list[PlanRow]) -> list[Sampled]:
         """Add the logprobs of prompt tokens; `logits` has one row for each, in order."""
@@ -78,3 +102,7 @@ class Runner:
     def kv_bytes(self) -> int:
         """Size of the KV cache."""
         return sum(tensor.nbytes for pair in self.cache for tensor in pair)
+
+
+class _BrokenOff(Exception):
+    """Ends a step that nobody waits for."""

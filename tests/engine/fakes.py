@@ -7,6 +7,7 @@ As a script, `fakes.py FD` is an engine process that talks through an inherited 
 
 import sys
 import zlib
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from ernie_serve.engine import wire
@@ -36,10 +37,15 @@ class FakeRunner:
         self.slots: list[int | None] = [None] * (num_blocks * block_size)
         self.num_computed = 0  # tokens, over all steps
         self.failures: list[Exception] = []  # raised by the next steps, the last first
+        self.during: Callable[[StepPlan], None] | None = None  # what happens while a step is computed
 
-    def execute(self, plan: StepPlan, masks=None) -> list[Sampled]:
+    def execute(self, plan: StepPlan, masks=None, is_wanted=None) -> list[Sampled]:
         if self.failures:
             raise self.failures.pop()
+        if self.during:
+            self.during(plan)
+        if is_wanted and not is_wanted():
+            return []
         assert plan.rows, "a plan without rows"
         assert len({row.request_id for row in plan.rows}) == len(plan.rows), "a request twice in a plan"
         self._refuse_shared_writes(plan)

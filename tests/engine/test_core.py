@@ -141,6 +141,58 @@ def test_serve_ends_on_shutdown_with_requests_running():
     assert len(connection.reports) == 3
 
 
+def serve_with(during_step_2: EngineCommand, *requests):
+    """Serve requests; a command comes in while step 2 is computed."""
+    core, connection = make_core(), ScriptedConnection(*((0, Generate(request)) for request in requests))
+
+    def during(plan):
+        if plan.step == 2:
+            connection.script.append((0, during_step_2))
+
+    core.runner.during = during
+    core.serve(connection)
+    return core, connection
+
+
+def test_a_step_that_nobody_waits_for_any_more_is_broken_off_and_leaves_nothing():
+    core, connection = serve_with(Abort("r"), make_request("r", list(range(1, 60)), max_tokens=9))
+    assert core.runner.num_computed == 32  # of the first step; the prompt's end is not
+    assert not connection.tokens("r")
+    assert connection.reports[-1].stats.blocks_used == 0
+    core.scheduler.check()
+
+
+def test_a_step_that_somebody_waits_for_goes_on_without_those_who_left():
+    stays, leaves = make_request("stays", [1, 2, 3], max_tokens=4), make_request("leaves", [4, 5], max_tokens=4)
+    _, connection = serve_with(Abort("leaves"), stays, leaves)
+    assert connection.tokens("stays") == plain_loop(stays, 200)[0]
+    assert connection.tokens("leaves") == plain_loop(leaves, 200)[0][:1]
+    assert connection.reports[-1].stats.blocks_used == 0
+
+
+def test_what_comes_during_a_step_runs_after_it():
+    old, new = make_request("old", [1, 2, 3], max_tokens=4), make_request("new", [4, 5], max_tokens=4)
+    _, connection = serve_with(Generate(new), old)
+    assert connection.tokens("old") == plain_loop(old, 200)[0]
+    assert connection.tokens("new") == plain_loop(new, 200)[0]
+
+
+def test_nothing_of_a_broken_off_step_is_found_by_a_later_prompt():
+    prompt = list(range(1, 60))
+    core, _ = serve_with(Abort("r"), make_request("r", prompt, max_tokens=9))
+    core.runner.during = None
+    again = make_request("again", prompt, max_tokens=9)
+    connection = ScriptedConnection((0, Generate(again)))
+    core.serve(connection)
+    assert connection.tokens("again") == plain_loop(again, 200)[0]
+
+
+def test_a_shutdown_breaks_a_step_off():
+    core, connection = serve_with(Shutdown(), make_request("r", [1, 2, 3], max_tokens=9))
+    assert len(connection.tokens("r")) == 1
+    assert core.runner.num_computed == 3
+
+
 def test_serve_ends_when_the_other_side_breaks_off():
     class Broken(ScriptedConnection):
         def send_bytes(self, buf: bytes) -> None:

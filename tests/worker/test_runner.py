@@ -133,6 +133,29 @@ def test_the_cache_has_the_size_it_says(tiny_model, tiny_config):
     assert len(runner.cache) == tiny_config.num_hidden_layers
 
 
+def test_a_step_that_is_not_wanted_any_more_ends_between_two_layers(runner, make_text, monkeypatch):
+    monkeypatch.setattr("ernie_serve.worker.runner.LOOK_SECONDS", -1.0)
+    asked = []
+
+    def is_wanted():
+        asked.append(len(asked))
+        return len(asked) < 2
+
+    for pair in runner.cache:
+        pair[0].zero_()
+    plan = StepPlan(1, [make_text(5).row(list(range(64)), BLOCK)])
+    assert runner.execute(plan, None, is_wanted) == []
+    assert asked == [0, 1]
+    assert [bool(keys.any()) for keys, _ in runner.cache] == [True, False, False]
+
+
+def test_asking_whether_a_step_is_wanted_changes_no_token(runner, make_text, monkeypatch):
+    monkeypatch.setattr("ernie_serve.worker.runner.LOOK_SECONDS", -1.0)
+    plan = StepPlan(1, [make_text(5).row(list(range(64)), BLOCK)])
+    asked = runner.execute(plan, None, lambda: True)
+    agree(asked, runner.execute(plan))
+
+
 def test_no_gradient_is_recorded(runner, step, make_text):
     text, pool = make_text(3), shuffled(64)
     with torch.enable_grad():
