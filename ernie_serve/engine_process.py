@@ -30,6 +30,7 @@ from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.packing import load_packed
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
+from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     config = ModelConfig.from_folder(folder)
     memory.require_length(config, settings.max_model_len)
     dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
-    kernels = CpuKernels() if device.type == "cpu" else ReferenceKernels()
+    kernels = _kernels(device)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -102,6 +103,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         num_valid_ids=num_valid_ids,
+        device=CudaDevice() if device.type == "cuda" else None,
+        max_model_len=room.max_model_len,
     )
     scheduler = Scheduler(
         BlockPool(room.num_blocks, settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
@@ -109,6 +112,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
     )
+    if runner.graphs:
+        runner.graphs.record_all(room.max_model_len, lambda share: report(share, "recording decode steps"))
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
     report(1.0, "making the first token")
@@ -135,6 +140,19 @@ def _warm_up(core: EngineCore) -> None:
     outputs = [output for _ in range(4) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+
+
+def _kernels(device: torch.device) -> ReferenceKernels:
+    if device.type == "cpu":
+        return CpuKernels()
+    try:
+        from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
+    except ImportError as error:
+        raise SettingsError(
+            f"--device {device}: its kernels need Triton ({error}). Install a CUDA build of PyTorch, or `pip install "
+            "triton`, or use --device cpu."
+        ) from error
+    return CudaKernels()
 
 
 def _device(wanted: str) -> torch.device:

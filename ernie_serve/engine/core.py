@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ernie_serve.engine import wire
 from ernie_serve.engine.admission import Admission
@@ -45,6 +45,25 @@ class Runner(Protocol):
         """
 
 
+Ticket = TypeVar("Ticket")
+
+
+@runtime_checkable
+class Overlapping(Protocol[Ticket]):
+    """A runner that can start a step while the host goes on, and take a token that the step before still makes."""
+
+    def launch(self, plan: StepPlan) -> Ticket | None:
+        """Start a step; `None` where it has to be executed. What suits once suits for all its steps."""
+
+    def collect(self, flight: Ticket) -> list[Sampled]:
+        """Wait for a step that was started, and for none after it."""
+
+
+class _Flight(NamedTuple, Generic[Ticket]):
+    plan: StepPlan
+    ticket: Ticket
+
+
 class EngineCore:
     """One scheduler and one runner. Not safe for threads: one caller at a time.
 
@@ -60,11 +79,12 @@ class EngineCore:
         self._connection: wire.Connection | None = None  # while serving
         self._is_closing = False
         self._num_failures = 0  # steps in a row
+        self._flight: _Flight[object] | None = None  # a step that has been started ahead of the results before it
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.has_work or bool(self._ended) or self._admission.is_waiting
+        return self.scheduler.has_work or self._flight is not None or bool(self._ended) or self._admission.is_waiting
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; all its outputs come from `step`."""
@@ -84,13 +104,16 @@ class EngineCore:
         """
         self._admit()
         outputs, self._ended = self._ended, []
-        plan = self.scheduler.schedule()
+        flight, self._flight = self._flight, None
+        plan = flight.plan if flight else self.scheduler.schedule()
         if plan is None:
             return outputs
         try:
-            sampled = self._execute(plan)
+            flight = flight or self._launch(plan)
+            sampled = self._collect(flight) if flight else self._execute(plan)
         except Exception as error:
             self._num_failures += 1
+            self._flight = None  # its requests are those of the plan that failed
             if self._num_failures > 1:
                 raise RuntimeError(f"Two steps in a row failed; the last with {_told(error)}") from error
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
@@ -99,6 +122,21 @@ class EngineCore:
         if self._is_closing:  # the step may have been broken off, and nobody waits for it
             return outputs
         return outputs + self.scheduler.update(plan, sampled)
+
+    def _launch(self, plan: StepPlan) -> _Flight[object] | None:
+        """Start a step, if the runner does that and nothing binds its tokens."""
+        if not isinstance(self.runner, Overlapping) or self.scheduler.constraints(plan):
+            return None
+        ticket = self.runner.launch(plan)
+        return None if ticket is None else _Flight(plan, ticket)
+
+    def _collect(self, flight: _Flight[object]) -> list[Sampled]:
+        """Start the step after this one, where it can be known, and then wait for this one."""
+        assert isinstance(self.runner, Overlapping), "only such a runner gives tickets"
+        if ahead := self.scheduler.schedule_ahead(flight.plan):
+            self._flight = self._launch(ahead)
+            assert self._flight, "what follows a recorded step can be recorded"
+        return self.runner.collect(flight.ticket)
 
     def _admit(self) -> None:
         """Let in the requests whose grammars are ready; wait a moment for one when there is nothing else to do."""
