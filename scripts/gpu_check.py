@@ -412,7 +412,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         report.values["left_out"].append("transformers: it is not installed")
     missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
-    why = f"{' and '.join(missing)} missing" if missing else "use `ernie-serve bench --url` against a running server"
+    why = f"{' and '.join(missing)} missing" if missing else "not part of this script; `ernie-serve bench` measures it"
     report.values["left_out"].append(f"http: {why}")
     gpu = "dry" if given.dry else machine.described()["gpu"].lower().replace("nvidia ", "").replace(" ", "-")
     out = given.out or Path(f"docs/benchmarks/{datetime.now(UTC):%Y-%m-%d}-{gpu}.json")

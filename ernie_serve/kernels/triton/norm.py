@@ -41,9 +41,11 @@ def _add_rms_norm(residual, delta, weight, summed, out, eps, P: tl.constexpr, N:
 def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`residual` [T, N] plus `delta` [T, N] or [T, P, N], and the norm of that."""
     T, N = residual.shape
-    P = 0 if delta is None else delta.numel() // (T * N)
+    P = 0 if delta is None else delta.shape[1] if delta.dim() == 3 else 1
     summed = residual if delta is None else torch.empty_like(residual)
     out = torch.empty_like(residual)
+    if not T:  # a step that only reads a piece of a prompt wants no logits; a launch of nothing is an error
+        return residual, out
     block = power_of_two(N)
     _add_rms_norm[(T,)](
         residual,

@@ -30,3 +30,9 @@ def test_what_is_pending_may_be_several_rows(generator):
     expected = ReferenceKernels().add_rms_norm(residual, parts.sum(1), weight, 1e-5)
     for got, want in zip(CudaKernels().add_rms_norm(residual, parts, weight, 1e-5), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_are_no_work():
+    residual, weight = torch.zeros(0, 64), torch.ones(64)
+    assert [len(x) for x in CudaKernels().add_rms_norm(residual, torch.zeros(0, 3, 64), weight, 1e-5)] == [0, 0]
+    assert len(CudaKernels().add_rms_norm(residual, torch.zeros(0, 64), weight, 1e-5)[1]) == 0
