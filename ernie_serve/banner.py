@@ -43,13 +43,25 @@ async def show_loading(progress: Callable[[], tuple[float, str]], loading: Calla
         await asyncio.sleep(0.1)
 
 
-def show_ready(info: EngineInfo, *, url: str, names: tuple[str, ...], max_output_tokens: int | None, keys: int) -> None:
-    """Print what is served, where, and a request to try."""
+def show_ready(
+    info: EngineInfo,
+    *,
+    url: str,
+    names: tuple[str, ...],
+    max_output_tokens: int | None,
+    num_keys: int,
+    billing: str | None,
+) -> None:
+    """Print what is served, where, who may use it, what that costs if it does, and a request to try."""
     kv_tokens = info.num_blocks * info.block_size
     typical = min(_TYPICAL_TOKENS, info.max_model_len)
     facts = Table.grid(padding=(0, 2))
     weights = f"weights {_size(info.weight_bytes)}, loaded in {info.load_seconds:.1f} s"
     answer = f", answers up to {max_output_tokens:,}" if max_output_tokens else ""
+    asked = bool(num_keys or billing)
+    keys = "none needed: whoever reaches this address may use it"
+    if asked:
+        keys = f"{num_keys} accepted" if num_keys else "those of the billing store; `ernie-serve keys create` makes one"
     for name, value in {
         "Model": ", ".join(names),
         "Device": f"{info.device}, {info.dtype}; {weights}",
@@ -57,12 +69,13 @@ def show_ready(info: EngineInfo, *, url: str, names: tuple[str, ...], max_output
         "KV cache": f"{_size(info.kv_bytes)} = {kv_tokens:,} tokens in {info.num_blocks:,} blocks"
         f" = {kv_tokens / typical:.1f} requests of {typical:,}",
         "Batch": f"{info.max_num_seqs} requests, {info.max_num_batched_tokens:,} tokens a step",
-        "Keys": f"{keys} accepted" if keys else "none asked for: whoever reaches this address may use it",
+        "Keys": keys,
+        "Billing": billing or "off: nothing is counted or charged (--billing turns it on)",
         "URL": url,
     }.items():
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(Panel(facts, title="ernie_serve", title_align="left", expand=False))
-    headers = " -H 'content-type: application/json'" + (" -H 'authorization: Bearer YOUR_KEY'" if keys else "")
+    headers = " -H 'content-type: application/json'" + (" -H 'authorization: Bearer YOUR_KEY'" if asked else "")
     body = f'{{"model": "{names[0]}", "prompt": "Large language model is", "max_tokens": 32}}'
     console.print(f"Try it:\n  curl -s {url}/completions{headers} -d '{body}'", soft_wrap=True)
 

@@ -11,7 +11,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -219,14 +219,26 @@ class EngineTarget:
 
 
 class HttpTarget:
-    """A server that speaks the completions API; prompts go out as token ids, answers come as a stream."""
+    """A server that speaks the completions API; prompts go out as token ids, answers come as a stream.
 
-    def __init__(self, base_url: str, model: str, *, api_key: str = "none", temperature: float = 1.0) -> None:
+    `extra` joins, or replaces, fields of the requests: what another server calls something else.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str = "none",
+        temperature: float = 1.0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         headers = {"authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=600, limits=limits)
         self._model = model
         self._temperature = temperature
+        self._extra = extra or {}
 
     async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
         """Make exactly `output_len` tokens; what a last usage chunk adds is counted as coming with it."""
@@ -239,6 +251,7 @@ class HttpTarget:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self._extra,
         }
         seen = 0
         async with self._http.stream("POST", "/completions", json=body) as response:

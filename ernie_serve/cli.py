@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_origin
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ernie_serve import config
+from ernie_serve import cli_billing, config
 from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError, StartupError
 
@@ -33,6 +34,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_billing.keys_app, name="keys")
+app.command()(cli_billing.usage)
+app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
     try:
         app()
     except StartupError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]ernie-serve:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]ernie-serve:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -169,6 +173,36 @@ def bench(
         output_json.write_text(benchmark.as_json(results), encoding="utf-8")
 
 
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub name of the original checkpoint.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    quantization: Annotated[str, _flag("--quantization", "int4, int8 or mixed.")] = "int4",
+    report: Annotated[bool, _flag("--report", "Print how far weights and logits are from the original's.")] = False,
+    report_tokens: Annotated[int, _flag("--report-tokens", "Tokens that logits are compared over.", min=2)] = 256,
+    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+) -> None:
+    """Write a checkpoint in 4 or 8 bits, which `serve OUT` then maps instead of reading."""
+    from ernie_serve import quantizing
+
+    recipe = config.recipe(quantization)
+    tokens = report_tokens if report else 0
+    quantizing.quantize(source, folder, recipe, revision=revision, threads=threads, report_tokens=tokens)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
+    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+) -> None:
+    """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""
+    from ernie_serve import doctor
+
+    doctor.examine(model, revision=revision, threads=threads)
+
+
 @config_app.command("show")
 @takes_settings
 def show(settings: Settings, origins: Origins) -> None:
@@ -176,5 +210,5 @@ def show(settings: Settings, origins: Origins) -> None:
     table = Table("setting", "value", "origin", box=None, header_style="bold")
     for name, origin in origins.items():
         value = getattr(settings, name)
-        table.add_row(name.replace("_", "-"), "(set)" if name == "api_key" and value else str(value), origin)
+        table.add_row(name.replace("_", "-"), "(set)" if name in config.SECRET and value else str(value), origin)
     Console().print(table)

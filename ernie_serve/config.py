@@ -37,8 +37,14 @@ def _names(value: object) -> object:
     return tuple(name.strip(" \"'") for name in bare.split(",") if name.strip(" \"'"))
 
 
+def _spelled(value: object) -> object:
+    """Read a whole number as its digits, as in `input-price = 1`: what follows reads decimals as text, exactly."""
+    return str(value) if type(value) is int else value
+
+
 Bytes = Annotated[int, BeforeValidator(_byte_count)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Decimal = Annotated[str, BeforeValidator(_spelled)]
 
 
 def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
@@ -56,6 +62,11 @@ class Settings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
         "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
     )
+    quantization: Literal["int4", "int8", "mixed"] | None = _setting(
+        "Model",
+        None,
+        "Keep matrices in 4 or 8 bits on a CPU, quantized as they are read; mixed: 4 for routed experts, else 8.",
+    )
     device: str = _setting(
         "Model", "auto", "cpu, cuda or cuda:N. auto: a GPU where there is one.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
@@ -68,6 +79,14 @@ class Settings(BaseModel):
 
     max_num_seqs: int = _setting("Engine", 64, "Requests that run at once.", ge=1, le=4096)
     max_num_batched_tokens: int = _setting("Engine", 2048, "Tokens computed in one step.", ge=1, le=1_048_576)
+    max_step_seconds: float | None = _setting(
+        "Engine",
+        None,
+        "While answers stream, a step takes about so long: pieces of long prompts are sized to it. 0: no matter how "
+        "long. Default: 0.5 on a CPU, 0 on a GPU.",
+        ge=0,
+        le=3600,
+    )
     block_size: int = _setting("Engine", 16, "Tokens in one block of the KV cache.", ge=1, le=1024)
     kv_cache_memory_bytes: Bytes | None = _setting(
         "Engine",
@@ -75,13 +94,23 @@ class Settings(BaseModel):
         "Size of the KV cache, such as 4GiB. Default: what the device has left, on a CPU at most 4GiB.",
         ge=1,
     )
+    kv_cache_dtype: Literal["auto", "int8"] = _setting(
+        "Engine",
+        "auto",
+        "Numbers of the KV cache. auto: the checkpoint's dtype; int8: about half of bfloat16's memory.",
+    )
     gpu_memory_utilization: float = _setting("Engine", 0.92, "Share of the GPU's memory to use.", gt=0, le=1)
     enable_prefix_caching: bool = _setting("Engine", True, "Reuse the KV cache of prompts that begin alike.")
-    threads: int | None = _setting("Engine", None, "CPU threads of the engine. Default: one a core.", ge=1, le=1024)
+    threads: int | None = _setting(
+        "Engine", None, "CPU threads of the engine. Default: one for each core it may use.", ge=1, le=1024
+    )
 
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")
     port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     api_key: Names = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
+    allow_unauthenticated: bool = _setting(
+        "API", False, "Listen on addresses that other machines reach without asking for keys."
+    )
     allowed_origins: Names = _setting(
         "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
     )
@@ -93,6 +122,22 @@ class Settings(BaseModel):
         "API", 30, "Seconds that running requests may take to end after SIGTERM or Ctrl-C.", ge=0, le=86_400
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("API", "info", "What is logged.")
+
+    billing: bool = _setting("Billing", False, "Ask for keys of the billing store, and charge what is used to them.")
+    database_url: str | None = _setting(
+        "Billing",
+        None,
+        "Billing store: sqlite:///FILE, or postgresql://… for several servers. Default: a file of the user's data.",
+    )
+    input_price: Decimal = _setting("Billing", "0.07", "US dollars for a million tokens of input.")
+    cached_input_price: Decimal | None = _setting(
+        "Billing", None, "US dollars for a million tokens of input that the prefix cache had. Default: as other input."
+    )
+    output_price: Decimal = _setting("Billing", "0.28", "US dollars for a million tokens of output.")
+
+
+SECRET = frozenset({"api_key", "database_url"})
+"""Settings whose values are shown to nobody."""
 
 
 def load(
@@ -120,9 +165,20 @@ def load(
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        value = "…" if name == "api_key" else repr(problem["input"])
+        value = "…" if name in SECRET else repr(problem["input"])
         meaning = Settings.model_fields[name].description
         raise SettingsError(f"{name} = {value} (from {origins[name]}): {problem['msg']}. {meaning}") from None
+
+
+def recipe(word: str) -> Literal["int4", "int8", "mixed"]:
+    """A word for how matrices are kept. Raises `SettingsError` for another."""
+    try:
+        wanted = Settings(quantization=word).quantization  # type: ignore[arg-type]  # the validator decides
+    except ValidationError:
+        wanted = None
+    if wanted is None:
+        raise SettingsError(f"--quantization {word}: it is int4, int8 or mixed.")
+    return wanted
 
 
 def flag_name(name: str) -> str:
@@ -144,7 +200,7 @@ def group_of(name: str) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=str)
     except OSError as error:
         raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

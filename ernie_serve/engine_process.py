@@ -17,19 +17,24 @@ from ernie_serve.config import Settings
 from ernie_serve.engine import wire
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.packing import load_packed
+from ernie_serve.model.loading import dtypes_of, load, quantization_of
+from ernie_serve.model.quantize import Shapes, loading_bytes, model_bytes, shapes_of
+from ernie_serve.model.recipes import Quantization
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
+from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
 
@@ -73,23 +78,30 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     Raises `StartupError` when the settings, the checkpoint or the memory do not allow it.
     """
     began = time.monotonic()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or usable_cores())
     device = _device(settings.device)
     folder = hub.resolve(settings.model, settings.revision, "all", report)
     config = ModelConfig.from_folder(folder)
     memory.require_length(config, settings.max_model_len)
-    dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
-    kernels = _kernels(device)
+    quantization = quantization_of(config, settings.quantization, device)
+    dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
+    kernels = _kernels(device, has_packed=quantization is not None or cache_dtype == torch.int8)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    memory.require_room(weight_bytes, device)
-    load_packed(model, folder, report, device=device)
+    if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        logger.warning("This processor has no vector instructions that are known here; it will be slow.")
+    shapes = shapes_of(model)
+    weight_bytes = model_bytes(shapes, quantization, dtype)
+    mapped_bytes = weight_bytes if config.quantization else 0
+    passing_bytes = loading_bytes(shapes, config) if quantization and not mapped_bytes else 0
+    memory.require_room(weight_bytes, device, passing_bytes, advice=_advice(shapes, quantization, device))
+    load(model, folder, quantization, report, device=device)
     room = memory.plan_cache(
         config,
         dtype,
         device,
+        cache_dtype=cache_dtype,
+        mapped_bytes=mapped_bytes,
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -103,6 +115,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         num_valid_ids=num_valid_ids,
+        cache_dtype=cache_dtype,
         device=CudaDevice() if device.type == "cuda" else None,
         max_model_len=room.max_model_len,
     )
@@ -111,6 +124,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
+        pace=Pace(_step_seconds(settings, device)),
     )
     if runner.graphs:
         runner.graphs.record_all(room.max_model_len, lambda share: report(share, "recording decode steps"))
@@ -120,7 +134,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     _warm_up(core)
     info = EngineInfo(
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=f"{quantization.recipe} weights" if quantization else str(dtype).removeprefix("torch."),
         weight_bytes=weight_bytes,
         kv_bytes=room.num_bytes,
         num_blocks=room.num_blocks,
@@ -142,9 +156,10 @@ def _warm_up(core: EngineCore) -> None:
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
-def _kernels(device: torch.device) -> ReferenceKernels:
+def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
+    """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
     if device.type == "cpu":
-        return CpuKernels()
+        return cpu_kernels() if has_packed else CpuKernels()
     try:
         from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
     except ImportError as error:
@@ -153,6 +168,23 @@ def _kernels(device: torch.device) -> ReferenceKernels:
             "triton`, or use --device cpu."
         ) from error
     return CudaKernels()
+
+
+def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:
+    """What would make weights fit that do not."""
+    if device.type != "cpu" or (quantization and quantization.recipe == "int4"):
+        return "Use a smaller checkpoint, or a machine with more memory."
+    try:
+        small = model_bytes(shapes, Quantization.of("int4"), torch.float32)
+    except SettingsError:
+        return "Use a smaller checkpoint, a 16-bit --dtype, or a machine with more memory."
+    return f"With --quantization int4 they need {small / memory.GIB:.2f} GiB; or use a machine with more memory."
+
+
+def _step_seconds(settings: Settings, device: torch.device) -> float:
+    if settings.max_step_seconds is not None:
+        return settings.max_step_seconds
+    return 0.5 if device.type == "cpu" else 0.0
 
 
 def _device(wanted: str) -> torch.device:

@@ -14,6 +14,7 @@
         ├── Forbidden           403  the key is known, but may not do this
         ├── ModelNotFound       404
         ├── ResponseNotFound    404
+        ├── RecordNotFound      404  no such key, account, project or charged request
         ├── UnknownUrl          404
         ├── MethodNotAllowed    405
         ├── RequestTimeout      408
@@ -119,6 +120,13 @@ class ModelNotFound(RequestError):
 
 class ResponseNotFound(RequestError):
     """There is no kept response of this id for this key."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class RecordNotFound(RequestError):
+    """The billing store has no such key, account, project or request that this caller may see."""
 
     status = 404
     type = "invalid_request_error"

@@ -5,6 +5,7 @@ only where the engine is to run in this process.
 """
 
 import asyncio
+import ipaddress
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from fastapi import FastAPI
 from ernie_serve import banner
 from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
+from ernie_serve.billing.free import FreeMeter
+from ernie_serve.billing.meter import Meter
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
@@ -39,6 +42,9 @@ from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
 
 BUNDLED = "ernie-tiny"
+
+_NICE = 5
+"""How far this process steps back for an engine on the same cores, all of whose threads wait for the slowest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +82,17 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     settings = with_checkpoint(settings)
     text = open_text(settings)
     responses = open_responses(settings)
+    meter = await open_meter(settings, names[0])
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     checker = GrammarChecker(vocabulary_of(text.tokenizer))
-    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check, responses)))
+    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check, responses, meter)))
     try:
         yield House(text, client, server, listener, names, url)
     finally:
         await client.close()
+        await meter.close()
         responses.close()
         checker.close()
         listener.close()
@@ -92,6 +100,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
 
 def serve(settings: Settings) -> None:
     """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread: the engine has the other cores
     log_to_stderr(settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
@@ -113,6 +122,7 @@ def create_app(
     names: tuple[str, ...],
     check_grammar: Callable[[Grammar], None],
     responses: KeptResponses,
+    meter: Meter,
 ) -> FastAPI:
     """The HTTP application over an engine."""
     from ernie_serve.api.app import create_app as create
@@ -129,7 +139,7 @@ def create_app(
         model_names=names,
         max_model_len=settings.max_model_len or text.config.max_position_embeddings,
         max_output_tokens=settings.max_output_tokens,
-        api_keys=settings.api_key,
+        meter=meter,
         allowed_origins=settings.allowed_origins,
         responses=responses,
     )
@@ -139,6 +149,21 @@ def create_app(
 def open_responses(settings: Settings) -> KeptResponses:
     """Where responses are kept: in the file of the settings, otherwise in memory. Raises `StartupError`."""
     return ResponseFile(Path(settings.responses_file).expanduser()) if settings.responses_file else ResponseStore()
+
+
+async def open_meter(settings: Settings, model: str) -> Meter:
+    """Who may call, and what it costs: by the store, or else by the keys of the settings. Raises `StartupError`."""
+    if not settings.billing:
+        return FreeMeter(settings.api_key)
+    if settings.api_key:
+        raise SettingsError(
+            "--api-key and --billing exclude each other: with billing, keys are made by `ernie-serve keys create`."
+        )
+    from ernie_serve.billing import opening
+    from ernie_serve.billing.prices import prices_from_usd
+
+    prices = prices_from_usd(settings.input_price, settings.output_price, settings.cached_input_price)
+    return await opening.open_meter(settings.database_url or opening.default_url(), model, prices)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -167,7 +192,8 @@ def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     theirs.close()
     connection = Connection(ours.detach())
-    connection.send_bytes(settings.model_dump_json().encode())
+    told = settings.model_copy(update={"api_key": (), "database_url": None})  # secrets that are not the engine's
+    connection.send_bytes(told.model_dump_json().encode())
     connection.send_bytes(str(num_valid_ids).encode())
     return ProcessClient(connection, process)
 
@@ -177,11 +203,27 @@ async def _watch(house: House, settings: Settings) -> None:
     client = house.client
     await banner.show_loading(lambda: client.progress, lambda: client.state == "loading")
     if client.info is not None:
-        answer, keys = settings.max_output_tokens, len(settings.api_key)
-        banner.show_ready(client.info, url=house.url, names=house.names, max_output_tokens=answer, keys=keys)
+        if client.info.device == "cpu":
+            os.nice(_NICE)
+        banner.show_ready(
+            client.info,
+            url=house.url,
+            names=house.names,
+            max_output_tokens=settings.max_output_tokens,
+            num_keys=len(settings.api_key),
+            billing=billing_told(settings),
+        )
     while client.state != "failed":  # noqa: ASYNC110  # the state is set from the reader's thread
         await asyncio.sleep(0.2)
     house.server.stop(grace_seconds=1)
+
+
+def billing_told(settings: Settings) -> str | None:
+    """What requests cost, where they cost something."""
+    if not settings.billing:
+        return None
+    store = "PostgreSQL" if (settings.database_url or "").startswith("postgresql") else "SQLite"
+    return f"on, {settings.input_price} USD in and {settings.output_price} USD out a million tokens; {store}"
 
 
 class _Server(uvicorn.Server):
@@ -218,6 +260,7 @@ def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 def _listen(settings: Settings) -> socket.socket:
     """Take the port before anything slow begins."""
+    require_guarded(settings)
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -228,6 +271,19 @@ def _listen(settings: Settings) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def require_guarded(settings: Settings) -> None:
+    """Raise `SettingsError` where other machines could use the server without a key, and nobody said that they may."""
+    if settings.billing or settings.api_key or settings.allow_unauthenticated:
+        return
+    with suppress(socket.gaierror):  # the name of no address is for `_listen` to tell
+        found = socket.getaddrinfo(settings.host or "0.0.0.0", None)  # noqa: S104  # what no host at all means
+        if not all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
+            raise SettingsError(
+                f"{settings.host or 'Every address'} can be reached by other machines, and no key is asked for. Start "
+                "with --billing or --api-key, or with --allow-unauthenticated if whoever reaches it may use it."
+            )
 
 
 def with_checkpoint(settings: Settings) -> Settings:

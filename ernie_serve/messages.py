@@ -11,6 +11,9 @@ from msgspec import Struct
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a request ended: a stop token, a length limit, the caller's abort, a failure of ours."""
 
+ErrorCode = Literal["", "no_token_left"]
+"""An error that is not ours: the request's own constraints forbid every token."""
+
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "tools"]
 
@@ -159,9 +162,11 @@ class Sampled(Struct, frozen=True):
 class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request got from one step.
 
-    `token_ids` are new, the stop token included. `num_cached_tokens` is how much of the prompt the prefix
+    `token_ids` are new, the stop token included; the first output may have none, and tells that a part of the prompt is
+    computed. `num_cached_tokens` is how much of the prompt the prefix
     cache held. The last output of a request, and only the last, has a `finish_reason`; `stop_token_id` is the
-    id that caused it, if one did; `error` is what to tell the caller when the reason is "error".
+    id that caused it, if one did; `error` is what to tell the caller when the reason is "error", `error_code` what kind
+    of error it is, where the caller could do something about it.
     `prompt_logprobs`, over all outputs of a request, are of its prompt's tokens in order, without the first.
     """
 
@@ -173,6 +178,7 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str = ""
+    error_code: ErrorCode = ""
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pytest
 
+pytest_plugins = ["stores"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits, and longer on a busy machine
 
 Layout = Literal["pt", "paddle"]
@@ -44,6 +46,9 @@ _SMALL_MOE = _SMALL | {
     "moe_layer_end_index": -1,
 }
 
+PACKABLE = _SMALL_MOE | {"intermediate_size": 128, "moe_intermediate_size": 64}
+"""Widths that 4 and 8 bits can have; `make_checkpoint("packable")`."""
+
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "21b-like": _SMALL_MOE,
     "300b-like": _SMALL_MOE
@@ -65,9 +70,10 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     def make(geometry: str = "21b-like", *, layout: Layout = "pt", shard_size: str = "5GB") -> Path:
         key = (geometry, layout, shard_size)
         if key not in made:
+            shape = PACKABLE if geometry == "packable" else GEOMETRIES[geometry]
             folder = tmp_path_factory.mktemp(f"{geometry}-{layout}")
             if layout == "pt":
-                _write_with_transformers(folder, GEOMETRIES[geometry], shard_size)
+                _write_with_transformers(folder, shape, shard_size)
                 _write_tokenizer(folder)
             else:
                 _rewrite_as_paddle(make(geometry), folder)

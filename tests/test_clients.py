@@ -123,7 +123,7 @@ def test_what_forbids_every_token_is_the_client_s_error(url: str, stream: bool) 
 def scored(tiny_checkpoint: Path) -> list[tuple[list[int], int, float, bool]]:
     """Token ids, how many of them are context, and how likely transformers finds the rest; whether it is greedy.
 
-    Where a vocabulary is padded, ids that no token has are left out of the sum that probabilities are shares of.
+    The vocabulary is padded, and its padding has its share.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -131,6 +131,7 @@ def scored(tiny_checkpoint: Path) -> list[tuple[list[int], int, float, bool]]:
     from ernie_serve.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(tiny_checkpoint)
+    assert tokenizer.vocab_size < json.loads((tiny_checkpoint / "config.json").read_text())["vocab_size"]
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
     lines = (CLIENTS / "continuations.jsonl").read_text(encoding="utf-8").splitlines()
     rows = []
@@ -139,7 +140,7 @@ def scored(tiny_checkpoint: Path) -> list[tuple[list[int], int, float, bool]]:
             context = tokenizer.encode(document["beginning"])
             ids = tokenizer.encode(f"{document['beginning']} {ending}")
             with torch.inference_mode():
-                logs = model(torch.tensor([ids])).logits[0, :, : tokenizer.vocab_size].log_softmax(-1)
+                logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             at = range(len(context), len(ids))
             total = sum(logs[i - 1, ids[i]].item() for i in at)
             rows.append((ids, len(context), total, all(logs[i - 1].argmax().item() == ids[i] for i in at)))

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ernie_serve"
 _ORDER = (
-    "__main__ > cli > bench > launch > engine_process > banner > api > "
+    "__main__ > cli > cli_billing > usage_table > bookkeeping > bench > doctor > quantizing > launch > "
+    "engine_process > banner > api > "
     "billing > text > worker > model > kernels > engine > grammar"
 )
 FLOORS = _ORDER.split(" > ")
@@ -22,6 +23,9 @@ FREE_OF_TORCH = [
     "grammar",
     "launch",
     "cli",
+    "cli_billing",
+    "usage_table",
+    "bookkeeping",
     "bench",
     "model/config.py",
     "model/hub.py",

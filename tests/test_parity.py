@@ -26,9 +26,9 @@ def _prompts(count: int, seed: int) -> list[list[int]]:
     return [[chance.randrange(3, VOCAB_SIZE) for _ in range(chance.randint(1, 40))] for _ in range(count)]
 
 
-def _engine(folder: Path, **settings: Any) -> EngineCore:
+def _engine(folder: Path, num_valid_ids: int = VOCAB_SIZE, **settings: Any) -> EngineCore:
     chosen = {"dtype": "float32", "kv_cache_memory_bytes": 4 << 20, "max_model_len": 128, "device": "cpu"} | settings
-    core, _ = build_engine(Settings(model=str(folder), **chosen), VOCAB_SIZE, lambda share, what: None)
+    core, _ = build_engine(Settings(model=str(folder), **chosen), num_valid_ids, lambda share, what: None)
     return core
 
 
@@ -112,11 +112,15 @@ def test_a_cached_prefix_changes_nothing(tiny_checkpoint: Path) -> None:
     assert again == _generate(_engine(tiny_checkpoint, enable_prefix_caching=False), prompts)
 
 
-def test_prompts_are_scored_as_transformers_scores_them(make_checkpoint: Any) -> None:
-    """Harnesses send `max_tokens` 0 and read nothing but these; chunks and cached beginnings change nothing."""
+@pytest.mark.parametrize("num_valid_ids", [VOCAB_SIZE, 500], ids=["full", "padded"])
+def test_prompts_are_scored_as_transformers_scores_them(make_checkpoint: Any, num_valid_ids: int) -> None:
+    """Harnesses send `max_tokens` 0 and read nothing but these; chunks and cached beginnings change nothing.
+
+    Where a tokenizer has fewer ids than the vocabulary, the others have their share, and are never listed.
+    """
     folder = make_checkpoint("21b-like")
-    prompts = _prompts(8, seed=5)
-    core = _engine(folder, max_num_batched_tokens=11)
+    prompts = [[token % num_valid_ids for token in prompt] for prompt in _prompts(8, seed=5)]
+    core = _engine(folder, num_valid_ids, max_num_batched_tokens=11)
     scores: dict[str, list[Any]] = {}
     for times in range(2):
         for index, prompt in enumerate(prompts):
@@ -135,4 +139,4 @@ def test_prompts_are_scored_as_transformers_scores_them(make_checkpoint: Any) ->
             assert [each.token_id for each in told] == prompt[1:]
             expected = [logs[at, token].item() for at, token in enumerate(prompt[1:])]
             assert [each.logprob for each in told] == pytest.approx(expected, abs=1e-3)
-            assert [each.top[0][0] for each in told] == logs[: len(prompt) - 1].argmax(-1).tolist()
+            assert [each.top[0][0] for each in told] == logs[: len(prompt) - 1, :num_valid_ids].argmax(-1).tolist()

@@ -294,3 +294,7 @@ def test_what_one_key_cached_another_does_not_find(tiny_checkpoint: Path) -> Non
 
         assert [cached("sk-a"), cached("sk-b")] == [0, 0]
         assert cached("sk-a") > 0
+
+
+def test_on_a_cpu_the_api_steps_back_for_the_engine(server: Server) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, server.process.pid) >= os.getpriority(os.PRIO_PROCESS, server.engine_id) + 5

@@ -12,15 +12,16 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ernie_serve.api.auth import bearer_key, digest
+from ernie_serve.api.auth import caller_of
+from ernie_serve.api.billed import Billed, claim_of
 from ernie_serve.api.body import parse_object, read_body
 from ernie_serve.api.connection import while_connected
-from ernie_serve.api.events import Answer, Event
-from ernie_serve.api.generation import Generation
+from ernie_serve.api.events import Answer, Event, Finished
 from ernie_serve.api.jobs import kept_apart
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
 from ernie_serve.api.telling import Job
+from ernie_serve.billing.meter import AlreadyAnswered
 from ernie_serve.errors import InvalidRequest, RequestError
 
 T = TypeVar("T")
@@ -57,14 +58,19 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     body = await read_body(request, services.limits)
     services.require_ready()
     job, form = await prepared(services, request, body, prepare)
-    if services.api_keys:
-        job = kept_apart(job, digest(bearer_key(request.scope) or b"").hex())
+    caller = caller_of(request)
+    if caller.account_id:
+        job = kept_apart(job, caller.account_id)
     await require_grammar(services, request, job)
-    generation = Generation(services.engine, services.tokenizer, job)
+    billed = Billed(services, caller, job, claim_of(request, body))
     if job.stream:
-        return EventStream(_chunks(generation, form), services.limits, form.failure)
-    answers = await while_connected(request.receive, generation.answers())
-    return Response(form.whole(answers, generation.usage), media_type="application/json")
+        return EventStream(_chunks(billed, job, form), services.limits, form.failure, billed.client_left)
+    try:
+        told = await while_connected(request.receive, _whole(billed, form), billed.client_left)
+    except AlreadyAnswered as earlier:
+        again = services.replays.get(earlier.request_id)
+        return Response(again, headers={"idempotent-replayed": "true"}, media_type="application/json")
+    return Response(told, media_type="application/json")
 
 
 async def prepared(
@@ -88,11 +94,26 @@ async def require_grammar(services: Services, request: Request, job: Job) -> Non
         raise InvalidRequest(error.message, param=error.param or job.grammar_param) from None
 
 
-async def _chunks(generation: Generation, form: Format) -> AsyncGenerator[bytes, None]:
-    opening = form.opening()
-    async with aclosing(generation.events()) as events:
-        async for event in events:
-            chunk, opening = opening + form.chunk(event), b""
-            if chunk:
-                yield chunk
-    yield form.closing(generation.usage)
+async def _whole(billed: Billed, form: Format) -> bytes:
+    """The body, once it is charged. A client that leaves at that point may ask for it again."""
+
+    async def finish() -> bytes:
+        return billed.keep(form.whole(answers, await billed.settle()))
+
+    async with billed:
+        answers = await billed.generation.answers()
+        return await asyncio.shield(finish())
+
+
+async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[bytes, None]:
+    """The stream. Its last piece, from the end of the last choice on, waits until the whole is charged."""
+    opening, last, num_open = form.opening(), b"", len(job.choices)
+    async with billed:
+        async with aclosing(billed.generation.events()) as events:
+            async for event in events:
+                num_open -= isinstance(event, Finished)
+                last, opening = opening + form.chunk(event), b""
+                if last and num_open:
+                    yield last
+        usage = await billed.settle()
+    yield last + form.closing(usage)

@@ -8,12 +8,30 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from ernie_serve.api import chat, completions, description, health, models, responses, tokenize, version
+from ernie_serve.api import (
+    admin_accounts,
+    admin_keys,
+    chat,
+    completions,
+    description,
+    health,
+    metrics,
+    models,
+    organization,
+    own_use,
+    responses,
+    tokenize,
+    version,
+)
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
 from ernie_serve.api.services import Limits, Services
 from ernie_serve.errors import RequestError
+
+RATE_HEADERS = [
+    f"x-ratelimit-{field}-{name}" for name in ("requests", "tokens") for field in ("limit", "remaining", "reset")
+]
 
 __all__ = ["Limits", "Services", "create_app"]
 
@@ -24,10 +42,11 @@ def create_app(services: Services) -> FastAPI:
         title="ernie-serve",
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, keys=services.api_keys)],
+        middleware=[*cross_origin(services), Middleware(Envelope), Middleware(Auth, meter=services.meter)],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
-    for room in (completions, chat, responses, models, tokenize, health, version, description):
+    speaking = (completions, chat, responses, models, tokenize, health, metrics, version, description)
+    for room in (*speaking, own_use, organization, admin_keys, admin_accounts):
         app.include_router(room.router(services))
     return app
 
@@ -42,6 +61,12 @@ def cross_origin(services: Services) -> list[Middleware]:
             allow_origins=services.allowed_origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "openai-processing-ms",
+                "retry-after",
+                "idempotent-replayed",
+                *RATE_HEADERS,
+            ],
         )
     ]

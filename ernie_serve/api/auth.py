@@ -1,52 +1,108 @@
-"""Who may call: anybody with one of the keys the server was started with.
+"""Who may call what: every path needs a key, unless it is listed as public, and most need a scope of it.
 
-Denies by default: only the paths listed here are public. Knows nothing of accounts or money.
+Knows paths, the scopes they need and the header that carries a key. Asks the meter whose key it is, and knows nothing
+of accounts or money. A path that stands in no list is there for nobody but admin keys.
 """
 
 import hashlib
-import hmac
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ernie_serve.api.problems import error_response
-from ernie_serve.errors import Unauthorized
+from ernie_serve.api.problems import error_response, unknown_url
+from ernie_serve.billing import keys
+from ernie_serve.billing.keys import Caller
+from ernie_serve.billing.meter import Meter
+from ernie_serve.errors import RequestError
 
 PUBLIC_PATHS = frozenset({"/health/live", "/health/ready"})
 
+NEEDS: dict[str, keys.Scope | None] = {
+    "/v1/completions": "inference",
+    "/v1/chat/completions": "inference",
+    "/v1/responses": "inference",
+    "/tokenize": "inference",
+    "/detokenize": "inference",
+    "/v1/models": None,
+    "/version": None,
+    "/openapi.json": None,
+    "/v1/key": "read-usage",
+    "/v1/generation": "read-usage",
+    "/v1/organization/usage": "read-usage",
+    "/v1/organization/costs": "read-usage",
+    "/admin": "admin",
+    "/metrics": "admin",
+}
+"""The scope that a path, and all that lies below it, needs; `None` is any key."""
+
 
 class Auth:
-    """Lets a request through if it carries a known key, or if no keys were set."""
+    """Lets a request through if its key may do what it asks for, and leaves its `Caller` in the request's state.
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    Every answer to somebody who is known says where their limits stand.
+    """
+
+    def __init__(self, app: ASGIApp, meter: Meter) -> None:
         self._app = app
-        self._digests = [digest(key.encode()) for key in keys]
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with a 401."""
-        if scope["type"] == "http" and self._digests and scope["path"] not in PUBLIC_PATHS:
-            key = bearer_key(scope)
-            if key is None or not self._knows(key):
-                what = "No API key was given" if key is None else "The API key is not known"
-                error = Unauthorized(f"{what}. Send one of this server's keys as `Authorization: Bearer KEY`.")
-                await error_response(error, {"www-authenticate": "Bearer"})(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        """Pass the request on, or answer it with a 401, a 403 or, while the keys cannot be read, a 503."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = await self._meter.authenticate(bearer_key(scope))
+        except RequestError as error:
+            headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+            await error_response(error, headers)(scope, receive, send)
+            return
 
-    def _knows(self, key: bytes) -> bool:
-        """Whether the key is one of ours; takes as long for a near miss as for a far one."""
-        given = digest(key)
-        return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                limits = self._meter.rate_headers(caller)
+                told = [(name.encode(), value.encode()) for name, value in limits.items()]
+                message["headers"] = [*message.get("headers", ()), *told]
+            await send(message)
+
+        try:
+            require_scope(caller, scope["method"], scope["path"])
+        except RequestError as error:
+            await error_response(error)(scope, receive, send_with_limits)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send_with_limits)
 
 
-def bearer_key(scope: Scope) -> bytes | None:
+def require_scope(caller: Caller, method: str, path: str) -> None:
+    """Raise `Forbidden` where the caller's key lacks the scope of a path, `UnknownUrl` for a path in no list."""
+    listed = [each for each in NEEDS if path == each or path.startswith(f"{each}/")]
+    if not listed and "admin" not in caller.scopes:
+        raise unknown_url(method, path)
+    needed = NEEDS[max(listed, key=len)] if listed else None
+    if needed is not None:
+        caller.require(needed)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who calls. Every request that reaches a route which is not public has a caller."""
+    caller: Caller = request.scope["state"]["caller"]
+    return caller
+
+
+def bearer_key(scope: Scope) -> str | None:
     """The key of an `Authorization: Bearer …` header."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
-            return key.strip() if scheme.lower() == b"bearer" and key.strip() else None
+            return key.strip().decode("utf-8", "replace") if scheme.lower() == b"bearer" and key.strip() else None
     return None
 
 
-def digest(key: bytes) -> bytes:
-    """A digest of fixed length, so that keys are compared without their lengths."""
-    return hashlib.sha256(key).digest()
+def key_digest(scope: Scope) -> bytes:
+    """A digest of the key that a request carries; empty where it carries none."""
+    key = bearer_key(scope)
+    return hashlib.sha256(key.encode()).digest() if key else b""

@@ -11,7 +11,7 @@ import orjson
 from ernie_serve.api.events import Answer, CallBegun, CallDelta, Event, Finished, PromptScored, ReasoningDelta
 from ernie_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from ernie_serve.api.services import Services
-from ernie_serve.api.sse import DONE, error_event
+from ernie_serve.api.sse import DONE, UNPAID, error_event
 from ernie_serve.api.telling import Job
 from ernie_serve.errors import RequestError
 
@@ -55,7 +55,8 @@ class ChatFormat:
             case PromptScored():
                 return opening
             case Finished():
-                return opening + self._choice(index, b"{}", reason=b'"%b"' % event.reason.encode())
+                end = b'"%b"' % event.reason.encode()
+                return opening + self._choice(index, b"{}", reason=end, more=UNPAID if event.unpaid else b"")
             case ReasoningDelta():
                 return opening + self._choice(index, b'{"reasoning_content":%b}' % orjson.dumps(event.text))
             case CallBegun():
@@ -92,12 +93,14 @@ class ChatFormat:
         return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
 
     def _told(self, answer: Answer) -> dict[str, Any]:
-        told = {
+        told: dict[str, Any] = {
             "index": answer.index,
             "message": message_of(answer),
             "logprobs": chat_logprobs(self._tokenizer, answer.logprobs) if self._with_logprobs else None,
             "finish_reason": answer.reason,
         }
+        if answer.unpaid:
+            told["credit_exhausted"] = True
         return {**told, "token_ids": answer.token_ids} if self._with_token_ids else told
 
     def _choice(

@@ -11,7 +11,7 @@ import orjson
 from ernie_serve.api.events import Answer, Event, Finished, PromptScored, TextDelta
 from ernie_serve.api.logprobs import completion_logprobs, placed_prompt, prompt_logprobs
 from ernie_serve.api.services import Services
-from ernie_serve.api.sse import DONE, error_event
+from ernie_serve.api.sse import DONE, UNPAID, error_event
 from ernie_serve.api.telling import Job
 from ernie_serve.errors import RequestError
 
@@ -54,6 +54,7 @@ class CompletionFormat:
         match event:
             case Finished():
                 reason = b'"%b"' % event.reason.encode()
+                more = UNPAID if event.unpaid else b""
             case PromptScored():
                 if not self._echo:
                     return b""
@@ -67,7 +68,7 @@ class CompletionFormat:
             if event.index not in self._begun:
                 told["prompt_token_ids"] = self._prompts[event.index]
             self._begun.add(event.index)
-            more = b"," + orjson.dumps(told)[1:-1]
+            more += b"," + orjson.dumps(told)[1:-1]
         return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
             self._head,
             event.index,
@@ -100,6 +101,8 @@ class CompletionFormat:
             "logprobs": self._logprobs(answer) if self._with_logprobs else None,
             "finish_reason": answer.reason,
         }
+        if answer.unpaid:
+            told["credit_exhausted"] = True
         if self._with_token_ids:
             told |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt_of(answer.index)}
         if answer.prompt_logprobs and not self._echo:

@@ -4,7 +4,7 @@ Knows ASGI's `receive`. Knows nothing of what the work is.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -16,8 +16,10 @@ class ClientLeft(Exception):
     """The client closed its connection; nobody waits for an answer."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is cancelled when the client leaves first.
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], client_left: Callable[[], None] = lambda: None
+) -> T:
+    """The result of the work, which is cancelled when the client leaves first; `client_left` is told before.
 
     The request's body has been read before. Raises `ClientLeft`, and whatever the work raises.
     """
@@ -26,6 +28,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, departure}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            client_left()
             raise ClientLeft
         return task.result()
     finally:

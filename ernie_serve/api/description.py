@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ernie_serve.api.schema import answers
+from ernie_serve.api.schema import admin, answers, queries, records
 from ernie_serve.api.schema.chat import ChatRequest
 from ernie_serve.api.schema.completion import CompletionRequest
 from ernie_serve.api.schema.response import ResponseRequest
@@ -28,9 +28,10 @@ class Operation(NamedTuple):
     method: str
     path: str
     summary: str
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
     body: type[BaseModel] | None = None
     streams: bool = False
+    query: type[queries.QueryFields] | None = None
 
 
 OPERATIONS = (
@@ -46,10 +47,33 @@ OPERATIONS = (
     Operation("post", "/tokenize", "The ids of a prompt", answers.Tokenized, TokenizeRequest),
     Operation("post", "/detokenize", "The text of ids", answers.Detokenized, DetokenizeRequest),
     Operation("get", "/version", "The release that answers", answers.Version),
+    Operation("get", "/v1/key", "What the key may spend and has spent", records.KeyStanding),
+    Operation(
+        "get", "/v1/generation", "What one request cost", records.GenerationAnswer, query=queries.GenerationQuery
+    ),
+    Operation(
+        "get", "/v1/organization/usage/completions", "Tokens by time", records.BucketPage, query=queries.UsageQuery
+    ),
+    Operation("get", "/v1/organization/costs", "Money by time", records.BucketPage, query=queries.CostsQuery),
+    Operation("get", "/v1/organization/usage/export", "Every request, a line each", None, query=queries.ExportQuery),
+    Operation("get", "/admin/keys", "Keys", records.RecordList, query=queries.KeysQuery),
+    Operation("post", "/admin/keys", "Make a key", records.NewKeyRecord, admin.NewKeyBody),
+    Operation("get", "/admin/keys/{key_id}", "One key", records.KeyRecord),
+    Operation("post", "/admin/keys/{key_id}", "Limit a key", records.KeyRecord, admin.KeyChangeBody),
+    Operation("delete", "/admin/keys/{key_id}", "Disable a key", records.KeyRecord),
+    Operation("get", "/admin/accounts", "Accounts", records.RecordList, query=queries.ListQuery),
+    Operation("get", "/admin/accounts/{account_id}", "One account", records.AccountRecord),
+    Operation(
+        "post", "/admin/accounts/{account_id}", "Close or open it", records.AccountRecord, admin.AccountChangeBody
+    ),
+    Operation("post", "/admin/accounts/{account_id}/topups", "Add credit", records.AccountRecord, admin.TopUpBody),
+    Operation("get", "/admin/projects", "Projects", records.RecordList, query=queries.ProjectsQuery),
+    Operation("post", "/admin/projects/{project_id}", "Limit it", records.ProjectRecord, admin.ProjectChangeBody),
     Operation("get", "/health/live", "Whether the server runs", answers.Health),
     Operation("get", "/health/ready", "Whether it answers requests", answers.Health),
 )
 
+_LINES = ("application/x-ndjson", "text/csv")
 _REF = "#/components/schemas/{model}"
 
 
@@ -73,7 +97,7 @@ def encoded() -> bytes:
 def describe() -> dict[str, Any]:
     """The description, in OpenAPI 3.1."""
     taken = {each.body for each in OPERATIONS if each.body}
-    given = {each.answer for each in OPERATIONS} | {answers.ProblemAnswer}
+    given = {each.answer for each in OPERATIONS if each.answer} | {answers.ProblemAnswer}
     _, taken_schemas = models_json_schema(
         [(model, "validation") for model in sorted(taken, key=lambda model: model.__name__)], ref_template=_REF
     )
@@ -96,7 +120,7 @@ def describe() -> dict[str, Any]:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
+    content: dict[str, Any] = _json(operation.answer) if operation.answer else {media: {} for media in _LINES}
     if operation.streams:
         content["text/event-stream"] = {}  # a schema here would be read as that of one event
     problem = {"description": "What went wrong", "content": _json(answers.ProblemAnswer)}
@@ -108,11 +132,22 @@ def _described(operation: Operation) -> dict[str, Any]:
             {"name": name.strip("{}"), "in": "path", "required": True, "schema": {"type": "string"}}
             for name in operation.path.split("/")
             if name.startswith("{")
-        ],
+        ]
+        + (_parameters(operation.query) if operation.query else []),
     }
     if operation.body is not None:
         told["requestBody"] = {"required": True, "content": _json(operation.body)}
     return told
+
+
+def _parameters(query: type[queries.QueryFields]) -> list[dict[str, Any]]:
+    """What may stand behind the question mark; lists are repeated."""
+    schema = query.model_json_schema()
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": each}
+        for name, each in schema["properties"].items()
+    ]
 
 
 def _json(model: type[BaseModel]) -> dict[str, Any]:

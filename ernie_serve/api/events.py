@@ -58,11 +58,15 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a choice: "stop", "length" or "tool_calls". Its tokens' mean log-probability, where it was counted."""
+    """The end of a choice: "stop", "length" or "tool_calls". Its tokens' mean log-probability, where it was counted.
+
+    `unpaid` tells that it ended because the next token could not be paid for.
+    """
 
     index: int
     reason: str
     mean_logprob: float = 0.0
+    unpaid: bool = False
 
 
 Event = TextDelta | ReasoningDelta | CallBegun | CallDelta | PromptScored | Finished
@@ -90,6 +94,7 @@ class Answer:
     prompt_logprobs: Sequence[TokenLogprobs | None] = ()
     reason: str = ""
     mean_logprob: float = 0.0
+    unpaid: bool = False
 
     def add(self, event: Event) -> None:
         """Take in the next event of this choice."""
@@ -107,4 +112,4 @@ class Answer:
             case PromptScored():
                 self.prompt_logprobs = event.logprobs
             case Finished():
-                self.reason, self.mean_logprob = event.reason, event.mean_logprob
+                self.reason, self.mean_logprob, self.unpaid = event.reason, event.mean_logprob, event.unpaid

@@ -4,15 +4,21 @@ Knows choices, events and usage. Knows nothing of how an endpoint spells them.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
+
+import msgspec
 
 from ernie_serve.api.connection import cancel_all
 from ernie_serve.api.events import Answer, Event, Finished, TextDelta
 from ernie_serve.api.services import unavailable
 from ernie_serve.api.telling import Choice, Job, Telling
+from ernie_serve.billing.meter import Reservation
+from ernie_serve.billing.prices import Usage
 from ernie_serve.engine.client import EngineClient
 from ernie_serve.errors import EngineFailure, EngineUnavailable, InvalidRequest
 from ernie_serve.messages import EngineOutput, SamplingParams
@@ -20,15 +26,23 @@ from ernie_serve.text.tokenizer import Tokenizer
 
 
 class Generation:
-    """One job at work. Its events can be read once; its usage is whole when they have been."""
+    """One job at work. Its events can be read once; its usage is whole when they have been.
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, job: Job) -> None:
+    No more is told than the reservation covers. `finish_reason` is that of the choice that ended last,
+    `first_token_ns` when the first token came, by `time.perf_counter_ns`.
+    """
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, job: Job, reservation: Reservation) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._job = job
+        self._reservation = reservation
         self._num_completion_tokens = 0
         self._num_reasoning_tokens = 0
         self._prompts: dict[int, tuple[int, int]] = {}  # per prompt its length, and how much of it was cached
+        self._begun: set[int] = set()  # prompts of which the engine has computed something
+        self.finish_reason: str | None = None
+        self.first_token_ns: int | None = None
 
     def events(self) -> AsyncGenerator[Event, None]:
         """The events of all choices as they happen, those of one choice in order.
@@ -58,12 +72,24 @@ class Generation:
             "completion_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
         }
 
+    @property
+    def used(self) -> Usage:
+        """What was computed so far, and is paid for: of the prompts those that were begun."""
+        begun = [self._prompts[index] for index in self._begun]
+        return Usage(
+            prompt_tokens=sum(length for length, _ in begun),
+            completion_tokens=self._num_completion_tokens,
+            cached_tokens=sum(cached for _, cached in begun),
+            reasoning_tokens=self._num_reasoning_tokens,
+        )
+
     async def _run(self, choice: Choice) -> AsyncGenerator[Event, None]:
         request = choice.request
         self._prompts.setdefault(choice.prompt_index, (len(request.prompt_token_ids), 0))
         if request.sampling.max_tokens == 0:  # nothing to make, so the engine is not asked
             if choice.opening:
                 yield TextDelta(choice.index, choice.opening)
+            self.finish_reason = "length"
             yield Finished(choice.index, "length")
             return
         telling = Telling(self._tokenizer, choice, self._job)
@@ -73,10 +99,13 @@ class Generation:
                 async for output in outputs:
                     finished = output.finish_reason is not None
                     require_success(output, request.sampling, self._job.grammar_param)
-                    self._note_cached(choice, output)
-                    events = telling.push(output)
-                    if not choice.prompt_only:
-                        self._num_completion_tokens += len(output.token_ids)
+                    self._note_prompt(choice, output)
+                    told = output if choice.prompt_only else await self._paid(output)
+                    events = telling.push(told)
+                    if events and isinstance(end := events[-1], Finished):
+                        finished = finished and told is output
+                        self.finish_reason = end.reason
+                        events[-1] = replace(end, unpaid=told is not output and end.reason == "length")
                     for event in events:
                         yield event
                     if events and isinstance(events[-1], Finished):
@@ -89,7 +118,24 @@ class Generation:
             if not finished:
                 self._engine.abort(request.request_id)
 
-    def _note_cached(self, choice: Choice, output: EngineOutput) -> None:
+    async def _paid(self, output: EngineOutput) -> EngineOutput:
+        """The output, counted; only as far as it is paid for, and the last one, where that does not reach."""
+        count = len(output.token_ids)
+        if count and self.first_token_ns is None:
+            self.first_token_ns = time.perf_counter_ns()
+        self._num_completion_tokens += count
+        if await self._reservation.cover(self._num_completion_tokens):
+            return output
+        excess = min(count, self._num_completion_tokens - self._reservation.covered)  # other choices count as well
+        self._num_completion_tokens -= excess
+        kept = count - excess
+        ids, logprobs = output.token_ids[:kept], output.logprobs[:kept]
+        return msgspec.structs.replace(
+            output, token_ids=ids, logprobs=logprobs, finish_reason="length", stop_token_id=None
+        )
+
+    def _note_prompt(self, choice: Choice, output: EngineOutput) -> None:
+        self._begun.add(choice.prompt_index)
         if output.num_cached_tokens and choice.is_first:
             length = len(choice.request.prompt_token_ids)
             self._prompts[choice.prompt_index] = (length, output.num_cached_tokens)
@@ -121,14 +167,11 @@ class Generation:
 def require_success(output: EngineOutput, sampling: SamplingParams, grammar_param: str) -> None:
     """Raise `InvalidRequest`, `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
     if output.finish_reason == "error":
-        if NO_TOKEN_LEFT in output.error:
+        if output.error_code == "no_token_left":
             raise contradiction(sampling, grammar_param)
         raise EngineFailure(output.error or "The engine failed this request.")
     if output.finish_reason == "abort":
         raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
-
-
-NO_TOKEN_LEFT = "leave no token"  # noqa: S105  # what the engine says where a request forbids every token
 
 
 def contradiction(sampling: SamplingParams, grammar_param: str) -> InvalidRequest:

@@ -79,6 +79,7 @@ def make_job(
         include_usage=fields.wants_usage,
         keep=(fields.n or 1) if fields.num_made > (fields.n or 1) else None,
         with_token_ids=bool(fields.return_token_ids),
+        length_given=fields.wanted_tokens[1] is not None,
         read=shape.read,
         start=shape.start,
         grammar_param=shape.grammar_param,

@@ -49,6 +49,13 @@ def unexpected(error: BaseException, where: str) -> RequestError:
     return RequestError("The server failed to answer this request; its log has the details. Trying again may help.")
 
 
+def unknown_url(method: str, path: str) -> UnknownUrl:
+    """What is told where there is nothing."""
+    return UnknownUrl(
+        f"Unknown request URL: {method} {path[:200]}. The API lives under /v1; /v1/models is a part of it."
+    )
+
+
 async def handle_request_error(request: Request, error: Exception) -> Response:
     """What any route raises on purpose."""
     assert isinstance(error, RequestError)
@@ -60,9 +67,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
-        return error_response(
-            UnknownUrl(f"Unknown request URL: {asked}. The API lives under /v1; /v1/models is a part of it.")
-        )
+        return error_response(unknown_url(request.method, request.url.path))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         if request.method == "OPTIONS":

@@ -29,6 +29,7 @@ class ResponseFormat:
         self._keep = keep
         self._items = ResponseItems(self._logprobs)
         self._reason = "stop"
+        self._unpaid = False
         self._num_events = 0
 
     def opening(self) -> bytes:
@@ -41,7 +42,7 @@ class ResponseFormat:
     def chunk(self, event: Event) -> bytes:
         """What an event makes of the items."""
         if isinstance(event, Finished):
-            self._reason = event.reason
+            self._reason, self._unpaid = event.reason, event.unpaid
             return b""
         return self._spell(self._items.add(event))
 
@@ -75,7 +76,8 @@ class ResponseFormat:
         status = "incomplete" if self._reason == "length" else "completed"
         response = {**self._response(status), "usage": usage_of(usage)}
         if status == "incomplete":
-            response["incomplete_details"] = {"reason": "max_output_tokens"}
+            unpaid = {"credit_exhausted": True} if self._unpaid else {}
+            response["incomplete_details"] = {"reason": "max_output_tokens", **unpaid}
         else:
             response["completed_at"] = int(time.time())
         self._keep(response)
@@ -100,8 +102,9 @@ class ResponseFormat:
 
 
 def usage_of(usage: Fields) -> Fields:
-    """Usage as Responses tells it."""
+    """Usage as Responses tells it, with what it cost where that is told."""
     return {
+        **{name: usage[name] for name in ("cost", "cost_nano_usd") if name in usage},
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
             "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
@@ -120,4 +123,4 @@ def _events_of(answer: Answer) -> list[Event]:
         events.append(TextDelta(0, answer.text, answer.logprobs))
     for number, call in enumerate(answer.calls):
         events += [CallBegun(0, number, call.id, call.name), CallDelta(0, number, call.arguments)]
-    return [*events, Finished(0, answer.reason)]
+    return [*events, Finished(0, answer.reason, unpaid=answer.unpaid)]

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ernie_serve.api.answer import Format, answer, prepared
-from ernie_serve.api.auth import bearer_key, digest
+from ernie_serve.api.auth import key_digest
+from ernie_serve.api.billed import exact
 from ernie_serve.api.body import read_body
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.prompts import chat_prompt
@@ -26,6 +27,7 @@ from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
 from ernie_serve.api.shaping import reasoning_budget, shape_chat
 from ernie_serve.api.telling import Job
+from ernie_serve.billing.money import format_usd
 from ernie_serve.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
 
 
@@ -52,7 +54,7 @@ def router(services: Services) -> APIRouter:
             return _json({"id": response_id, "object": "response", "deleted": True})
         if request.query_params.get("stream", "").lower() == "true":
             raise InvalidRequest("A kept response is told in one piece. Leave out `stream`.", param="stream")
-        return _json(require_kept(kept, owner, response_id).body)
+        return _json(with_exact_cost(require_kept(kept, owner, response_id).body))
 
     @routes.api_route("/v1/responses/{response_id}/input_items", methods=["GET", "HEAD"])
     async def list_input_items(request: Request) -> Response:
@@ -151,8 +153,7 @@ def about(services: Services, fields: ResponseRequest, use: ToolUse, job: Job) -
 
 def owner_of(request: Request) -> bytes:
     """Whose responses a request may see: those of its key, told apart by a digest."""
-    key = bearer_key(request.scope)
-    return digest(key) if key else b""
+    return key_digest(request.scope)
 
 
 def require_kept(store: KeptResponses, owner: bytes, response_id: str) -> Kept:
@@ -161,6 +162,14 @@ def require_kept(store: KeptResponses, owner: bytes, response_id: str) -> Kept:
     if found is None:
         raise not_found(response_id)
     return found
+
+
+def with_exact_cost(body: dict[str, Any]) -> dict[str, Any]:
+    """A kept response whose cost is spelled as it was at first, where it was read back as a float since."""
+    usage = body.get("usage") or {}
+    if "cost_nano_usd" not in usage:
+        return body
+    return {**body, "usage": {**usage, "cost": exact(format_usd(usage["cost_nano_usd"]))}}
 
 
 def not_found(response_id: str) -> ResponseNotFound:

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ernie_serve.api.replays import Replays
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
+from ernie_serve.billing.free import FreeMeter
+from ernie_serve.billing.meter import Meter
 from ernie_serve.engine.client import EngineClient
 from ernie_serve.errors import EngineUnavailable, ModelNotFound
 from ernie_serve.messages import Grammar
@@ -37,9 +40,9 @@ class Services:
     `template` is `None` for a checkpoint that cannot chat; `format` is how chat answers are framed, without it they are
     plain text. `check_grammar` raises `InvalidRequest` for a grammar that cannot be compiled, and may block. The first
     of `model_names` is the one that answers report; all of them are accepted. `max_model_len` bounds prompt and answer
-    together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. Without `api_keys` everybody may
-    call; pages of `allowed_origins` may call from browsers. `responses` keeps what `/v1/responses` may be asked for
-    again.
+    together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. `meter` says who may call and
+    what it costs; pages of `allowed_origins` may call from browsers. `responses` keeps what `/v1/responses` may be
+    asked for again, `replays` what an idempotency key may be.
     """
 
     engine: EngineClient
@@ -51,9 +54,10 @@ class Services:
     model_names: tuple[str, ...]
     max_model_len: int
     max_output_tokens: int | None = None
-    api_keys: tuple[str, ...] = ()
+    meter: Meter = field(default_factory=FreeMeter)
     allowed_origins: tuple[str, ...] = ()
     responses: KeptResponses = field(default_factory=ResponseStore)
+    replays: Replays = field(default_factory=Replays)
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = "fp_ernie_serve"
     limits: Limits = Limits()

@@ -16,6 +16,8 @@ from ernie_serve.api.services import Limits
 from ernie_serve.errors import RequestError
 
 DONE = b"data: [DONE]\n\n"
+UNPAID = b',"credit_exhausted":true'
+"""What stands behind the `finish_reason` of a choice whose next token could not be paid for."""
 PING = b": ping\n\n"
 
 
@@ -30,7 +32,7 @@ class EventStream(Response):
     The status line waits for the first chunk or the first ping, so that what fails before still has its own
     status. Nothing is buffered here: a chunk is asked for when the one before has been taken, and a client that
     takes nothing for `stall_seconds` is left. Whatever ends the stream closes the generator of chunks. `failure` tells
-    what broke it.
+    what broke it; `client_left` is told when the client does not want the rest.
     """
 
     media_type = "text/event-stream"
@@ -40,12 +42,14 @@ class EventStream(Response):
         chunks: AsyncGenerator[bytes, None],
         limits: Limits,
         failure: Callable[[RequestError], bytes] = error_event,
+        client_left: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._chunks = chunks
         self._limits = limits
         self._failure = failure
+        self._client_left = client_left
         self._started = False
         self._turn = asyncio.Lock()  # so that a ping never falls between a status line and its first chunk
         self._last_seconds = 0.0
@@ -58,6 +62,7 @@ class EventStream(Response):
         try:
             await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
             if not writing.done():
+                self._client_left()
                 raise ClientLeft
             writing.result()
         finally:

@@ -58,7 +58,7 @@ class Job:
 
     `read` makes the reader of a choice, whose answer begins at `start`; it is `None` where all text is the answer. Of
     the choices of each prompt the likeliest `keep` are told, all of them where it is `None`. `grammar_param` names the
-    field that a wrong grammar comes from.
+    field that a wrong grammar comes from. `length_given` tells that the client, not the room, bounds the answers.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Job:
     keep: int | None = None
     grammar_param: str = "response_format"
     with_token_ids: bool = False
+    length_given: bool = False
 
 
 class Telling:

@@ -1,23 +1,25 @@
-"""Accounts, projects, keys and price lists as SQL.
+"""Accounts, projects and keys as SQL.
 
 Knows the tables. Knows no thread and no clock. Names are for people; ids are made here and never change.
 """
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ernie_serve.billing.keys import Caller, KeyLimits, Scope, digest, new_key, parse_scopes
-from ernie_serve.billing.prices import Prices
-from ernie_serve.billing.schema import account, api_key, price, project
+from ernie_serve.billing.schema import account, api_key, project
 from ernie_serve.errors import SettingsError
 
 DEFAULT_ACCOUNT = "default"
 DEFAULT_PROJECT = "default"
 _MAX_NAME = 128
+
+KeyState = Literal["active", "disabled", "expired", "account closed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +37,15 @@ class KeyRecord:
 
     def usable(self, now: int) -> bool:
         """Whether the key works at that time."""
-        expires = self.caller.expires
-        return self.disabled is None and self.account_active and (expires is None or now < expires)
+        return self.state(now) == "active"
+
+    def state(self, now: int) -> KeyState:
+        """How the key stands at that time."""
+        if self.disabled is not None:
+            return "disabled"
+        if not self.account_active:
+            return "account closed"
+        return "active" if self.caller.expires is None or now < self.caller.expires else "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,17 @@ class AccountRecord:
     balance_nano: int
     reserved_nano: int
     status: str
+    created: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRecord:
+    """A project of an account, and what it may spend in a month."""
+
+    id: str
+    account_id: str
+    name: str
+    month_limit_nano: int | None
     created: int
 
 
@@ -82,14 +102,15 @@ def create_key(
         "expires": expires,
         "created": now,
     }
-    connection.execute(insert(api_key).values(values | _limit_columns(limits)))
+    columns = {column: getattr(limits, name) for name, column in _LIMIT_COLUMNS.items()}
+    connection.execute(insert(api_key).values(values | columns))
     return key, public_id
 
 
-def set_limits(connection: Connection, key_id: str, limits: KeyLimits) -> bool:
-    """Give a key other limits. `False` when there is no such key."""
-    change = update(api_key).where(api_key.c.public_id == key_id).values(_limit_columns(limits))
-    return bool(connection.execute(change).rowcount)
+def set_limits(connection: Connection, key_id: str, changes: Mapping[str, int | None]) -> bool:
+    """Change those limits of a key that are named as in `KeyLimits`. `False` when there is no such key."""
+    columns = {_LIMIT_COLUMNS[name]: value for name, value in changes.items()}
+    return bool(connection.execute(update(api_key).where(api_key.c.public_id == key_id).values(columns)).rowcount)
 
 
 def disable_key(connection: Connection, key_id: str, now: int) -> bool:
@@ -121,53 +142,56 @@ def find_key(connection: Connection, key_id: str) -> KeyRecord | None:
     return next(iter(_keys(connection, api_key.c.public_id == key_id)), None)
 
 
-def list_keys(connection: Connection, account_id: str | None = None) -> list[KeyRecord]:
-    """Every key, or those of one account, oldest first."""
-    return _keys(connection, *(() if account_id is None else (account.c.id == account_id,)))
+def list_keys(
+    connection: Connection,
+    account_id: str | None = None,
+    *,
+    project_id: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[KeyRecord]:
+    """Keys, oldest first: every one, or those of an account or project; `limit` of them after the key `after`."""
+    conditions: list[ColumnElement[bool]] = []
+    if account_id is not None:
+        conditions.append(account.c.id == account_id)
+    if project_id is not None:
+        conditions.append(project.c.id == project_id)
+    if after is not None:
+        last = select(api_key.c.created, api_key.c.public_id).where(api_key.c.public_id == after)
+        conditions.append(tuple_(api_key.c.created, api_key.c.public_id) > last.scalar_subquery())
+    return _keys(connection, *conditions, limit=limit)
 
 
-def list_accounts(connection: Connection) -> list[AccountRecord]:
-    """Every account, oldest first."""
-    rows = connection.execute(select(account).order_by(account.c.created, account.c.id)).mappings()
-    return [AccountRecord(**row) for row in rows]
+def list_projects(connection: Connection, account_id: str | None = None) -> list[ProjectRecord]:
+    """Every project, or those of one account, oldest first."""
+    query = select(project).order_by(project.c.created, project.c.id)
+    rows = connection.execute(query if account_id is None else query.where(project.c.account_id == account_id))
+    return [ProjectRecord(**row) for row in rows.mappings()]
+
+
+def find_project(connection: Connection, project_id: str) -> ProjectRecord | None:
+    """A project by its id."""
+    row = connection.execute(select(project).where(project.c.id == project_id)).mappings().first()
+    return None if row is None else ProjectRecord(**row)
+
+
+def list_accounts(
+    connection: Connection, *, name: str | None = None, after: str | None = None, limit: int | None = None
+) -> list[AccountRecord]:
+    """Accounts, oldest first: every one, or that of a name; `limit` of them after the account `after`."""
+    query = select(account).order_by(account.c.created, account.c.id).limit(limit)
+    if name is not None:
+        query = query.where(account.c.name == name)
+    if after is not None:
+        last = select(account.c.created, account.c.id).where(account.c.id == after)
+        query = query.where(tuple_(account.c.created, account.c.id) > last.scalar_subquery())
+    return [AccountRecord(**row) for row in connection.execute(query).mappings()]
 
 
 def find_account(connection: Connection, account_id: str) -> AccountRecord | None:
     """An account by its id."""
     row = connection.execute(select(account).where(account.c.id == account_id)).mappings().first()
     return None if row is None else AccountRecord(**row)
-
-
-def current_prices(connection: Connection, model: str) -> Prices | None:
-    """The newest price list of a model."""
-    newest = select(func.max(price.c.version)).where(price.c.model == model).scalar_subquery()
-    rows = connection.execute(
-        select(price.c.version, price.c.kind, price.c.nano_per_token).where(price.c.version == newest)
-    )
-    kinds = {row.kind: row for row in rows}
-    if not kinds:
-        return None
-    return Prices(
-        input_nano=kinds["input"].nano_per_token,
-        cached_nano=kinds["cached"].nano_per_token,
-        output_nano=kinds["output"].nano_per_token,
-        version=kinds["input"].version,
-    )
-
-
-def set_prices(connection: Connection, model: str, prices: Prices, now: int) -> Prices:
-    """Make these the prices of a model from now on; a new version unless nothing changes."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("LOCK TABLE price IN SHARE ROW EXCLUSIVE MODE"))  # replicas start at the same time
-    current = current_prices(connection, model)
-    new = (prices.input_nano, prices.cached_nano, prices.output_nano)
-    if current is not None and new == (current.input_nano, current.cached_nano, current.output_nano):
-        return current
-    version = 1 + (connection.execute(select(func.max(price.c.version))).scalar() or 0)
-    shared = {"version": version, "model": model, "valid_from": now}
-    kinds = zip(("input", "cached", "output"), new, strict=True)
-    connection.execute(insert(price), [shared | {"kind": kind, "nano_per_token": nano} for kind, nano in kinds])
-    return Prices(input_nano=new[0], cached_nano=new[1], output_nano=new[2], version=version)
 
 
 _EMPTY: dict[str, int | str] = {"balance_nano": 0, "reserved_nano": 0, "status": "active"}
@@ -189,7 +213,7 @@ _INSERT: dict[str, type[sqlite.Insert] | type[postgresql.Insert]] = {
 }
 
 
-def _keys(connection: Connection, *conditions: ColumnElement[bool]) -> list[KeyRecord]:
+def _keys(connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None) -> list[KeyRecord]:
     columns = (
         api_key,
         account.c.id.label("account_id"),
@@ -202,7 +226,7 @@ def _keys(connection: Connection, *conditions: ColumnElement[bool]) -> list[KeyR
         account, account.c.id == project.c.account_id
     )
     query = select(*columns).select_from(joined).where(*conditions).order_by(api_key.c.created, api_key.c.public_id)
-    return [_key_record(row) for row in connection.execute(query)]
+    return [_key_record(row) for row in connection.execute(query.limit(limit))]
 
 
 def _key_record(row: Row[Any]) -> KeyRecord:
@@ -234,13 +258,12 @@ def _key_record(row: Row[Any]) -> KeyRecord:
     )
 
 
-def _limit_columns(limits: KeyLimits) -> dict[str, int | None]:
-    return {
-        "rpm": limits.requests_per_minute,
-        "tpm": limits.tokens_per_minute,
-        "concurrent": limits.concurrent,
-        "month_limit_nano": limits.month_nano,
-    }
+_LIMIT_COLUMNS = {
+    "requests_per_minute": "rpm",
+    "tokens_per_minute": "tpm",
+    "concurrent": "concurrent",
+    "month_nano": "month_limit_nano",
+}
 
 
 def _named(name: str, what: str) -> str:

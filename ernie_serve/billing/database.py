@@ -33,7 +33,7 @@ class Database:
         try:
             self._url = make_url(url)
         except ArgumentError:
-            raise SettingsError(f"`{_without_password(url)}` is no database URL. {_EXAMPLES}") from None
+            raise SettingsError(f"`{without_password(url)}` is no database URL. {_EXAMPLES}") from None
         self.embedded = self._url.get_backend_name() == "sqlite"
         self._levels = ("FULL", "NORMAL") if synchronous else ("OFF", "OFF")
         self._lock: int | None = None
@@ -42,14 +42,14 @@ class Database:
         elif self._url.get_backend_name() == "postgresql":
             self._open_postgresql()
         else:
-            raise SettingsError(f"`{_without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
+            raise SettingsError(f"`{without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
         try:
             with self.writer.begin() as connection:
                 migrate(connection)
         except (DBAPIError, sqlite3.Error) as error:
             self.close()
-            cause = str(getattr(error, "orig", error)).strip()[:300]
-            raise StartupError(f"The billing database {_without_password(url)} cannot be used: {cause}") from None
+            told = f"The billing database {without_password(url)} cannot be used: {cause_of(error)}"
+            raise StartupError(told) from None
         except BaseException:
             self.close()
             raise
@@ -153,6 +153,13 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at else url[:200]
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    shown = url.partition("?")[0][:200]
+    head, at, tail = shown.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at else shown
+
+
+def cause_of(error: Exception) -> str:
+    """What the database's driver said, in a line."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:300]

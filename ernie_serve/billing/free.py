@@ -33,12 +33,13 @@ class FreeMeter:
 
     async def authenticate(self, key: str | None) -> Caller:
         """Whoever has one of the keys, or anybody where there are none."""
+        account_id = ""
         if self._digests:
-            given = digest(key or "")
+            account_id = given = digest(key or "")
             # Every key is compared, so that the time does not tell which one came close.
             if not any([hmac.compare_digest(given, each) for each in self._digests]) or not key:  # noqa: C419
-                raise Unauthorized("Send a known API key as `Authorization: Bearer …`.")
-        return Caller(account_id="local", project_id="local", key_id="local", scopes=frozenset(SCOPES))
+                raise Unauthorized("Send one of this server's keys as `Authorization: Bearer KEY`.")
+        return Caller(account_id=account_id, project_id="local", key_id="local", scopes=frozenset(SCOPES))
 
     async def reserve(self, caller: Caller, order: Order) -> Reservation:
         """Everything that is asked for."""

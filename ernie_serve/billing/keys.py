@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ernie_serve.billing.money import MAX_NANO
 from ernie_serve.errors import Forbidden, SettingsError
 
 Scope = Literal["inference", "read-usage", "admin"]
@@ -32,13 +33,14 @@ class KeyLimits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if value is not None and value < (0 if name == "month_nano" else 1):
-                raise SettingsError(f"A key's {name} is {value}; give a positive number, or nothing for no limit.")
+            least = 0 if name == "month_nano" else 1
+            if value is not None and not least <= value <= MAX_NANO:
+                raise SettingsError(f"A key's {name} is {value}; give {least} to {MAX_NANO}, or nothing for no limit.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls: a key, its project and account, and what it may do."""
+    """Who calls: a key, its project and account, and what it may do. Callers without an account are not told apart."""
 
     account_id: str
     project_id: str

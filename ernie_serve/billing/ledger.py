@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.money import Nano
+from ernie_serve.billing.prepared import Prepared
 from ernie_serve.billing.prices import Status, Usage
 from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
 
@@ -99,7 +100,7 @@ def reserve(connection: Connection, ask: Ask, now: int) -> Held:
         "boot_id": ask.boot_id,
         "created": now,
     }
-    connection.execute(_INSERT_RESERVATION, row)
+    _INSERT_RESERVATION.changed(connection, row)
     return Held(True, tokens, room)
 
 
@@ -108,7 +109,7 @@ def extend(connection: Connection, request_id: str, caller: Caller, tokens: int,
     room = max(0, spendable(connection, caller, now))
     tokens = min(tokens, room // token_nano) if token_nano else tokens
     amount = tokens * token_nano
-    if tokens < 1 or not connection.execute(_RAISE_RESERVATION, {"row_id": request_id, "more": amount}).rowcount:
+    if tokens < 1 or not _RAISE_RESERVATION.changed(connection, {"row_id": request_id, "more": amount}):
         return 0
     if not _hold(
         connection, caller.account_id, amount
@@ -123,9 +124,9 @@ def settle(connection: Connection, bill: Bill, now: int) -> Settled:
     Where the hold is gone or too small, which takes an outage of the store, what the balance does not cover is waived:
     a balance never goes below zero.
     """
-    held = connection.execute(_CLOSE_RESERVATION, {"row_id": bill.request_id, "to": "settled"}).scalar()
+    held = _CLOSE_RESERVATION.value(connection, {"row_id": bill.request_id, "to": "settled"})
     if held is None:
-        before = connection.execute(_COST_OF, {"row_id": bill.request_id}).scalar()
+        before = _COST_OF.value(connection, {"row_id": bill.request_id})
         if before is not None:
             return Settled(Nano(before), again=True)
     held = held or 0
@@ -134,25 +135,17 @@ def settle(connection: Connection, bill: Bill, now: int) -> Settled:
         cost = Nano(min(cost, held + max(0, _unreserved(connection, bill.caller.account_id))))
     account_id = bill.caller.account_id
     if cost or held:
-        connection.execute(_CHARGE, {"row_id": account_id, "cost": cost, "held": held})
+        _CHARGE.changed(connection, {"row_id": account_id, "cost": cost, "held": held})
     if cost:
-        connection.execute(
-            _INSERT_LEDGER,
-            {
-                "account_id": account_id,
-                "delta_nano": -cost,
-                "kind": "usage",
-                "ref": f"usage:{bill.request_id}",
-                "created": now,
-            },
-        )
+        row = {"delta_nano": -cost, "kind": "usage", "ref": f"usage:{bill.request_id}", "created": now}
+        _INSERT_LEDGER.changed(connection, row | {"account_id": account_id})
     _write_usage(connection, bill, cost, now)
     return Settled(cost, waived_nano=bill.cost_nano - cost)
 
 
 def release(connection: Connection, request_id: str, account_id: str) -> bool:
     """Let a hold go for which nothing was computed. `False` when there was none."""
-    held = connection.execute(_CLOSE_RESERVATION, {"row_id": request_id, "to": "released"}).scalar()
+    held = _CLOSE_RESERVATION.value(connection, {"row_id": request_id, "to": "released"})
     if held is not None:
         give_back(connection, account_id, held)
     return held is not None
@@ -162,17 +155,24 @@ def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: s
     """Change a balance by hand, once for each `ref`; return the new one, or `None` where holds forbid it."""
     connection.execute(select(account.c.id).where(account.c.id == account_id).with_for_update())
     if connection.execute(select(ledger.c.id).where(ledger.c.ref == ref)).first() is None:
-        changed = connection.execute(_TOP_UP, {"row_id": account_id, "delta": nano}).rowcount
+        changed = _TOP_UP.changed(connection, {"row_id": account_id, "delta": nano})
         if not changed:
             return None
         row = {"account_id": account_id, "delta_nano": nano, "kind": kind, "ref": ref, "created": now}
-        connection.execute(_INSERT_LEDGER, row)
+        _INSERT_LEDGER.changed(connection, row)
     return connection.execute(select(account.c.balance_nano).where(account.c.id == account_id)).scalar()
+
+
+def booking(connection: Connection, ref: str) -> tuple[str, int, str] | None:
+    """The account, the amount and the kind of what was booked under a reference."""
+    query = select(ledger.c.account_id, ledger.c.delta_nano, ledger.c.kind).where(ledger.c.ref == ref)
+    row = connection.execute(query).first()
+    return None if row is None else (row[0], row[1], row[2])
 
 
 def give_back(connection: Connection, account_id: str, held: int) -> None:
     """Let go of held money, whose reservations the caller has closed."""
-    connection.execute(_CHARGE, {"row_id": account_id, "cost": 0, "held": held})
+    _CHARGE.changed(connection, {"row_id": account_id, "cost": 0, "held": held})
 
 
 def spendable(connection: Connection, caller: Caller, now: int) -> int:
@@ -206,11 +206,11 @@ def month_start(now: int) -> int:
 
 def _hold(connection: Connection, account_id: str, amount: int) -> bool:
     """The guarded statement that makes an overdraft impossible."""
-    return connection.execute(_HOLD, {"row_id": account_id, "amount": amount}).rowcount == 1
+    return _HOLD.changed(connection, {"row_id": account_id, "amount": amount}) == 1
 
 
 def _unreserved(connection: Connection, account_id: str) -> int:
-    return connection.execute(_UNRESERVED, {"row_id": account_id}).scalar() or 0
+    return _UNRESERVED.value(connection, {"row_id": account_id}) or 0
 
 
 def _write_usage(connection: Connection, bill: Bill, cost: int, now: int) -> None:
@@ -237,9 +237,9 @@ def _write_usage(connection: Connection, bill: Bill, cost: int, now: int) -> Non
         "total_us": bill.total_us,
         "created": now,
     }
-    connection.execute(_INSERT_USAGE, who | tokens | event)
+    _INSERT_USAGE.changed(connection, who | tokens | event)
     add = _ADD_TO_DAY[connection.dialect.name]
-    connection.execute(add, who | tokens | {"day": now - now % DAY, "requests": 1})
+    add.changed(connection, who | tokens | {"day": now - now % DAY, "requests": 1})
 
 
 _SUMS = ("requests", "prompt", "cached", "completion", "reasoning", "cost_nano")
@@ -252,8 +252,10 @@ def _add_to_day(dialect: "type[sqlite.Insert] | type[postgresql.Insert]") -> "sq
     return statement.on_conflict_do_update(index_elements=list(_DAY_KEY), set_=more)
 
 
-_UNRESERVED = select(account.c.balance_nano - account.c.reserved_nano).where(account.c.id == bindparam("row_id"))
-_HOLD = (
+_UNRESERVED = Prepared(
+    select(account.c.balance_nano - account.c.reserved_nano).where(account.c.id == bindparam("row_id"))
+)
+_HOLD = Prepared(
     update(account)
     .where(
         account.c.id == bindparam("row_id"),
@@ -261,7 +263,7 @@ _HOLD = (
     )
     .values(reserved_nano=account.c.reserved_nano + bindparam("amount"))
 )
-_CHARGE = (
+_CHARGE = Prepared(
     update(account)
     .where(account.c.id == bindparam("row_id"))
     .values(
@@ -269,24 +271,24 @@ _CHARGE = (
         reserved_nano=account.c.reserved_nano - bindparam("held"),
     )
 )
-_TOP_UP = (
+_TOP_UP = Prepared(
     update(account)
     .where(account.c.id == bindparam("row_id"), account.c.balance_nano + bindparam("delta") >= account.c.reserved_nano)
     .values(balance_nano=account.c.balance_nano + bindparam("delta"))
 )
-_INSERT_RESERVATION = insert(reservation)
-_RAISE_RESERVATION = (
+_INSERT_RESERVATION = Prepared(insert(reservation))
+_RAISE_RESERVATION = Prepared(
     update(reservation)
     .where(reservation.c.request_id == bindparam("row_id"), reservation.c.state == "open")
     .values(amount_nano=reservation.c.amount_nano + bindparam("more"))
 )
-_CLOSE_RESERVATION = (
+_CLOSE_RESERVATION = Prepared(
     update(reservation)
     .where(reservation.c.request_id == bindparam("row_id"), reservation.c.state == "open")
     .values(state=bindparam("to"))
     .returning(reservation.c.amount_nano)
 )
-_COST_OF = select(usage_event.c.cost_nano).where(usage_event.c.request_id == bindparam("row_id"))
-_INSERT_LEDGER = insert(ledger)
-_INSERT_USAGE = insert(usage_event)
-_ADD_TO_DAY = {"sqlite": _add_to_day(sqlite.Insert), "postgresql": _add_to_day(postgresql.Insert)}
+_COST_OF = Prepared(select(usage_event.c.cost_nano).where(usage_event.c.request_id == bindparam("row_id")))
+_INSERT_LEDGER = Prepared(insert(ledger), [column.name for column in ledger.c if column.name != "id"])
+_INSERT_USAGE = Prepared(insert(usage_event))
+_ADD_TO_DAY = {"sqlite": Prepared(_add_to_day(sqlite.Insert)), "postgresql": Prepared(_add_to_day(postgresql.Insert))}

@@ -5,7 +5,7 @@ amounts are as a person gives them.
 """
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
@@ -13,14 +13,18 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from ernie_serve.billing import accounts, ledger
-from ernie_serve.billing.accounts import DEFAULT_ACCOUNT, DEFAULT_PROJECT, AccountRecord
-from ernie_serve.billing.database import Database
-from ernie_serve.billing.keys import DEFAULT_SCOPES, KeyLimits, Scope
-from ernie_serve.billing.money import format_usd
-from ernie_serve.errors import SettingsError
+from ernie_serve.billing.accounts import DEFAULT_ACCOUNT, DEFAULT_PROJECT, AccountRecord, KeyRecord
+from ernie_serve.billing.database import Database, cause_of
+from ernie_serve.billing.keys import DEFAULT_SCOPES, KeyLimits, Scope, public_id_of
+from ernie_serve.billing.money import MAX_NANO, format_usd
+from ernie_serve.billing.store import is_away
+from ernie_serve.errors import SettingsError, StartupError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+KINDS = ("topup", "refund", "adjust")
+"""What a person books; requests are booked as `usage`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +45,26 @@ class Office:
         self._database = database
 
     def __call__(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function of this file, `accounts` or `reports`."""
+        """Run a function of this file or of `accounts`."""
         with self._database.transaction(durable=True, lane="") as connection:
+            return do(connection, *args, **kwargs)
+
+    def read(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function of `reports`, or a reading one of `accounts`, beside whoever writes."""
+        with self._database.reader.connect() as connection, connection.begin():
             return do(connection, *args, **kwargs)
 
 
 @contextmanager
 def office(url: str) -> Iterator[Office]:
-    """Open the store at `url` for a command. Raises `StartupError` where it cannot be used."""
+    """Open the store at `url` for a command, beside a server or without. Raises `StartupError` where it fails."""
     database = Database(url)
     try:
         yield Office(database)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise StartupError(f"The billing store failed, and nothing was changed: {cause_of(error)}") from None
     finally:
         database.close()
 
@@ -81,11 +94,19 @@ def top_up(
 ) -> int:
     """Add to an account, named by id or name, once for each `ref`; return its balance.
 
-    Raises `SettingsError` for an account that is not there, and where running requests hold what is to be taken.
+    Raises `SettingsError` for an account that is not there, where running requests hold what is to be taken, and where
+    `ref` stands for something else.
     """
+    if kind not in KINDS:
+        raise SettingsError(f"The kind of a booking is `{kind[:40]}`; choose {', '.join(KINDS)}.")
     record = the_account(connection, account)
     if nano == 0:
         return record.balance_nano
+    if record.balance_nano + nano > MAX_NANO:
+        raise SettingsError(
+            f"The account {record.name} has {format_usd(record.balance_nano)} USD; {format_usd(nano)} more is more "
+            f"than the ledger can hold ({format_usd(MAX_NANO)})."
+        )
     ref = f"{kind}:{secrets.token_hex(8)}" if ref is None else ref
     balance = ledger.top_up(connection, record.id, nano, kind, ref, now)
     if balance is None:
@@ -93,12 +114,53 @@ def top_up(
             f"The account {record.name} has {format_usd(record.balance_nano)} USD, of which running requests hold "
             f"{format_usd(record.reserved_nano)}; {format_usd(-nano)} cannot be taken."
         )
+    booked = ledger.booking(connection, ref)
+    if booked != (record.id, nano, kind):
+        raise SettingsError(
+            f"The reference `{ref[:80]}` is that of another booking. Give each booking its own, or none at all."
+        )
     return balance
+
+
+def given_ref(reference: str) -> str:
+    """The `ref` of a booking from what a person calls it, which is never that of a request or a key."""
+    if not 0 < len(reference) <= 128 or not reference.isprintable():
+        raise SettingsError(f"The reference has {len(reference)} characters; give 1 to 128 printable ones.")
+    return f"ref:{reference}"
+
+
+def change_limits(connection: Connection, key: str, changes: Mapping[str, int | None]) -> KeyRecord:
+    """Change some of a key's limits, by the names of `KeyLimits`; return the key as it is then."""
+    record = the_key(connection, key)
+    if not changes:
+        return record
+    KeyLimits(**changes)
+    accounts.set_limits(connection, record.caller.key_id, changes)
+    return the_key(connection, record.caller.key_id)
 
 
 def the_account(connection: Connection, account: str) -> AccountRecord:
     """An account by id or name. Raises `SettingsError` when there is none."""
-    for record in accounts.list_accounts(connection):
-        if account in (record.id, record.name):
-            return record
+    named = accounts.find_account(connection, account) or next(
+        iter(accounts.list_accounts(connection, name=account)), None
+    )
+    if named is not None:
+        return named
     raise SettingsError(f"There is no account `{account[:80]}`. `ernie-serve keys create` makes one.")
+
+
+def the_key(connection: Connection, key: str) -> KeyRecord:
+    """A key by its public id, with or without `sk-`, by the whole of it, or by a name that no other key has.
+
+    Raises `SettingsError` when there is none, or several.
+    """
+    key_id = public_id_of(key) or key.removeprefix("sk-")
+    found = accounts.find_key(connection, key_id)
+    named = [found] if found else [each for each in accounts.list_keys(connection) if each.caller.key_name == key]
+    if len(named) == 1:
+        return named[0]
+    shown = "that" if public_id_of(key) else f"`{key[:80]}`"
+    if not named:
+        raise SettingsError(f"There is no key {shown}. `ernie-serve keys list` shows those there are.")
+    ids = ", ".join(each.caller.key_id for each in named[:5])
+    raise SettingsError(f"{len(named)} keys have the name {shown}: {ids}. Give one of these ids.")

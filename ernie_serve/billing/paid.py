@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import accounts, idempotency, ledger, reports
+from ernie_serve.billing import idempotency, ledger, price_lists, reports
 from ernie_serve.billing.clock import Clock
 from ernie_serve.billing.keyring import Keyring
 from ernie_serve.billing.keys import Caller
@@ -51,7 +51,7 @@ class PaidMeter:
     async def open(cls, store: Store, model: str, prices: Prices, clock: Clock | None = None) -> "PaidMeter":
         """Begin to charge: make `prices` current, say that this process lives, release what dead ones held."""
         clock = clock or Clock()
-        stored = await store.write(partial(accounts.set_prices, model=model, prices=prices, now=clock.seconds()))
+        stored = await store.write(partial(price_lists.set_prices, model=model, prices=prices, now=clock.seconds()))
         meter = cls(store, stored, clock)
         await meter.upkeep.start()
         return meter
@@ -63,6 +63,8 @@ class PaidMeter:
     async def reserve(self, caller: Caller, order: Order) -> Reservation:
         """Hold money for a request; see `Meter.reserve`."""
         caller.require("inference")
+        if order.idempotency_key is not None:
+            idempotency.hash_key(order.idempotency_key)  # a wrong one must not end up in others' transaction
         try:
             self._limiter.take(caller, order.prompt_tokens + order.want_tokens)
         except RateLimited:
@@ -133,7 +135,7 @@ class PaidMeter:
     async def set_prices(self, model: str, prices: Prices) -> None:
         """Other prices for requests that begin from now on."""
         now = self._clock.seconds()
-        self.prices = await self._store.write(partial(accounts.set_prices, model=model, prices=prices, now=now))
+        self.prices = await self._store.write(partial(price_lists.set_prices, model=model, prices=prices, now=now))
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:
         """`x-ratelimit-…` for an answer to this caller."""

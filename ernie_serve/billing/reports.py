@@ -7,8 +7,8 @@ ends are exclusive.
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Table, cast, func, or_, select
@@ -22,6 +22,9 @@ Width = Literal["1m", "1h", "1d"]
 Group = Literal["project_id", "key_id", "model", "account_id"]
 ExportFormat = Literal["csv", "jsonl"]
 
+Read = Callable[..., "list[UsageRow]"]
+"""Runs a reading function in a transaction of its own."""
+
 _SECONDS: dict[str, int] = {"1m": 60, "1h": 3600, "1d": DAY}
 _MAX_BUCKETS: dict[str, int] = {"1m": 1440, "1h": 168, "1d": 366}
 _SUMS = ("prompt", "cached", "completion", "reasoning", "cost_nano")
@@ -30,12 +33,12 @@ EXPORT_PAGE = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Whose usage: an account's, or of that one project or key. `None` throughout is everybody's."""
+    """Whose usage: of an account, or of some projects, keys or models. `None` throughout is everybody's."""
 
     account_id: str | None = None
-    project_id: str | None = None
-    key_id: str | None = None
-    model: str | None = None
+    project_id: str | tuple[str, ...] | None = None
+    key_id: str | tuple[str, ...] | None = None
+    model: str | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,12 @@ def usage_by_time(
     return Page(buckets, last if last < end else None)
 
 
+def add(several: Sequence[Sums]) -> Sums:
+    """Sums of the same group as one."""
+    total = {name: sum(getattr(each, name) for each in several) for name in ("requests", *_SUMS)}
+    return replace(several[0] if several else Sums(), **total)
+
+
 def spending(connection: Connection, account_id: str, key_id: str, now: int) -> Spending:
     """What a key has spent, by span."""
     day = now - now % DAY
@@ -193,11 +202,11 @@ def export_rows(rows: Sequence[UsageRow], form: ExportFormat) -> bytes:
     return b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in values)
 
 
-def export(connection: Connection, scope: Scope, form: ExportFormat, *, start: int, end: int) -> Iterator[bytes]:
-    """Every row between two times, a page at a time."""
+def export(read: Read, scope: Scope, form: ExportFormat, *, start: int, end: int) -> Iterator[bytes]:
+    """Every row between two times. Each page is read by itself, so that a slow reader holds nothing."""
     yield export_head(form)
     after = (0, "")
-    while rows := list_usage(connection, scope, start=start, end=end, after=after, limit=EXPORT_PAGE):
+    while rows := read(list_usage, scope, start=start, end=end, after=after, limit=EXPORT_PAGE):
         yield export_rows(rows, form)
         after = (rows[-1].created, rows[-1].request_id)
 
@@ -243,7 +252,8 @@ def _sums(
 
 
 def _within(table: Table, scope: Scope) -> list[ColumnElement[bool]]:
-    return [table.c[name] == value for name, value in asdict(scope).items() if value is not None]
+    wanted = {name: value for name, value in asdict(scope).items() if value is not None}
+    return [table.c[name].in_((value,) if isinstance(value, str) else value) for name, value in wanted.items()]
 
 
 def _check(width: str, group_by: Sequence[str], start: int, end: int, limit: int | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 
-from ernie_serve.billing.database import Database
+from ernie_serve.billing.database import Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -121,12 +121,12 @@ class Store:
             with self._database.transaction(durable=any(work.durable for work in works), lane=lane) as connection:
                 answers = [work.do(connection) for work in works]
         except Exception as error:
-            if len(works) > 1 and not _is_away(error):
+            if len(works) > 1 and not is_away(error):
                 for work in works:
                     self._run(lane, [work])
                 return
             for work in works:
-                work.result.set_exception(_unavailable(error) if _is_away(error) else error)
+                work.result.set_exception(_unavailable(error) if is_away(error) else error)
             return
         self.num_commits += 1
         for work, answer in zip(works, answers, strict=True):
@@ -145,16 +145,15 @@ class _Work:
         self.result.set_running_or_notify_cancel()
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """Whether the database failed, rather than what was asked of it."""
     return isinstance(error, _AWAY) and not isinstance(error, _OURS)
 
 
 def _unavailable(error: Exception) -> Exception:
-    if not _is_away(error):
+    if not is_away(error):
         return error
-    cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-    _log.error("The billing store failed: %s", cause[:300])
+    _log.error("The billing store failed: %s", cause_of(error))
     return StoreUnavailable(
         "The billing store cannot be used at the moment, so nothing was generated. Try again shortly.",
         retry_after_seconds=5,

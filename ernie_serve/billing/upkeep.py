@@ -52,6 +52,7 @@ class Upkeep:
         self._clock = clock
         self._counters = counters
         self._waiting: deque[Waiting] = deque()
+        self._settling = asyncio.Lock()
         self._alive_since_ns: int | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -80,19 +81,22 @@ class Upkeep:
         self._counters.unsettled = len(self._waiting)
 
     async def settle_waiting(self) -> int:
-        """Try to write what the store could not take before; return how much still waits."""
-        for _ in range(len(self._waiting)):
-            waiting = self._waiting.popleft()
-            try:
-                await self._store.write(waiting.do, lane=waiting.account_id)
-            except StoreUnavailable:
-                self._waiting.appendleft(waiting)
-                break
-            except Exception:
-                _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
-            finally:
+        """Try to write what the store could not take before, in order; return how much still waits.
+
+        Nothing is given up before it is written, so whoever is cancelled here loses nothing.
+        """
+        async with self._settling:
+            while self._waiting:
+                waiting = self._waiting[0]
+                try:
+                    await self._store.write(waiting.do, lane=waiting.account_id)
+                except StoreUnavailable:
+                    break
+                except Exception:
+                    _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
+                self._waiting.popleft()
                 self._counters.unsettled = len(self._waiting)
-        return len(self._waiting)
+            return len(self._waiting)
 
     async def beat(self) -> None:
         """Say that this process lives, and release what dead ones hold.

@@ -4,6 +4,7 @@ Knows messages and one pipe. Knows nothing about tensors, text or HTTP, nor how 
 """
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -241,7 +242,7 @@ class ProcessClient:
         except subprocess.TimeoutExpired:
             return "The engine process closed its pipe."
         if code < 0:
-            return f"The engine process was ended by signal {-code}."
+            return f"The engine process was ended by signal {-code}.{_SIGNALS.get(-code, '')}"
         return f"The engine process ended with exit code {code}."
 
     def _fail_requests(self) -> None:
@@ -262,3 +263,10 @@ class ProcessClient:
         if self._loop is not None:
             with suppress(RuntimeError):  # a closed loop has no readers
                 self._loop.call_soon_threadsafe(callback)
+
+
+_SIGNALS: dict[int, str] = {
+    signal.SIGKILL: " The system does that when memory runs out: try --quantization int4, or a lower "
+    "--kv-cache-memory-bytes.",
+    signal.SIGBUS: " A file of the checkpoint was cut off or could not be read while it was served.",
+}

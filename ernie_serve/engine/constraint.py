@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from ernie_serve.grammar.matcher import Matcher
-from ernie_serve.messages import SamplingParams
+from ernie_serve.messages import ErrorCode, SamplingParams
 
 Bits = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Constraint:
-    """One request's. `error` says why it cannot go on, `has_ended` that its grammar lets nothing follow."""
+    """One request's. `error` and its code say why it cannot go on, `has_ended` that its grammar lets nothing follow."""
 
     def __init__(self, sampling: SamplingParams, num_ids: int, matcher: Matcher | None = None) -> None:
         self._sampling = sampling
@@ -28,6 +28,7 @@ class Constraint:
         self._allowed = _bits_of(sampling.allowed_token_ids, num_ids) if sampling.allowed_token_ids else None
         self.has_ended = False
         self.error = ""
+        self.error_code: ErrorCode = ""
         self._force_if_due()
 
     @property
@@ -74,7 +75,8 @@ class Constraint:
             bits &= self._allowed
         _clear(bits, self._banned_words())
         if not bits.any():
-            self.error = self.error or "The request's constraints leave no token to go on with."
+            if not self.error:
+                self.error, self.error_code = "The request's constraints leave no token to go on with.", "no_token_left"
             bits[0] = 1
 
     def _advance_grammar(self, token_id: int) -> None:

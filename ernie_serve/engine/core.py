@@ -4,6 +4,7 @@ Knows a scheduler, something that runs plans, and one pipe. Knows nothing about 
 """
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -108,6 +109,7 @@ class EngineCore:
         plan = flight.plan if flight else self.scheduler.schedule()
         if plan is None:
             return outputs
+        began = time.monotonic()
         try:
             flight = flight or self._launch(plan)
             sampled = self._collect(flight) if flight else self._execute(plan)
@@ -121,6 +123,8 @@ class EngineCore:
         self._num_failures = 0
         if self._is_closing:  # the step may have been broken off, and nobody waits for it
             return outputs
+        if self.scheduler.has_any_of(plan):  # one that was broken off does not say how long a step takes
+            self.scheduler.took(plan, time.monotonic() - began)
         return outputs + self.scheduler.update(plan, sampled)
 
     def _launch(self, plan: StepPlan) -> _Flight[object] | None:

@@ -50,6 +50,7 @@ class OutputQueue:
             stop_token_id=last.stop_token_id,
             num_cached_tokens=self._num_cached,
             error=last.error,
+            error_code=last.error_code,
         )
         self._token_ids, self._logprobs, self._prompt_logprobs, self._last = [], [], [], None
         if self._error is None:

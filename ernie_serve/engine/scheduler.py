@@ -14,6 +14,7 @@ from typing import Literal
 
 from ernie_serve.engine.constraint import Constraint
 from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.prefixes import Prefixes
 from ernie_serve.engine.request import Request
 from ernie_serve.messages import (
@@ -45,6 +46,7 @@ class Scheduler:
         max_model_len: int,
         min_tokens_worth_waiting: int = 128,
         max_scored_tokens: int = 256,
+        pace: Pace | None = None,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("max_num_seqs, max_num_batched_tokens and max_model_len must be at least 1.")
@@ -53,6 +55,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.max_scored_tokens = max_scored_tokens  # a step: each holds the logits of a whole vocabulary
+        self._pace = pace or Pace()
         self._max_len = min(max_model_len, pool.num_blocks * pool.block_size)
         self._prefixes = Prefixes(pool, min_tokens_worth_waiting)
         self._requests: dict[str, Request] = {}
@@ -102,10 +105,12 @@ class Scheduler:
         """The next step, or None when there is nothing to do.
 
         Requests take their turn in order. Each leaves one token of the budget to every running request behind it,
-        so a long prompt never holds up the others. One that finds no block preempts from the far end; that only
+        so a long prompt never holds up the others, and while answers stream the pieces of prompts are no larger than
+        the pace allows. One that finds no block preempts from the far end; that only
         ever hits requests that have not had their turn yet, so no row is ever taken back.
         """
         budget = self.max_num_batched_tokens
+        prompts = self._pace.prompt_tokens(sum(request.num_pending == 1 for request in self._running)) or budget
         scored = self.max_scored_tokens
         rows: list[PlanRow] = []
         place = 0  # those that run before it have had their turn
@@ -123,10 +128,13 @@ class Scheduler:
             request = self._running[place]
             place += 1
             count = min(request.num_pending, max(1, budget - len(self._running) + place))
+            if count > 1:
+                count = min(count, prompts)
+                prompts -= count
             if request.wants_scores:
                 count = min(count, scored)
                 scored -= count
-            if count:  # otherwise its next token is still under way, or others are scored in this step
+            if count:  # otherwise its next token is still under way, or others had what it needs of this step
                 budget -= count
                 rows.append(request.take_row(count))
         if not rows:
@@ -182,6 +190,8 @@ class Scheduler:
                 outputs.append(self._advance(request, yielded[row.request_id], scores))
             elif is_news or scores:
                 outputs.append(self._tell_scores(request, scores, is_last=is_news))
+            elif row.start == request.num_cached:  # it has begun, which is what its prompt is charged from
+                outputs.append(EngineOutput(request_id=request.request_id, num_cached_tokens=request.num_cached))
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:
@@ -190,6 +200,11 @@ class Scheduler:
         for request in failed:
             self._end(request)
         return [EngineOutput(request_id=r.request_id, finish_reason="error", error=error) for r in failed]
+
+    def took(self, plan: StepPlan, seconds: float) -> None:
+        """Learn how long a plan ran."""
+        num_streams = sum(len(row.token_ids) == 1 for row in plan.rows)
+        self._pace.took(num_streams, plan.num_tokens - num_streams, seconds)
 
     def check(self) -> None:
         """Assert that the blocks the pool holds for us are those in our block tables; slow, for tests."""
@@ -272,7 +287,12 @@ class Scheduler:
         constraint = request.constraint
         if constraint is not None and constraint.error:  # what was sampled is no answer
             self._end(request)
-            return EngineOutput(request_id=request.request_id, finish_reason="error", error=constraint.error)
+            return EngineOutput(
+                request_id=request.request_id,
+                finish_reason="error",
+                error=constraint.error,
+                error_code=constraint.error_code,
+            )
         request.output_ids.append(sampled.token_id)
         if constraint is not None:
             constraint.advance(sampled.token_id)

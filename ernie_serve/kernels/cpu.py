@@ -1,16 +1,20 @@
-"""The verbs as plain torch does them best on a CPU.
+"""The verbs as plain torch does them best on a CPU, and those of packed matrices as `cpu.cpp` does.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
-Numbers are those of the reference to rounding.
+Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
+can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.native import operators
+from ernie_serve.kernels.packed import ROWS, Bits, Packed
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -44,6 +48,21 @@ class CpuKernels(ReferenceKernels):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         return packed
 
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize`."""
+        if (ops := operators()) is None:
+            return packed.quantize(weight, bits, search)
+        made = packed.empty(weight.shape[0], weight.shape[1], bits)
+        ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
+        return made
+
+    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
+        if isinstance(weight, Packed) and (ops := operators()) is not None:
+            y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
+            return y
+        return super().embedding(ids, weight, dtype)
+
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
 
@@ -51,7 +70,11 @@ class CpuKernels(ReferenceKernels):
         into another order; oneDNN does neither.
         """
         if isinstance(weight, Packed):
-            return super().linear(x, weight)
+            if (ops := operators()) is None:
+                return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
+            packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
+            return packed_y
+        assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
             return y
@@ -98,8 +121,18 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Rows are sorted by expert, so that each expert has a slice and nothing is scattered.
+        Packed matrices go through one operator. Others: rows are sorted by expert, so that each expert has a slice
+        and nothing is scattered.
         """
+        if (
+            isinstance(gate_up, Packed)
+            and isinstance(down, Packed)
+            and (shared is None or all(isinstance(matrix, Packed) for matrix in shared))
+            and (ops := operators()) is not None
+        ):
+            matrices = (gate_up, down, *(shared or (None, None)))
+            packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
+            return packed_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -128,6 +161,23 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _slices(weight: Packed) -> Iterator[Packed]:
+    """A packed matrix in pieces whose numbers take a few MiB."""
+    blocks = max(1, _SLICE // weight.columns // ROWS)
+    for first in range(0, len(weight.data), blocks):
+        data = weight.data[first : first + blocks]
+        scales = weight.row_scales[first * ROWS : (first + blocks) * ROWS]
+        yield Packed(data, scales, weight.bits, min(weight.rows - first * ROWS, len(scales)))
+
+
+_SLICE = 1 << 21
+
+
+def _parts(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """How an operator is handed a packed matrix, or none."""
+    return (matrix.data, matrix.row_scales, matrix.bits) if isinstance(matrix, Packed) else (None, None, 0)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Quantized:
         """The numbers, [.., rows, columns]."""
         if self.format != "int4":
             return (self.data.float() * self.scales[..., None]).to(dtype)
-        units = self.data.unflatten(-1, (-1, GROUP))  # [.., units, 64]
+        units = self.data.reshape(*self.data.shape[:-1], -1, GROUP)  # [.., units, 64]
         q = torch.stack((units & 15, units >> 4), dim=-2).flatten(-3, -2).float() - 8  # [.., groups, 64]
         return (q * self.scales[..., None].float()).flatten(-2).to(dtype)
 
@@ -80,10 +80,10 @@ def _quantize_int4(weight: Tensor) -> Quantized:
             f"A matrix has {columns} columns; int4 experts on a GPU need a multiple of {UNIT}. "
             "Set --quantization int8, or serve this checkpoint without it."
         )
-    groups = weight.float().unflatten(-1, (-1, GROUP))  # [.., groups, 64]
+    groups = weight.float().reshape(*weight.shape[:-1], -1, GROUP)  # [.., groups, 64]
     at = groups.abs().argmax(-1, keepdim=True)
     scales = (groups.gather(-1, at)[..., 0] / -8).to(torch.bfloat16)
     inverse = torch.where(scales != 0, 1 / scales.float(), 0.0)
     q = ((groups * inverse[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8)
-    units = q.unflatten(-2, (-1, 2))  # [.., units, 2, 64]
+    units = q.reshape(*q.shape[:-2], -1, 2, q.shape[-1])  # [.., units, 2, 64]
     return Quantized((units[..., 0, :] | units[..., 1, :] << 4).flatten(-2), scales, format="int4")

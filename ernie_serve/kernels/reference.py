@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.packed import ROWS, Packed
+from ernie_serve.kernels.packed import ROWS, Bits, Packed
 from ernie_serve.kernels.quantized import Quantized
 
 Matrix = Tensor | Packed | Quantized
@@ -52,6 +52,10 @@ class ReferenceKernels:
     def pack(self, weight: Tensor) -> Matrices:
         """`weight` [out, in], or a stack of such, in that order; for a dtype that has none, the same object."""
         return weight
+
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix. `search` looks for the best scale of each group."""
+        return packed.quantize(weight, bits, search)
 
     def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
         """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from ernie_serve.errors import CheckpointError
+from ernie_serve.model.recipes import Quantization, read_config
 
 DType = Literal["bfloat16", "float16", "float32"]
 
@@ -48,6 +49,7 @@ class ModelConfig:
     moe_layer_interval: int = 1
     moe_norm_min: float = 1e-12
     num_nextn_predict_layers: int = 0
+    quantization: Quantization | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
@@ -89,6 +91,7 @@ class ModelConfig:
             pad_token_id=keys.token_id("pad_token_id"),
             eos_token_ids=keys.token_ids("eos_token_id"),
             num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", 0),
+            quantization=_quantization(keys),
             **(_moe(keys) if is_moe else {}),
         )
         _check(config, keys)
@@ -120,7 +123,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "compression_ratio": (1,),
     "rope_3d": (False,),
     "vision_config": (),
-    "quantization_config": (),
     "quantization": (),
     "moe_quant_type": (),
     "moe_gate_act": ("softmax",),
@@ -269,6 +271,15 @@ def _dtype(keys: _Keys) -> DType:
     if name not in get_args(DType):
         raise keys.wrong(key, f"is {name!r}; it must be one of {', '.join(get_args(DType))}.")
     return cast("DType", name)
+
+
+def _quantization(keys: _Keys) -> Quantization | None:
+    if not keys.has("quantization_config"):
+        return None
+    found = read_config(keys.values["quantization_config"])
+    if isinstance(found, str):
+        raise keys.wrong("quantization_config", found)
+    return found
 
 
 def _moe(keys: _Keys) -> dict[str, Any]:

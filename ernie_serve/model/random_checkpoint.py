@@ -7,8 +7,6 @@ of its parameters. The weights are made and written one tensor at a time: 43 GB 
 import argparse
 import json
 import math
-import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,11 @@ from torch import Tensor
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.new_folder import new_folder
+from ernie_serve.model.quantize import model_bytes
+from ernie_serve.model.random_packed import write_random_packed
 from ernie_serve.model.random_tokenizer import CHAT_TEMPLATE, random_tokenizer, random_tokenizer_config
+from ernie_serve.model.recipes import RECIPES, Quantization, Recipe
 from ernie_serve.model.safetensors_file import write_safetensors
 from ernie_serve.model.weights import tensors_of
 
@@ -110,14 +112,16 @@ def write_random_checkpoint(
     *,
     layers: int | None = None,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    recipe: Recipe | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a whole `-PT` checkpoint folder: config, weights, tokenizer and chat template.
 
     A tensor depends on its name and the seed alone, so fewer `layers` are the first of more. Matrices keep the
     size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction bias is of
-    the size of a probability's spread: experts are used about evenly, but not quite. The folder appears when it
-    is complete.
+    the size of a probability's spread: experts are used about evenly, but not quite. With a `recipe` the matrices
+    are made in its bits: not those that quantizing would give, but of the same sizes. The folder appears when it is
+    complete.
 
     Raises `CheckpointError` when the geometry is unknown, the folder is not empty, or the disk is full.
     """
@@ -127,23 +131,21 @@ def write_random_checkpoint(
     if layers is not None:
         values["num_hidden_layers"] = layers
     config = ModelConfig.from_dict(values, source=f"geometry {geometry}")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise CheckpointError(f"{folder} is not empty; name a new folder.")
-        unfinished.mkdir(parents=True)
-        _write_weights(unfinished, parameter_shapes(config), seed, dtype, shard_bytes)
+    shapes = parameter_shapes(config)
+    quantization = Quantization.of(recipe) if recipe else None
+    plain = _BITS[dtype][1]
+    with new_folder(folder, model_bytes(shapes, quantization, plain)) as unfinished:
+        if quantization:
+            values["quantization_config"] = quantization.as_config()
+            write_random_packed(unfinished, shapes, quantization, seed, plain, shard_bytes)
+        else:
+            _write_weights(unfinished, shapes, seed, dtype, shard_bytes)
         ids = {name: value for name, value in values.items() if name.endswith("_token_id")}
         _write_json(unfinished / "generation_config.json", ids)
         _write_json(unfinished / "tokenizer.json", random_tokenizer(config.vocab_size))
         _write_json(unfinished / "tokenizer_config.json", random_tokenizer_config())
         (unfinished / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         _write_json(unfinished / "config.json", values)
-        unfinished.replace(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -218,10 +220,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder that is new or empty")
     parser.add_argument("--layers", type=int, help="fewer layers than the geometry has")
     parser.add_argument("--dtype", choices=list(_BITS), default="bfloat16")
+    parser.add_argument(
+        "--format", choices=("plain", *RECIPES), default="plain", help="quantized weights, made directly"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        write_random_checkpoint(given.out, given.geometry, given.seed, layers=given.layers, dtype=given.dtype)
+        recipe = None if given.format == "plain" else given.format
+        write_random_checkpoint(
+            given.out, given.geometry, given.seed, layers=given.layers, dtype=given.dtype, recipe=recipe
+        )
     except CheckpointError as error:
         parser.error(str(error))
 

@@ -1,7 +1,8 @@
 """One safetensors file: its header checked whole, its tensors read straight into memory that is already there.
 
 Knows the file format, byte by byte. Knows nothing of what the tensors mean or where they belong. Reads with
-`pread`, never by mapping: mapped pages would count as the process's memory and double it while loading.
+`pread`, not by mapping: mapped pages would count as the process's memory and double it while loading. `map` is for
+files whose bytes are used as they lie.
 
     8 bytes      little-endian length n of the header
     n bytes      JSON: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, "__metadata__": {...}}
@@ -10,6 +11,7 @@ Knows the file format, byte by byte. Knows nothing of what the tensors mean or w
 
 import json
 import math
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,6 +87,15 @@ class SafetensorsFile:
     def close(self) -> None:
         """Give the file back. Its tensors cannot be read any more."""
         os.close(self._handle)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._handle).st_size
+
+    def map(self) -> mmap.mmap:
+        """The whole file as memory that can only be read. It outlives `close`."""
+        return mmap.mmap(self._handle, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
     def read_into(self, memory: Tensor, start: int) -> None:
         """Fill contiguous CPU `memory` with the bytes from `start` on."""

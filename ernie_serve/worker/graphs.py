@@ -198,7 +198,7 @@ class CudaDevice:
 
     def record(self, run: Callable[[], None]) -> Callable[[], object]:
         """Run twice aside, so that every kernel is compiled and every library has its workspace; then capture."""
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not type it
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):
@@ -206,7 +206,7 @@ class CudaDevice:
         torch.cuda.current_stream().wait_stream(aside)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]  # torch's own handle type is private
             run()
         self._pool = graph.pool()
         return graph.replay
@@ -215,7 +215,7 @@ class CudaDevice:
         """Copy to pinned memory, and an event behind the copy."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not type it
         event.record()
 
         def wait() -> list[int]:

@@ -24,13 +24,18 @@ class CachePlan:
     max_model_len: int
 
 
-def require_room(weight_bytes: int, device: torch.device) -> None:
-    """Raise `NotEnoughMemory`, before anything is read, unless the weights fit beside what the device holds."""
+def require_room(weight_bytes: int, device: torch.device, passing_bytes: int = 0, advice: str = "") -> None:
+    """Raise `NotEnoughMemory`, before anything is read, unless the weights fit beside what the device holds.
+
+    `passing_bytes` are needed only while loading. Weights that are mapped from files need their room too: what is
+    dropped from memory is read from the disk again for every token.
+    """
     free = free_bytes(device)
-    if weight_bytes > free:
+    if weight_bytes + passing_bytes > free:
+        loading = f", and loading them {_gib(passing_bytes)} more for a while" if passing_bytes else ""
         raise NotEnoughMemory(
-            f"The weights need {_gib(weight_bytes)}; {_gib(free)} are free on {device}. "
-            "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
+            f"The weights need {_gib(weight_bytes)}{loading}; {_gib(free)} are free on {device}. "
+            + (advice or "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory.")
         )
 
 
@@ -52,17 +57,23 @@ def plan_cache(
     max_model_len: int | None = None,
     kv_cache_memory_bytes: int | None = None,
     gpu_memory_utilization: float = 0.92,
+    cache_dtype: torch.dtype | None = None,
+    mapped_bytes: int = 0,
 ) -> CachePlan:
     """Decide the cache, once the weights are in memory.
+
+    `dtype` is the arithmetic's, `cache_dtype` the cache's where it has one of its own. `mapped_bytes` are weights in
+    files that are mapped: the system counts them as free, but they have to stay.
 
     A given `kv_cache_memory_bytes` is taken at its word. Otherwise the cache gets what the device has left beside the
     largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the checkpoint allows and
     the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change.
     """
     limit = config.max_position_embeddings
+    kept = cache_dtype or dtype
     budget = kv_cache_memory_bytes
     if budget is None:
-        free = free_bytes(device)
+        free = max(0, free_bytes(device) - mapped_bytes)
         if device.type == "cuda":
             total = torch.cuda.mem_get_info(device)[1]
             free -= int(total * (1 - gpu_memory_utilization))
@@ -75,11 +86,11 @@ def plan_cache(
         budget = free - step
         if device.type == "cpu":
             budget = min(4 * GIB, int(0.9 * budget))
-    num_blocks = blocks_that_fit(config, dtype, budget, block_size=block_size, max_model_len=max_model_len)
+    num_blocks = blocks_that_fit(config, kept, budget, block_size=block_size, max_model_len=max_model_len)
     length = max_model_len or min(limit, num_blocks * block_size)
     if kv_cache_memory_bytes is None:
         num_blocks = min(num_blocks, max_num_seqs * blocks_for(length, block_size))
-    return CachePlan(num_blocks, num_blocks * bytes_per_block(config, dtype, block_size), length)
+    return CachePlan(num_blocks, num_blocks * bytes_per_block(config, kept, block_size), length)
 
 
 def blocks_that_fit(
@@ -90,7 +101,9 @@ def blocks_that_fit(
     num_blocks = num_bytes // each
     needed = blocks_for(max_model_len or 1, block_size)
     if num_blocks < needed:
-        room = f"or lower --max-model-len to {num_blocks * block_size}" if num_blocks else "or use a smaller dtype"
+        room = (
+            f"or lower --max-model-len to {num_blocks * block_size}" if num_blocks else "or use --kv-cache-dtype int8"
+        )
         raise NotEnoughMemory(
             f"The KV cache of one text of {max_model_len or block_size} tokens needs {_gib(needed * each)}; "
             f"{_gib(num_bytes)} are there for it. Raise --kv-cache-memory-bytes to {needed * each}, {room}."
@@ -120,6 +133,13 @@ def step_bytes(config: ModelConfig, dtype: torch.dtype, max_num_batched_tokens: 
     return max_num_batched_tokens * token * size + max_num_seqs * logits
 
 
+def total_bytes(root: Path = Path("/")) -> int:
+    """Memory of the machine, or of the smallest control group of this process, if that is less; 0 where unknown."""
+    lines = _text(root / "proc/meminfo").splitlines()
+    known = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
+    return min(known + _limits(root), default=0)
+
+
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """Memory that can still be taken on a device.
 
@@ -141,7 +161,17 @@ def _available(root: Path) -> list[int]:
 
 def _left_by_groups(root: Path) -> list[int]:
     """What each control group above this process leaves, version 1 or 2; file cache can be taken back."""
-    left = []
+    return [most - used + _file_cache(folder) for folder, most, used in _groups(root) if used is not None]
+
+
+def _limits(root: Path) -> list[int]:
+    """The limit of each control group above this process."""
+    return [most for _, most, _ in _groups(root)]
+
+
+def _groups(root: Path) -> list[tuple[Path, int, int | None]]:
+    """Folder, limit and usage of each control group above this process that has a limit."""
+    found = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -154,14 +184,14 @@ def _left_by_groups(root: Path) -> list[int]:
         for group in (inside, *inside.parents):
             folder = root / "sys/fs/cgroup" / top / group
             most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None:
-                left.append(most - used + _inactive_file(folder))
-    return left
+            if most is not None:
+                found.append((folder, most, used))
+    return found
 
 
-def _inactive_file(folder: Path) -> int:
+def _file_cache(folder: Path) -> int:
     stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
+    return sum(int(stat.get(f"total_{name}", stat.get(name, "0"))) for name in ("inactive_file", "active_file"))
 
 
 def _number(path: Path) -> int | None:

@@ -38,14 +38,17 @@ class Runner:
         *,
         max_num_seqs: int = 256,
         num_valid_ids: int | None = None,
+        cache_dtype: torch.dtype | None = None,
         device: Device | None = None,
         max_model_len: int | None = None,
     ) -> None:
+        """`cache_dtype` is the arithmetic's own unless given; torch.int8 keeps 8 bits with scales."""
         weight, config = model.norm.weight, model.config
+        dtype = cache_dtype or weight.dtype
         self.model = model
         self.cache = [
             model.kernels.empty_cache(
-                num_blocks, block_size, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
+                num_blocks, block_size, config.num_key_value_heads, config.head_dim, dtype, weight.device
             )
             for _ in range(config.num_hidden_layers)
         ]
@@ -119,7 +122,7 @@ class Runner:
     def _score(self, logits: Tensor, row: PlanRow) -> list[TokenLogprobs]:
         first = row.start + 1
         targets = row.prompt_token_ids[first : first + len(logits)]
-        return scores_of(logits[:, : self._num_valid_ids], targets, row.sampling.prompt_logprobs or 0)
+        return scores_of(logits, targets, row.sampling.prompt_logprobs or 0, self._num_valid_ids)
 
     @property
     def kv_bytes(self) -> int:

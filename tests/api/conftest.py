@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from ernie_serve.api.app import Limits, Services, create_app
 from ernie_serve.engine.client import EngineState
 from ernie_serve.errors import EngineUnavailable
-from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, TokenLogprobs
+from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, ErrorCode, TokenLogprobs
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
@@ -104,16 +104,18 @@ class ScriptedEngine:
     """Says the same reply to everybody, `step` tokens at a time, and insists on what a real engine needs.
 
     After `hang_after` tokens it waits for ever; after `break_after` it raises `breakage`, or ends with that reason.
+    A step takes `turns` of the event loop.
     """
 
     reply: str | list[int] = "Hello, world!"
     replies: dict[bytes, str | list[int]] = field(default_factory=dict)
     step: int = 1
+    turns: int = 1
     num_cached: int = 0
     hang_after: int | None = None
     break_after: int | None = None
     breakage: Exception | str = "error"
-    told: str = "It broke."
+    error_code: ErrorCode = ""
     state: EngineState = "ready"
     state_when_broken: EngineState = "ready"
     progress: tuple[float, str] = (1.0, "ready")
@@ -138,7 +140,8 @@ class ScriptedEngine:
         try:
             made = 0
             for output in self._outputs(request):
-                await asyncio.sleep(0)
+                for _ in range(self.turns):
+                    await asyncio.sleep(0)
                 if self.hang_after is not None and made >= self.hang_after:
                     self.begun.set()
                     await asyncio.Event().wait()
@@ -147,7 +150,10 @@ class ScriptedEngine:
                     if isinstance(self.breakage, Exception):
                         raise self.breakage
                     output = EngineOutput(
-                        request_id=request.request_id, finish_reason=cast("Any", self.breakage), error=self.told
+                        request_id=request.request_id,
+                        finish_reason=cast("Any", self.breakage),
+                        error="It broke.",
+                        error_code=self.error_code,
                     )
                 made += len(output.token_ids)
                 self.num_made += len(output.token_ids)
@@ -221,23 +227,24 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine()
 
 
+def services_over(engine: Any, **changes: Any) -> Services:
+    values: dict[str, Any] = {
+        "engine": engine,
+        "tokenizer": cast("Tokenizer", ByteTokenizer()),
+        "template": cast("ChatTemplate", PlainTemplate()),
+        "format": OutputFormat(cast("ChatTemplate", PlainTemplate()), cast("Tokenizer", ByteTokenizer())),
+        "defaults": GenerationDefaults(stop_token_ids=(EOS,), chat_stop_token_ids=(EOS,)),
+        "model_names": ("baidu/ernie", "ernie"),
+        "max_model_len": 256,
+        "created": 1_700_000_000,
+        **changes,
+    }
+    return Services(**values)
+
+
 @pytest.fixture
 def make_services(engine: ScriptedEngine) -> Callable[..., Services]:
-    def make(**changes: Any) -> Services:
-        values: dict[str, Any] = {
-            "engine": engine,
-            "tokenizer": cast("Tokenizer", ByteTokenizer()),
-            "template": cast("ChatTemplate", PlainTemplate()),
-            "format": OutputFormat(cast("ChatTemplate", PlainTemplate()), cast("Tokenizer", ByteTokenizer())),
-            "defaults": GenerationDefaults(stop_token_ids=(EOS,), chat_stop_token_ids=(EOS,)),
-            "model_names": ("baidu/ernie", "ernie"),
-            "max_model_len": 256,
-            "created": 1_700_000_000,
-            **changes,
-        }
-        return Services(**values)
-
-    return make
+    return lambda **changes: services_over(**{"engine": engine, **changes})
 
 
 @pytest.fixture
@@ -370,3 +377,88 @@ def serve() -> Iterator[Callable[[FastAPI], str]]:
     for server, thread in running:
         server.should_exit = True
         thread.join()
+
+
+@dataclass
+class Heard:
+    """What a client heard before it left: the pieces of the body as they were sent."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def error(self) -> Any:
+        return self.json()["error"]
+
+    def chunks(self) -> list[Any]:
+        """The data of a stream, without its last line."""
+        lines = [line for line in self.body.decode().split("\n") if line.startswith("data: {")]
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def post(
+    app: FastAPI,
+    path: str,
+    body: dict[str, Any],
+    key: str | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+    leave_after: int | None = None,
+    gone: asyncio.Event | None = None,
+    on_send: Callable[[dict[str, Any]], None] = lambda message: None,
+) -> Heard:
+    """A POST in this event loop, by a client that leaves after so many pieces, or when `gone` is set.
+
+    `on_send` sees all that is sent.
+    """
+    heard, content = Heard(), json.dumps(body).encode()
+    gone = gone or asyncio.Event()
+    sent = {
+        "content-type": "application/json",
+        **({"authorization": f"Bearer {key}"} if key else {}),
+        **(headers or {}),
+    }
+    waiting = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if waiting:
+            return waiting.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if gone.is_set():
+            return
+        on_send(message)
+        if message["type"] == "http.response.start":
+            heard.status = message["status"]
+            heard.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        elif message["body"]:
+            heard.pieces.append(message["body"])
+        if leave_after is not None and len(heard.pieces) >= leave_after and message["type"] == "http.response.body":
+            gone.set()
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+        "server": ("test", 80),
+        "scheme": "http",
+    }
+    await app(scope, receive, send)  # type: ignore[arg-type]
+    return heard
+
+
+@pytest.fixture(name="post")
+def post_fixture() -> Callable[..., Any]:
+    """`post`, which conftest cannot be asked for by name."""
+    return post

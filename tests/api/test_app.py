@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ernie_serve.billing.free import FreeMeter
 from ernie_serve.errors import EngineUnavailable
 
 ERRORS = [
@@ -119,7 +120,7 @@ def test_pages_of_other_origins_may_not_call_unless_allowed(call: Any) -> None:
 
 @pytest.mark.parametrize("origins", [("https://a.example",), ("*",)])
 def test_pages_of_allowed_origins_may_call(call_with: Any, origins: tuple[str, ...]) -> None:
-    call = call_with(allowed_origins=origins, api_keys=("sk-right",))
+    call = call_with(allowed_origins=origins, meter=FreeMeter(("sk-right",)))
     response = call("OPTIONS", "/v1/completions", headers=PREFLIGHT)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == origins[0]

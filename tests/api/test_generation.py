@@ -9,6 +9,9 @@ from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.events import Event, Finished, TextDelta
 from ernie_serve.api.generation import Generation, contradiction
 from ernie_serve.api.telling import Choice, Job
+from ernie_serve.billing.keys import Caller
+from ernie_serve.billing.meter import Order, Reservation
+from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.engine.constraint import Constraint
 from ernie_serve.errors import EngineFailure, EngineUnavailable, InvalidRequest
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
@@ -37,8 +40,10 @@ def make_job() -> Any:
     return make
 
 
-def generation(services: Any, job: Job) -> Generation:
-    return Generation(services.engine, services.tokenizer, job)
+def generation(services: Any, job: Job, covered: int = 1000) -> Generation:
+    caller = Caller(account_id="a", project_id="p", key_id="k")
+    order = Order(request_id="j", model="m", prompt_tokens=1, most_tokens=1000)
+    return Generation(services.engine, services.tokenizer, job, Reservation(caller, order, Prices(), covered))
 
 
 def events_of(generation: Generation) -> list[Event]:
@@ -169,7 +174,7 @@ def test_slow_reader_holds_up_the_choices(services: Any, engine: Any, make_job: 
 def test_constraints_that_forbid_every_token_are_the_client_s_fault(services: Any, engine: Any, make_job: Any) -> None:
     constraint = Constraint(SamplingParams(max_tokens=1, seed=0, allowed_token_ids=(3,), bad_words=((3,),)), num_ids=8)
     constraint.finish_mask(np.zeros(4, np.uint8))
-    engine.break_after, engine.told = 1, constraint.error
+    engine.break_after, engine.error_code = 1, constraint.error_code
     with pytest.raises(InvalidRequest, match="leave no token"):
         events_of(generation(services, make_job(b"a")))
 
@@ -180,3 +185,40 @@ def test_what_to_loosen_is_named() -> None:
     assert (error.status, error.param) == (400, "bad_words")
     assert "`bad_words` and `response_format`" in error.message
     assert contradiction(SamplingParams(max_tokens=1, seed=0), "tools").param is None
+
+
+@pytest.mark.parametrize("step", [1, 4, 100])
+def test_no_more_is_told_than_is_paid_for(services: Any, engine: Any, make_job: Any, step: int) -> None:
+    engine.step = step
+    made = generation(services, make_job(b"abc"), covered=6)
+    (answer,) = asyncio.run(made.answers())
+    assert (answer.text, answer.reason, answer.unpaid) == ("Hello,", "length", True)
+    assert made.used == Usage(prompt_tokens=3, completion_tokens=6)
+    assert (engine.running, made.finish_reason) == (set(), "length")
+
+
+def test_what_is_covered_to_the_last_token_ends_by_itself(services: Any, make_job: Any) -> None:
+    (answer,) = asyncio.run(generation(services, make_job(b"abc"), covered=14).answers())
+    assert (answer.text, answer.reason, answer.unpaid) == ("Hello, world!", "stop", False)
+
+
+def test_a_stop_string_within_what_is_paid_is_a_stop(services: Any, engine: Any, make_job: Any) -> None:
+    engine.step = 100
+    (answer,) = asyncio.run(generation(services, make_job(b"abc", stops=("lo",)), covered=6).answers())
+    assert (answer.text, answer.reason, answer.unpaid) == ("Hel", "stop", False)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_choices_share_what_is_paid_for(services: Any, engine: Any, make_job: Any, step: int) -> None:
+    engine.step = step
+    made = generation(services, make_job(b"abc", n=3), covered=20)
+    answers = asyncio.run(made.answers())
+    assert sum(len(answer.text) for answer in answers) == 20
+    assert {answer.unpaid for answer in answers} == {True}
+    assert made.used == Usage(prompt_tokens=3, completion_tokens=20)
+
+
+def test_nothing_is_used_before_the_engine_has_begun(services: Any, make_job: Any) -> None:
+    made = generation(services, make_job(b"abc"))
+    assert made.used == Usage()
+    assert made.first_token_ns is None

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from ernie_serve.api.app import create_app
+from ernie_serve.billing.free import FreeMeter
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -123,7 +124,7 @@ def test_error_in_the_middle_of_a_stream_is_raised(client: openai.OpenAI, engine
 
 
 def test_keys(serve: Any, make_services: Any) -> None:
-    url = str(serve(create_app(make_services(api_keys=("sk-right",))))) + "/v1"
+    url = str(serve(create_app(make_services(meter=FreeMeter(("sk-right",)))))) + "/v1"
     with (
         openai.OpenAI(base_url=url, api_key="sk-wrong", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError),

@@ -12,6 +12,7 @@ import pytest
 from ernie_serve.api.app import create_app
 from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import Kept
+from ernie_serve.billing.free import FreeMeter
 from ernie_serve.errors import StartupError
 
 
@@ -180,7 +181,7 @@ def test_a_conversation_goes_on_after_a_restart(
     limits = {"max_bytes": 1 << 20}
 
     def respond(file: ResponseFile, key: str, **fields: Any) -> httpx.Response:
-        app = create_app(make_services(responses=file, api_keys=("one", "two")))
+        app = create_app(make_services(responses=file, meter=FreeMeter(("one", "two"))))
         headers = {"authorization": f"Bearer {key}"}
         return ask_app(app, "POST", "/v1/responses", json={"model": "ernie", **fields}, headers=headers)
 
@@ -194,7 +195,7 @@ def test_a_conversation_goes_on_after_a_restart(
         assert prompt == "user: Hi\nassistant: Hello, world!\nuser: More\nassistant: "
         assert respond(file, "two", input="More", previous_response_id=first["id"]).status_code == 400
         assert respond(file, "one", input="More", previous_response_id=unstored["id"]).status_code == 400
-        app = create_app(make_services(responses=file, api_keys=("one", "two")))
+        app = create_app(make_services(responses=file, meter=FreeMeter(("one", "two"))))
         path, mine = f"/v1/responses/{first['id']}", {"authorization": "Bearer one"}
         assert ask_app(app, "GET", path, headers=mine).json() == first
         assert ask_app(app, "GET", path, headers={"authorization": "Bearer two"}).status_code == 404

@@ -8,6 +8,7 @@ from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from ernie_serve.billing.free import FreeMeter
 from ernie_serve.messages import Grammar
 
 THOUGHT = "I think.\n</think>\n\n"
@@ -145,7 +146,7 @@ def test_what_is_not_stored_is_not_kept(respond: Any, call_thinking: Any) -> Non
 
 
 def test_kept_response_is_seen_by_its_own_key_alone(call_with: Any) -> None:
-    call = call_with(api_keys=("sk-a", "sk-b"))
+    call = call_with(meter=FreeMeter(("sk-a", "sk-b")))
     mine, other = ({"authorization": f"Bearer {key}"} for key in ("sk-a", "sk-b"))
     body = call("POST", "/v1/responses", json={"model": "ernie", "input": "Hi"}, headers=mine).json()
     path = f"/v1/responses/{body['id']}"

@@ -6,13 +6,18 @@ import sqlite3
 import subprocess
 import sys
 
+from sqlalchemy import Connection
+from stores import MovableClock
+
 from ernie_serve.billing.database import Database
 from ernie_serve.billing.office import open_key, top_up
 from ernie_serve.billing.opening import open_meter
+from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.reports import problems
 
 ROUNDS = 50
+POSTGRES_ROUNDS = 10
 
 # Reads lines of two numbers: after so many settlements, and so many microseconds, a forked child is killed.
 # The child says `ID COST` only when `settle` has returned.
@@ -61,44 +66,119 @@ for name, line in enumerate(sys.stdin):
 """
 
 
-def test_fifty_kills_lose_no_charge_and_leave_no_hold(sqlite_url: str) -> None:
-    chance = random.Random(45)
-    credit = 10**12
-    database = Database(sqlite_url)
+class Nursery:
+    """Servers that are started one after the other and killed while they work."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._chance = random.Random(45)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY, url, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def kill_one(self) -> dict[str, int]:
+        """Kill a server at a random moment; what it had charged by then, by request."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{self._chance.randrange(12)} {self._chance.randrange(30_000)}\n")
+        self._process.stdin.flush()
+        told = [line.split(" ") for line in self._process.stdout.readline().strip().split(";") if line]
+        return {name: int(cost) for name, cost in told}
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+        assert self._process.returncode == 0
+
+
+def key_with_credit(url: str, credit_nano: int) -> str:
+    """A key of a new account."""
+    database = Database(url)
     with database.transaction(durable=True, lane="") as connection:
-        key = open_key(connection, "k", now=1, credit_nano=credit).key
+        key = open_key(connection, "k", now=1, credit_nano=credit_nano).key
     database.close()
-    nursery = subprocess.Popen(
-        [sys.executable, "-c", NURSERY, sqlite_url, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert nursery.stdin
-    assert nursery.stdout
+    return key
+
+
+def test_fifty_kills_lose_no_charge_and_leave_no_hold(sqlite_url: str) -> None:
+    credit = 10**12
     plain = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
     promised: dict[str, int] = {}
     held = 0
-    try:
+    with Nursery(sqlite_url, key_with_credit(sqlite_url, credit)) as nursery:
         for _ in range(ROUNDS):
-            nursery.stdin.write(f"{chance.randrange(12)} {chance.randrange(30_000)}\n")
-            nursery.stdin.flush()
-            told = [line.split(" ") for line in nursery.stdout.readline().strip().split(";") if line]
-            promised |= {name: int(cost) for name, cost in told}
+            promised |= nursery.kill_one()
             (left,) = plain.execute("SELECT count(*) FROM reservation WHERE state = 'open'").fetchone()
             held += left
             assert restart(sqlite_url) == (left, [])
             rows = dict(plain.execute("SELECT request_id, cost_nano FROM usage_event").fetchall())
             assert {name: rows.get(name) for name in promised} == promised
-            wrong = "SELECT count(*) FROM usage_event WHERE cost_nano <> prompt * 70 + completion * 280"
-            assert plain.execute(wrong).fetchone() == (0,)
+            assert plain.execute(WRONG).fetchone() == (0,)
             (balance, reserved) = plain.execute("SELECT balance_nano, reserved_nano FROM account").fetchone()
             assert (balance, reserved) == (credit - sum(rows.values()), 0)
-    finally:
-        nursery.stdin.close()
-        nursery.wait(30)
-        nursery.stdout.close()
-        plain.close()
-    assert nursery.returncode == 0
+    plain.close()
     assert held > ROUNDS, "the kills found no request running"
     assert len(promised) > ROUNDS
+
+
+WRONG = "SELECT count(*) FROM usage_event WHERE cost_nano <> prompt * 70 + completion * 280"
+
+
+def test_kills_on_postgresql_lose_no_charge_and_another_server_lets_the_holds_go(
+    postgres_url: str, clock: MovableClock
+) -> None:
+    credit = 10**12
+    promised: dict[str, int] = {}
+
+    def look(connection: Connection) -> tuple[dict[str, int], int, int, int]:
+        rows = connection.exec_driver_sql("SELECT request_id, cost_nano FROM usage_event").all()
+        left = connection.exec_driver_sql("SELECT count(*) FROM reservation WHERE state = 'open'").scalar_one()
+        assert connection.exec_driver_sql(WRONG).scalar_one() == 0
+        balance, reserved = connection.exec_driver_sql("SELECT balance_nano, reserved_nano FROM account").one()
+        return {row[0]: row[1] for row in rows}, left, balance, reserved
+
+    def fall_silent(connection: Connection) -> None:
+        connection.exec_driver_sql("UPDATE boot SET heartbeat = heartbeat - 61")
+
+    async def scenario() -> None:
+        living = await open_meter(postgres_url, "ernie", Prices(), clock.clock)
+        await living.upkeep.beat()
+        clock.move(60)
+        released = 0
+        for _ in range(POSTGRES_ROUNDS):
+            promised.update(await asyncio.to_thread(nursery.kill_one))
+            assert await living.report(problems) == []
+            await settled_down(living)
+            rows, left, balance, reserved = await living.report(look)
+            assert {name: rows.get(name) for name in promised} == promised
+            assert balance == credit - sum(rows.values())
+            assert (reserved > 0) == (left > 0)
+            await living.change(fall_silent)
+            await living.upkeep.beat()
+            released += left
+            assert living.counters.orphans_released == released
+            _, left, _, reserved = await living.report(look)
+            assert (left, reserved) == (0, 0)
+            assert await living.report(problems) == []
+        assert released > POSTGRES_ROUNDS, "the kills found no request running"
+        await living.close()
+
+    with Nursery(postgres_url, key_with_credit(postgres_url, credit)) as nursery:
+        asyncio.run(scenario())
+    assert len(promised) > POSTGRES_ROUNDS
+
+
+async def settled_down(meter: PaidMeter) -> None:
+    """Wait until PostgreSQL has noticed that the killed server's sessions are gone, and undone what they began."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ernie-serve' AND xact_start IS NOT NULL"
+
+    def count(connection: Connection) -> int:
+        number: int = connection.exec_driver_sql(others).scalar_one()
+        return number - 1  # its own
+
+    while await meter.report(count):  # noqa: ASYNC110  # PostgreSQL tells nobody
+        await asyncio.sleep(0.01)
 
 
 def restart(url: str) -> tuple[int, list[str]]:

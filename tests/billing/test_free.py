@@ -54,3 +54,14 @@ def test_both_meters_answer_the_same_questions():
     asked = {name for name in vars(Meter) if not name.startswith("_")}
     for meter in (FreeMeter, PaidMeter):
         assert asked - {"charges", "counters"} <= set(vars(meter))
+
+
+def test_keys_are_told_apart_and_nobody_is_without_keys():
+    async def scenario():
+        keyed = FreeMeter(["one", "two"])
+        accounts = {(await keyed.authenticate(key)).account_id for key in ("one", "two")}
+        assert len(accounts) == 2
+        assert all(accounts)
+        assert (await FreeMeter().authenticate("anything")).account_id == ""
+
+    asyncio.run(scenario())

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ernie_serve.billing.accounts import disable_key, find_key, list_accounts, list_keys, set_limits, touch_key
+from ernie_serve.billing.accounts import disable_key, find_key, list_accounts, list_keys, touch_key
 from ernie_serve.billing.keys import KeyLimits, digest
-from ernie_serve.billing.office import office, open_key, the_account, top_up
+from ernie_serve.billing.office import change_limits, office, open_key, the_account, the_key, top_up
 from ernie_serve.billing.reports import problems
-from ernie_serve.errors import SettingsError
+from ernie_serve.errors import SettingsError, StartupError
 
 
 def test_a_key_is_made_with_its_account_and_credit(url):
@@ -31,8 +31,13 @@ def test_a_key_is_made_with_its_account_and_credit(url):
 def test_keys_are_limited_disabled_and_touched(url):
     with office(url) as desk:
         key_id = desk(open_key, "k", now=1).key_id
-        assert desk(set_limits, key_id, KeyLimits(requests_per_minute=5))
-        assert desk(find_key, key_id).caller.limits == KeyLimits(requests_per_minute=5)
+        changed = desk(change_limits, key_id, {"requests_per_minute": 5, "month_nano": 7})
+        assert changed.caller.limits == KeyLimits(requests_per_minute=5, month_nano=7)
+        changed = desk(change_limits, key_id, {"requests_per_minute": None, "concurrent": 2})
+        assert changed.caller.limits == KeyLimits(concurrent=2, month_nano=7)
+        assert desk(change_limits, key_id, {}) == changed == desk.read(find_key, key_id)
+        with pytest.raises(SettingsError, match="concurrent is 0"):
+            desk(change_limits, key_id, {"concurrent": 0})
         desk(touch_key, key_id, 50)
         desk(touch_key, key_id, 40)
         assert desk(find_key, key_id).last_used == 50
@@ -41,7 +46,8 @@ def test_keys_are_limited_disabled_and_touched(url):
         assert desk(find_key, key_id).disabled == 60
         for change in (disable_key, touch_key):
             assert not desk(change, "none", 1)
-        assert not desk(set_limits, "none", KeyLimits())
+        with pytest.raises(SettingsError, match="no key `none`"):
+            desk(change_limits, "none", {"concurrent": 1})
 
 
 def test_an_account_is_topped_up_by_name_or_id(url):
@@ -61,3 +67,44 @@ def test_an_account_is_topped_up_by_name_or_id(url):
 def test_a_name_is_printable_and_short(sqlite_url, name):
     with office(sqlite_url) as desk, pytest.raises(SettingsError, match="printable"):
         desk(open_key, name, now=1)
+
+
+def test_a_key_is_found_by_id_by_itself_and_by_a_name_of_its_own(url):
+    with office(url) as desk:
+        new, other = desk(open_key, "laptop", now=1), desk(open_key, "twin", now=2)
+        desk(open_key, "twin", now=3)
+        for spelling in (new.key_id, f"sk-{new.key_id}", new.key, "laptop"):
+            assert desk(the_key, spelling).caller.key_id == new.key_id
+        with pytest.raises(SettingsError, match=f"2 keys have the name `twin`: {other.key_id}, "):
+            desk(the_key, "twin")
+        for spelling in ("nobody", "", new.key.replace(new.key_id, "0" * 16)):
+            with pytest.raises(SettingsError, match="There is no key") as refused:
+                desk(the_key, spelling)
+            assert new.key.rpartition("-")[2] not in str(refused.value)
+
+
+def test_a_reference_stands_for_one_booking(url):
+    with office(url) as desk:
+        for name in ("a", "b"):
+            desk(open_key, name, now=1, account=name)
+        assert desk(top_up, "a", 5, now=1, ref="invoice") == 5
+        assert desk(top_up, "a", 5, now=1, ref="invoice") == 5
+        for account, nano, kind in (("a", 6, "topup"), ("b", 5, "topup"), ("a", 5, "refund")):
+            with pytest.raises(SettingsError, match="another booking"):
+                desk(top_up, account, nano, now=1, ref="invoice", kind=kind)
+        with pytest.raises(SettingsError, match="more than the ledger can hold"):
+            desk(top_up, "a", 2**63 - 5, now=1)
+        assert {each.name: each.balance_nano for each in desk(list_accounts)} == {"a": 5, "b": 0}
+        assert desk(problems) == []
+
+
+def test_a_store_that_fails_during_a_command_is_told_in_a_line(sqlite_url):
+    def fail(connection):
+        connection.exec_driver_sql("PRAGMA query_only=1")
+        open_key(connection, "k", now=1)
+
+    with (
+        pytest.raises(StartupError, match="nothing was changed: attempt to write a readonly"),
+        office(sqlite_url) as desk,
+    ):
+        desk(fail)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, select, text
+from stores import MovableClock, PrivatePostgres, Shop, private_postgres
 
 from ernie_serve.billing import accounts
 from ernie_serve.billing.database import Database
@@ -167,6 +168,31 @@ def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(s
         assert "billing store failed" in caplog.text
 
     asyncio.run(scenario())
+
+
+def test_a_postgresql_that_is_down_refuses_and_is_charged_when_it_is_back(clock: MovableClock) -> None:
+    async def scenario(server: PrivatePostgres) -> None:
+        shop = Shop(server.url, clock)
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            running = await meter.reserve(caller, order("running"))
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(StoreUnavailable):
+                await meter.reserve(caller, order("refused"))
+            charge = await meter.settle(running, FULL, "ok")
+            assert not charge.kept
+            clock.move(5)
+            with pytest.raises(StoreUnavailable):
+                await meter.authenticate(f"sk-{caller.key_id}-{'x' * 43}")
+            assert await meter.upkeep.settle_waiting() == 2  # the charge, and the hold that may have been made
+            await asyncio.to_thread(server.start)
+            assert await meter.upkeep.settle_waiting() == 0
+            record = await shop.account(meter, caller)
+            assert (record.balance_nano, record.reserved_nano) == (10**9 - charge.cost_nano, 0)
+            await meter.settle(await meter.reserve(caller, order("next")), FULL, "ok")
+
+    with private_postgres() as server:
+        asyncio.run(scenario(server))
 
 
 def test_what_can_never_be_written_is_logged_with_its_numbers(small_shop, caplog):

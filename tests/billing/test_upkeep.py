@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sqlite3
+import threading
 
 from sqlalchemy import func, select, update
 
@@ -14,6 +16,7 @@ from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import problems
 from ernie_serve.billing.schema import boot, reservation
 from ernie_serve.billing.schema import idempotency as claims
+from ernie_serve.billing.upkeep import Waiting
 
 
 def order(request_id, **given):
@@ -111,5 +114,35 @@ def test_closed_reservations_are_forgotten_and_usage_is_not(shop):
             assert await meter.report(count, reservation) == 1
             assert await meter.report(problems) == []
             await meter.settle(running, Usage(), "ok")
+
+    asyncio.run(scenario())
+
+
+def test_a_charge_that_waits_is_written_once_by_whoever_comes_first_and_outlives_a_cancelled_attempt(small_shop):
+    async def scenario():
+        async with small_shop.open() as meter:
+            done, gate, entered = [], threading.Event(), asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def slow(connection):
+                loop.call_soon_threadsafe(entered.set)
+                gate.wait(10)
+                if not done:
+                    done.append("tried")
+                    raise sqlite3.OperationalError("away")
+                done.append("written")
+
+            meter.upkeep.later(Waiting("a", slow, "told"))
+            meter.upkeep.later(Waiting("a", lambda connection: done.append("next"), "told"))
+            first = asyncio.create_task(meter.upkeep.settle_waiting())
+            await entered.wait()
+            first.cancel()
+            gate.set()
+            await asyncio.wait([first])
+            others = [asyncio.create_task(meter.upkeep.settle_waiting()) for _ in range(3)]
+            await asyncio.gather(*others)
+            assert await meter.upkeep.settle_waiting() == 0
+            assert done == ["tried", "written", "next"]
+            assert meter.counters.unsettled == 0
 
     asyncio.run(scenario())

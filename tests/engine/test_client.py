@@ -215,7 +215,13 @@ def test_an_id_that_is_under_way_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "reason"), [(3, "ended with exit code 3"), (-9, "was ended by signal 9")], ids=["exit", "signal"]
+    ("exit_code", "reason"),
+    [
+        (3, "ended with exit code 3"),
+        (-6, "was ended by signal 6."),
+        (-9, "was ended by signal 9. The system does that when memory runs out: try --quantization int4"),
+    ],
+    ids=["exit", "signal", "memory"],
 )
 def test_the_end_of_the_engine_reaches_every_reader(exit_code, reason):
     async def scenario():

@@ -151,13 +151,14 @@ def test_forced_text_after_the_trigger_is_not_held_against_the_grammar():
 def test_constraints_that_exclude_everything_are_an_error():
     constraint = make(Grammar("regex", "AB"), allowed_token_ids=tuple(letters("X")))
     allowed(constraint)
-    assert "no token" in constraint.error
+    assert (constraint.error != "", constraint.error_code) == (True, "no_token_left")
 
 
 def test_a_matcher_that_fails_is_an_error():
     constraint = make(Grammar("regex", "AB"))
     constraint.advance(letters("Z")[0])
     assert "grammar" in constraint.error
+    assert constraint.error_code == ""
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from engine_fakes import VOCAB_SIZE, make_core, make_request, plain_loop
 from msgspec import msgpack
 
+from ernie_serve.engine.pace import Pace
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.messages import (
     Abort,
@@ -328,7 +329,7 @@ def test_a_constraint_that_leaves_nothing_ends_its_request_alone():
     free = make_request("free", [2])
     tokens, ends = complete(core, stuck, free)
     assert ends["stuck"].finish_reason == "error"
-    assert "no token" in ends["stuck"].error
+    assert ends["stuck"].error_code == "no_token_left"
     assert tokens["stuck"] == [0]
     assert tokens["free"] == plain_loop(free, 200)[0]
 
@@ -360,3 +361,26 @@ def test_a_request_that_is_aborted_while_its_grammar_compiles_never_runs():
     core.abort("r")
     assert not core.has_work
     assert core.step() == []
+
+
+def test_a_step_teaches_the_pace_unless_nobody_waits_for_it_any_more():
+    class Heard(Pace):
+        steps = 0
+
+        def took(self, num_streams: int, num_prompt_tokens: int, seconds: float) -> None:
+            self.steps += 1
+
+    pace = Heard()
+    core = make_core(pace=pace)
+    core.add(make_request("kept", [1, 2, 3]))
+    core.step()
+    assert pace.steps == 1
+    execute = core.runner.execute
+
+    def abandoned(*arguments):
+        core.abort("kept")
+        return execute(*arguments)
+
+    core.runner.execute = abandoned
+    core.step()
+    assert pace.steps == 1

@@ -34,6 +34,16 @@ def test_an_abort_keeps_the_tokens_that_were_unread():
     asyncio.run(scenario())
 
 
+def test_an_error_keeps_its_code():
+    async def scenario():
+        queue = OutputQueue()
+        queue.put(output(1))
+        queue.put(EngineOutput(request_id="r", finish_reason="error", error="None.", error_code="no_token_left"))
+        assert await queue.get() == output(1, finish_reason="error", error="None.", error_code="no_token_left")
+
+    asyncio.run(scenario())
+
+
 def test_get_waits_for_news():
     async def scenario():
         queue = OutputQueue()

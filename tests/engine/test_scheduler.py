@@ -7,6 +7,7 @@ import pytest
 from engine_fakes import FakeRunner, make_core, make_request, plain_loop
 
 from ernie_serve.engine.kv_cache import BlockPool
+from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 
 
@@ -66,6 +67,7 @@ def check_workload(rng: random.Random) -> None:
         max_num_batched_tokens=rng.choice([1, 8, 16, 24, 64, 64]),
         max_model_len=max_model_len,
         min_tokens_worth_waiting=rng.choice([1, 128]),
+        pace=Pace(rng.choice([0.0, 0.1, 0.1]), first_tokens=rng.choice([1, 4])),
     )
     runner = FakeRunner(num_blocks, block_size)
     depth = rng.choice([1, 1, 2])
@@ -91,6 +93,7 @@ def check_workload(rng: random.Random) -> None:
                 assert all(pool.num_owners(block_id) == 1 for block_id in written), "a shared block is written"
             refuse_sharing_across_salts(plan, requests)
             in_flight.append((plan, runner.execute(plan)))
+            scheduler.took(plan, rng.choice([0.0, 0.01, 0.01, 0.5]) * rng.random() * plan.num_tokens)
         if rng.random() < 0.02:
             aborted.add(request_id := rng.choice(list(requests)))
             scheduler.abort(request_id)
@@ -477,3 +480,12 @@ def test_a_prompt_is_scored_without_a_token_of_answer(length):
     assert text(outputs) == []
     assert [output.finish_reason for output in outputs if output.finish_reason] == ["length"]
     assert core.scheduler.stats.blocks_used == 0
+
+
+def test_a_prompt_that_takes_several_steps_says_that_it_has_begun():
+    core = make_core(max_num_batched_tokens=8)
+    short, long = run(core, make_request("short", [1, 2], 2))["short"], None
+    long = run(core, make_request("long", some_tokens(30), 2))["long"]
+    assert [output.token_ids == [] for output in short] == [False, False]
+    assert [output.token_ids == [] for output in long] == [True, False, False]
+    assert long[0].finish_reason is None

@@ -29,3 +29,19 @@ def _logits_of(model, ids, positions=None, rows=None):
         for _ in range(config.num_hidden_layers)
     ]
     return model(ids, layout, cache, torch.arange(length) if rows is None else rows)
+
+
+@pytest.fixture(scope="session")
+def packable_checkpoint(packable_layouts):
+    """A `-PT` folder of the 21B's shape whose matrices can be packed."""
+    return packable_layouts[0]
+
+
+@pytest.fixture(scope="session")
+def packable_layouts(make_checkpoint):
+    """The same numbers as `-PT`, as `-PT` in several shards, and as `-Paddle`."""
+    return [
+        make_checkpoint("packable"),
+        make_checkpoint("packable", shard_size="100KB"),
+        make_checkpoint("packable", layout="paddle"),
+    ]

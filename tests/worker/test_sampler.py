@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ernie_serve.messages import PlanRow, SamplingParams, TokenMasks
-from ernie_serve.worker.sampler import Sampler, _zeros_of, _zeros_on_device, uniform
+from ernie_serve.worker.sampler import Sampler, uniform
 
 V = 60
 
@@ -160,6 +160,17 @@ def test_uniforms_are_spread_evenly_over_seeds_and_over_tokens():
         assert all(abs(pairs[i, j] - 1250) < 170 for i in range(4) for j in range(4))
 
 
+@pytest.mark.parametrize("kind", [{}, {"top_p": 0.999}, {"top_k": 9}])
+def test_what_is_next_to_impossible_is_impossible_at_every_point(monkeypatch, kind):
+    import ernie_serve.worker.sampler as module
+
+    logits = torch.full((1, V), -90.0)
+    logits[0, [20, 30]] = 0.0
+    for point, expected in ((0.0, 20), (0.5 - 2.0**-53, 20), (0.5, 30), (1 - 2.0**-53, 30)):
+        monkeypatch.setattr(module, "uniform", lambda seed, count, point=point: point)
+        assert Sampler(4).sample(logits, [row(**kind)])[0].token_id == expected
+
+
 @pytest.mark.parametrize("seed", [-1, -(1 << 63), (1 << 64) - 1, 0])
 def test_every_seed_an_integer_can_be_is_a_seed(seed):
     assert 0 <= uniform(seed, 0) < 1
@@ -234,6 +245,18 @@ def test_padding_ids_of_the_vocabulary_are_never_chosen_nor_listed():
         assert max(a.token_id, b.token_id, *(i for i, _ in a.logprobs.top)) < 50
 
 
+def test_padding_ids_of_the_vocabulary_have_their_share_in_logprobs():
+    logits = logits_for(2)
+    sampled = Sampler(4, num_valid_ids=50).sample(
+        logits, [row(name, seed=n, logprobs=3) for n, name in enumerate("ab")]
+    )
+    logs = logits.log_softmax(-1)
+    for one, line in zip(sampled, logs, strict=True):
+        assert one.logprobs.logprob == pytest.approx(line[one.token_id].item())
+        assert [i for i, _ in one.logprobs.top] == line[:50].topk(3).indices.tolist()
+        assert [v for _, v in one.logprobs.top] == pytest.approx(line[:50].topk(3).values.tolist())
+
+
 def test_bfloat16_logits_are_read_in_float32():
     logits = logits_for(2).bfloat16()
     rows = [row("a", seed=3, top_p=0.9), row("b", temperature=0, logprobs=2)]
@@ -280,6 +303,12 @@ def test_masks_bind_their_own_rows_only_in_any_order():
     assert torch.equal(logits, before)
 
 
+def test_a_mask_outweighs_a_score_that_nothing_can_outweigh():
+    logits = logits_for(1)
+    logits[0, 9] = math.inf
+    assert Sampler(4).sample(logits, [row(temperature=0)], masks_of({"a": [30, 31]}))[0].token_id in (30, 31)
+
+
 def test_a_mask_that_lets_a_text_end_early_is_followed():
     one = row(output=[], min_tokens=5, stop_token_ids=(7,), temperature=0)
     assert Sampler(4).sample(logits_for(1), [one], masks_of({"a": [7]}))[0].token_id == 7
@@ -290,9 +319,3 @@ def test_padding_ids_stay_out_with_a_mask():
     logits[:, 50:] = 30.0
     sampled = Sampler(4, num_valid_ids=50).sample(logits, [row(temperature=0)], masks_of({"a": [3, 4]}))
     assert sampled[0].token_id == 3
-
-
-def test_bits_are_read_alike_on_every_device():
-    packed = torch.arange(256, dtype=torch.uint8).view(8, 32)
-    expected = [[not value >> bit & 1 for value in line for bit in range(8)] for line in packed.tolist()]
-    assert _zeros_of(packed).tolist() == _zeros_on_device(packed).tolist() == expected

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.reports import problems
 from ernie_serve.billing.schema import metadata
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -55,22 +55,50 @@ def clock() -> MovableClock:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a private PostgreSQL server, with the tables in it."""
+    with private_postgres() as server:
+        Database(server.url).close()
+        yield server.url
+
+
+class PrivatePostgres:
+    """A PostgreSQL server in a folder of its own, which can be stopped and started again."""
+
+    def __init__(self, folder: str) -> None:
+        self.url = f"postgresql://postgres@/postgres?host={folder}"
+        self._folder = folder
+        self._log = Path(folder).with_suffix(".out")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [ROOT / "scripts" / "private-postgres", self._folder], stdout=out, stderr=out
+            )
+        _wait_for(self.url, self._process, self._log)
+
+    def stop(self) -> None:
+        """Stop it at once, whoever is connected."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(30)
+
+    def forget(self) -> None:
+        """Stop it for good."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._log.unlink()
+
+
+@contextmanager
+def private_postgres() -> Iterator[PrivatePostgres]:
+    """A server that nobody else uses; the test is skipped where none is installed."""
     if not shutil.which("initdb") and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    folder = tempfile.mkdtemp(prefix="ernie-pg-")
-    log = Path(folder).with_suffix(".out")
-    with log.open("wb") as out:
-        server = subprocess.Popen([ROOT / "scripts" / "private-postgres", folder], stdout=out, stderr=out)
-    url = f"postgresql://postgres@/postgres?host={folder}"
+    server = PrivatePostgres(tempfile.mkdtemp(prefix="ernie-pg-"))
     try:
-        _wait_for(url, server, log)
-        Database(url).close()
-        yield url
+        yield server
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
-        log.unlink()
+        server.forget()
 
 
 def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:

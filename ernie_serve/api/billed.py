@@ -1,0 +1,130 @@
+"""One job from its hold to its charge: money is held before it begins, and it is charged once, whatever ends it.
+
+Knows the meter, and what of a job costs something. Knows no field and no shape of an answer. Who pays: a job that we
+fail costs nothing; one whose client leaves costs its prompts as far as they were begun and the tokens made so far.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from ernie_serve.api.generation import Generation
+from ernie_serve.api.replays import not_kept
+from ernie_serve.api.services import Services
+from ernie_serve.api.telling import Job
+from ernie_serve.billing.keys import Caller
+from ernie_serve.billing.meter import AlreadyAnswered, Charge, Order, Reservation
+from ernie_serve.billing.prices import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A client's `Idempotency-Key` and the SHA-256 of what it asked with it."""
+
+    key: str
+    sha256: str
+
+
+class Billed:
+    """A job at work for somebody who pays.
+
+    `async with` holds the money, and raises what `Meter.reserve` raises; of these `AlreadyAnswered` only for a whole
+    answer. Leaving it charges, as a failure of ours unless `settle` was called before, or `client_left`.
+    """
+
+    def __init__(self, services: Services, caller: Caller, job: Job, claim: Claim | None = None) -> None:
+        self._services = services
+        self._caller = caller
+        self._job = job
+        self._claim = claim
+        self._status: Status = "failed"
+        self._settled = False
+
+    generation: Generation
+    _reservation: Reservation
+    _began_ns: int
+
+    async def __aenter__(self) -> "Billed":
+        services = self._services
+        self._began_ns = time.perf_counter_ns()
+        order = order_of(self._job, services.model_name, self._claim)
+        try:
+            self._reservation = await services.meter.reserve(self._caller, order)
+        except AlreadyAnswered:
+            if self._job.stream:
+                raise not_kept() from None
+            raise
+        self.generation = Generation(services.engine, services.tokenizer, self._job, self._reservation)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._settled:
+            await self._charge(self._status)
+
+    def client_left(self) -> None:
+        """Say that the client is gone: what ends the job now is no failure of ours."""
+        self._status = "cancelled"
+
+    async def settle(self) -> dict[str, Any]:
+        """Charge the whole job, for good, and return OpenAI's usage object, with what it cost if that is counted."""
+        charge = await self._charge("ok")
+        usage = self.generation.usage
+        if self._services.meter.charges:
+            usage |= {"cost": exact(charge.cost_usd), "cost_nano_usd": charge.cost_nano}
+        return usage
+
+    def keep(self, body: bytes) -> bytes:
+        """Keep an answer for whoever asks the same with the same `Idempotency-Key`, and return it."""
+        if self._claim is not None:
+            self._services.replays.put(self._job.id, body)
+        return body
+
+    async def _charge(self, status: Status) -> Charge:
+        self._settled = True
+        generation, began = self.generation, self._began_ns
+        first = generation.first_token_ns
+        return await self._services.meter.settle(
+            self._reservation,
+            generation.used,
+            status,
+            finish_reason=generation.finish_reason,
+            ttft_us=None if first is None else (first - began) // 1000,
+            total_us=(time.perf_counter_ns() - began) // 1000,
+        )
+
+
+def order_of(job: Job, model: str, claim: Claim | None = None) -> Order:
+    """The most that a job can cost. Where nothing is asked of the engine that is nothing."""
+    asked = [choice for choice in job.choices if choice.request.sampling.max_tokens > 0]
+    prompts = {choice.prompt_index: len(choice.request.prompt_token_ids) for choice in asked}
+    longest = max((0 if choice.prompt_only else choice.request.sampling.max_tokens for choice in asked), default=0)
+    return Order(
+        request_id=job.id,
+        model=model,
+        prompt_tokens=sum(prompts.values()),
+        most_tokens=longest,
+        max_tokens=longest if job.length_given else None,
+        n=len(job.choices),
+        idempotency_key=claim.key if claim else None,
+        body_sha256=claim.sha256 if claim else "",
+    )
+
+
+def claim_of(request: Request, body: bytes) -> Claim | None:
+    """The `Idempotency-Key` of a request, with a digest of where it was sent and what it says."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    return Claim(key, hashlib.sha256(request.url.path.rstrip("/").encode() + b"\n" + body).hexdigest())
+
+
+def exact(decimal: str) -> orjson.Fragment:
+    """A decimal as a JSON number, digit for digit: a float on the way might round it."""
+    return orjson.Fragment(decimal)

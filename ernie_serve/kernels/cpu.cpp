@@ -1,0 +1,1311 @@
+// The verbs of reference.py that a CPU does best in C++, as operators of torch.
+//
+// Knows tensors and the format of packed.py. Knows no layer, no request and no page of Python. One source for every
+// processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the products of
+// 8-bit integers, a screen below, are written for AVX2, for AVX-512-VNNI, and without either.
+//
+// What is computed for a token never depends on the tokens beside it, nor on how many threads there are: each row's
+// sums run in one order. So the same text comes out however requests are batched.
+//
+// Letters: T tokens, R rows of a matrix, C its columns, N hidden size, I width of an expert, E experts, A active
+// experts, H query heads, K key/value heads, D head size, L tokens of a context, B blocks of S tokens.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/BFloat16.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#if !defined(ERNIE_PORTABLE) && defined(__AVX2__)
+#include <immintrin.h>
+#define ERNIE_AVX2 1
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define ERNIE_DPBUSD _mm256_dpbusd_epi32
+#elif defined(__AVXVNNI__)
+#define ERNIE_DPBUSD _mm256_dpbusd_avx_epi32
+#endif
+#endif
+
+#ifndef ERNIE_NAMESPACE
+#define ERNIE_NAMESPACE ernie_serve_cpu
+#endif
+
+namespace {
+
+using at::Tensor;
+using bf16 = c10::BFloat16;
+
+// ---- vectors of 8 ---------------------------------------------------------------------------------------------------
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+typedef uint16_t h8 __attribute__((vector_size(16)));
+typedef int8_t b8 __attribute__((vector_size(8)));
+
+template <class V, class P>
+inline V read(const P* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+inline f8 load(const float* p) { return read<f8>(p); }
+inline f8 load(const bf16* p) { return (f8)(__builtin_convertvector(read<h8>(p), u8) << 16); }
+inline f8 load(const int8_t* p) {
+#ifdef ERNIE_AVX2
+  return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(read<int64_t>(p))));
+#else
+  return __builtin_convertvector(__builtin_convertvector(read<b8>(p), i8), f8);
+#endif
+}
+
+inline void store(float* p, f8 v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(bf16* p, f8 v) {  // to the nearest, ties to even; what is no number stays none
+  u8 bits = (u8)v;
+  u8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  h8 out = __builtin_convertvector(v == v ? rounded : (u8)(bits * 0 + 0x7fc0), h8);
+  std::memcpy(p, &out, sizeof(out));
+}
+
+inline f8 all(float x) { return f8{} + x; }
+// Where one of the two is no number, the second is taken.
+#ifdef ERNIE_AVX2
+inline f8 largest(f8 a, f8 b) { return (f8)_mm256_max_ps((__m256)a, (__m256)b); }
+inline f8 smallest(f8 a, f8 b) { return (f8)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+inline f8 largest(f8 a, f8 b) { return a > b ? a : b; }
+inline f8 smallest(f8 a, f8 b) { return a < b ? a : b; }
+#endif
+inline f8 magnitude(f8 v) { return (f8)((i8)v & 0x7fffffff); }
+
+inline float sum(f8 v) {
+#ifdef ERNIE_AVX2
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehdup_ps(four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehl_ps(two, two)));
+#else
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+#endif
+}
+inline float largest(f8 v) {
+  return std::max(std::max(std::max(v[0], v[4]), std::max(v[1], v[5])),
+                  std::max(std::max(v[2], v[6]), std::max(v[3], v[7])));
+}
+
+constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number, ties to even
+inline f8 rounded(f8 v) { return (v + ROUND) - ROUND; }
+inline void store(int8_t* p, f8 whole) {
+  b8 out = __builtin_convertvector((i8)(whole + ROUND) - (i8)all(ROUND), b8);
+  std::memcpy(p, &out, sizeof(out));
+}
+
+inline f8 exponential(f8 x) {  // within 2 units of the last place; 0 far below, infinity far above
+  f8 n = rounded(x * 1.44269504f);
+  f8 kept = smallest(largest(n, all(-127)), all(128));
+  f8 r = (x - kept * 0.693359375f) + kept * 2.12194440e-4f;
+  f8 p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  i8 half = __builtin_convertvector(kept, i8) >> 1, rest = __builtin_convertvector(kept, i8) - half;
+  f8 y = p * (f8)((half + 127) << 23) * (f8)((rest + 127) << 23);  // 2^n in two factors, each of them normal
+  y = x < -88.0f ? f8{} : y;
+  y = x > 88.8f ? all(std::numeric_limits<float>::infinity()) : y;
+  return x == x ? y : x;
+}
+
+inline f8 silu(f8 x) { return x / (1.0f + exponential(-x)); }
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+// f(0) .. f(n - 1), on torch's threads. Each thread walks through neighbours, so that it reads memory in order; one
+// that is done early takes from the others.
+template <class F>
+void share(int64_t n, const F& f) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
+  if (threads <= 1 || at::in_parallel_region()) {
+    for (int64_t i = 0; i < n; i++) f(i);
+    return;
+  }
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const std::unique_ptr<Range[]> ranges(new Range[threads]);
+  for (int64_t t = 0; t < threads; t++) {
+    ranges[t].next = n * t / threads;
+    ranges[t].end = n * (t + 1) / threads;
+  }
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t own = first; own < last; own++)
+      for (int64_t k = 0; k < threads; k++) {
+        Range& range = ranges[(own + k) % threads];
+        for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) f(i);
+      }
+  });
+}
+
+template <class T>
+std::unique_ptr<T[]> room(int64_t n) {
+  return std::unique_ptr<T[]>(new T[std::max<int64_t>(n, 1)]);
+}
+
+#define ERNIE_DISPATCH(type, name, ...)                                                   \
+  [&] {                                                                                   \
+    if (type == at::kFloat) {                                                             \
+      using name = float;                                                                 \
+      return __VA_ARGS__();                                                               \
+    }                                                                                     \
+    TORCH_CHECK(type == at::kBFloat16, "a tensor of float32 or bfloat16 is needed here"); \
+    using name = bf16;                                                                    \
+    return __VA_ARGS__();                                                                 \
+  }()
+
+// ---- activations in 8 bits ------------------------------------------------------------------------------------------
+
+constexpr int GROUP = 32;
+
+struct Group {  // 32 numbers of one token: q * scale
+  int8_t q[GROUP];
+  float scale;
+  int32_t start4, start8;  // where the sum of products with a group of weights begins, see Dot
+};
+
+inline int32_t start4(const int8_t* q);
+inline int32_t start8(const int8_t* q);
+
+// Something that is no number, anywhere in the group, makes the scale none.
+inline void quantize_group(const f8 (&x)[4], Group& out) {
+  f8 m = largest(largest(magnitude(x[0]), magnitude(x[1])), largest(magnitude(x[2]), magnitude(x[3])));
+  const float top = largest(m), nothing = sum((x[0] + x[1]) + (x[2] + x[3])) * 0.0f;
+  const float inverse = top > 0 ? 127.0f / top : 0.0f;
+  for (int i = 0; i < 4; i++) store(out.q + 8 * i, rounded(x[i] * inverse));
+  out.scale = top / 127.0f + nothing;
+  out.start4 = start4(out.q);
+  out.start8 = start8(out.q);
+}
+
+template <class S>
+void quantize_row(const S* x, int64_t columns, Group* out) {
+  for (int64_t g = 0; g < columns / GROUP; g++, x += GROUP) {
+    const f8 v[4] = {load(x), load(x + 8), load(x + 16), load(x + 24)};
+    quantize_group(v, out[g]);
+  }
+}
+
+// ---- 8 rows of weights by a few tokens
+// --------------------------------------------------------------------------------
+//
+// Dot4 and Dot8 sum, in integers, one group of 8 rows with one group of a token: `start`, then `add` for each vector of
+// weights (unsigned nibbles for 4 bits) and 4 numbers of the token, then `end`, which brings the codes in.
+
+inline int32_t four(const int8_t* q) { return read<int32_t>(q); }
+inline int32_t total(const int8_t* q) {
+  int32_t s = 0;
+  for (int i = 0; i < GROUP; i++) s += q[i];
+  return s;
+}
+
+#if defined(ERNIE_DPBUSD)
+
+inline f8 codes_of(const uint8_t* p) { return load(reinterpret_cast<const int8_t*>(p)); }
+inline f8 end_of(__m256i sum, f8 codes) { return (f8)_mm256_cvtepi32_ps(sum) * codes; }
+inline int32_t start4(const int8_t* q) { return -8 * total(q); }
+inline int32_t start8(const int8_t* q) { return -128 * total(q); }
+
+struct Dot4 {
+  using Codes = f8;
+  __m256i sum;
+  void start(const Group& x) { sum = _mm256_set1_epi32(x.start4); }
+  void add(__m256i w, int32_t x) { sum = ERNIE_DPBUSD(sum, w, _mm256_set1_epi32(x)); }
+  f8 end(f8 codes) const { return end_of(sum, codes); }
+};
+
+struct Dot8 {
+  using Codes = f8;
+  using Weights = __m256i;
+  __m256i sum;
+  static Weights weights(__m256i w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }  // w + 128
+  void start(const Group& x) { sum = _mm256_set1_epi32(x.start8); }
+  void add(Weights w, int32_t x) { sum = ERNIE_DPBUSD(sum, w, _mm256_set1_epi32(x)); }
+  f8 end(f8 codes) const { return end_of(sum, codes); }
+};
+
+template <class Codes>
+inline Codes codes(const uint8_t* p) {
+  return codes_of(p);
+}
+
+#elif defined(ERNIE_AVX2)
+
+// Keeps the compiler from turning one sum in a register into a tree of sums in memory.
+inline void keep(__m256i& sum) { asm("" : "+x"(sum)); }
+
+// Two sums of 16 bits a row, each of them exact: they begin at -8 times its numbers of the token, so that no sum on the
+// way leaves -16 * 8 * 127 .. 16 * 8 * 127. The codes come in as the pairs are added.
+inline int32_t start4(const int8_t* q) {
+  int32_t even = 0, odd = 0;
+  for (int i = 0; i < GROUP; i += 4) {
+    even += q[i] + q[i + 1];
+    odd += q[i + 2] + q[i + 3];
+  }
+  return static_cast<int32_t>(static_cast<uint32_t>(-8 * even & 0xffff) | static_cast<uint32_t>(-8 * odd) << 16);
+}
+inline int32_t start8(const int8_t*) { return 0; }
+
+struct Dot4 {
+  using Codes = __m256i;
+  __m256i sum;
+  void start(const Group& x) { sum = _mm256_set1_epi32(x.start4); }
+  void add(__m256i w, int32_t x) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, _mm256_set1_epi32(x)));
+    keep(sum);
+  }
+  f8 end(__m256i codes) const { return (f8)_mm256_cvtepi32_ps(_mm256_madd_epi16(sum, codes)); }
+};
+
+struct Dot8 {
+  using Codes = f8;
+  struct Weights {
+    __m256i signs, sizes;
+  };
+  __m256i sum;
+  static Weights weights(__m256i w) { return {w, _mm256_abs_epi8(w)}; }
+  void start(const Group&) { sum = _mm256_setzero_si256(); }
+  void add(const Weights& w, int32_t x) {
+    const __m256i pairs = _mm256_maddubs_epi16(w.sizes, _mm256_sign_epi8(_mm256_set1_epi32(x), w.signs));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    keep(sum);
+  }
+  f8 end(f8 codes) const { return (f8)_mm256_cvtepi32_ps(sum) * codes; }
+};
+
+template <class Codes>
+inline Codes codes(const uint8_t* p);
+template <>
+inline f8 codes<f8>(const uint8_t* p) {
+  return load(reinterpret_cast<const int8_t*>(p));
+}
+template <>
+inline __m256i codes<__m256i>(const uint8_t* p) {  // each code twice, in 16 bits
+  const __m256i places = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
+                                          -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
+  return _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(read<int64_t>(p)), places), 8);
+}
+
+#else
+
+inline f8 codes_of(const uint8_t* p) { return load(reinterpret_cast<const int8_t*>(p)); }
+inline int32_t start4(const int8_t* q) { return -8 * total(q); }
+inline int32_t start8(const int8_t*) { return 0; }
+
+struct Bytes {
+  uint8_t at[32];
+};
+template <class B>
+inline void add_four(i8& sum, const B* w, int32_t x) {
+  int8_t q[4];
+  std::memcpy(q, &x, 4);
+  for (int row = 0; row < 8; row++)
+    sum[row] += w[4 * row] * q[0] + w[4 * row + 1] * q[1] + w[4 * row + 2] * q[2] + w[4 * row + 3] * q[3];
+}
+
+struct Dot4 {
+  using Codes = f8;
+  i8 sum;
+  void start(const Group& x) { sum = i8{} + x.start4; }
+  void add(const Bytes& w, int32_t x) { add_four(sum, w.at, x); }
+  f8 end(f8 codes) const { return __builtin_convertvector(sum, f8) * codes; }
+};
+
+struct Dot8 {
+  using Codes = f8;
+  using Weights = Bytes;
+  i8 sum;
+  static const Bytes& weights(const Bytes& w) { return w; }
+  void start(const Group&) { sum = i8{}; }
+  void add(const Bytes& w, int32_t x) { add_four(sum, reinterpret_cast<const int8_t*>(w.at), x); }
+  f8 end(f8 codes) const { return __builtin_convertvector(sum, f8) * codes; }
+};
+
+template <class Codes>
+inline Codes codes(const uint8_t* p) {
+  return codes_of(p);
+}
+
+#endif
+
+#if defined(ERNIE_AVX2)
+inline __m256i vector(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline __m256i low(__m256i w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
+inline __m256i high(__m256i w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
+#else
+inline Bytes vector(const uint8_t* p) { return read<Bytes>(p); }
+inline Bytes low(const Bytes& w) {
+  Bytes out;
+  for (int i = 0; i < 32; i++) out.at[i] = w.at[i] & 15;
+  return out;
+}
+inline Bytes high(const Bytes& w) {
+  Bytes out;
+  for (int i = 0; i < 32; i++) out.at[i] = w.at[i] >> 4;
+  return out;
+}
+#endif
+
+constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
+constexpr int64_t AHEAD = 1024;  // bytes that are asked for before they are needed: the machine's own guess is shorter
+constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
+
+// out[t] = 8 rows times token t, without the rows' scales. `data` is one block of rows, `units` its units.
+template <int BITS, int T>
+inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, f8* out) {
+  using Dot = std::conditional_t<BITS == 4, Dot4, Dot8>;
+  f8 sums[T] = {};
+  for (int64_t g = 0; g < 2 * units; g++) {
+    const uint8_t* unit = data + (g >> 1) * unit_bytes(BITS);
+    const uint8_t* w = unit + 16 + (g & 1) * 32 * BITS;
+    __builtin_prefetch(w + AHEAD);
+    __builtin_prefetch(w + AHEAD + 64);
+    if constexpr (BITS == 8) {
+      __builtin_prefetch(w + AHEAD + 128);
+      __builtin_prefetch(w + AHEAD + 192);
+    }
+    Dot dots[T];
+    for (int t = 0; t < T; t++) dots[t].start(x[t][g]);
+    for (int i = 0; i < BITS; i++) {
+      if constexpr (BITS == 4) {
+        const auto v = vector(w + 32 * i);
+        const auto first = low(v), second = high(v);
+        for (int t = 0; t < T; t++) dots[t].add(first, four(x[t][g].q + 8 * i));
+        for (int t = 0; t < T; t++) dots[t].add(second, four(x[t][g].q + 8 * i + 4));
+      } else {
+        const auto v = Dot::weights(vector(w + 32 * i));
+        for (int t = 0; t < T; t++) dots[t].add(v, four(x[t][g].q + 4 * i));
+      }
+    }
+    const auto c = codes<typename Dot::Codes>(unit + 8 * (g & 1));
+    for (int t = 0; t < T; t++) sums[t] += dots[t].end(c) * x[t][g].scale;
+  }
+  for (int t = 0; t < T; t++) out[t] = sums[t];
+}
+
+// A packed matrix, or a stack of them.
+struct Matrix {
+  const uint8_t* data;
+  const float* scales;
+  int64_t bits, blocks, units, members;
+
+  Matrix(const Tensor& d, const Tensor& s, int64_t bits) : bits(bits) {
+    const int64_t n = d.dim();
+    TORCH_CHECK(bits == 4 || bits == 8, "weights have 4 or 8 bits, not ", bits);
+    TORCH_CHECK((n == 3 || n == 4) && d.scalar_type() == at::kByte && d.is_contiguous(), "data is no packed matrix");
+    TORCH_CHECK(d.size(n - 1) == unit_bytes(bits), "a unit of ", bits, " bits has not ", d.size(n - 1), " bytes");
+    blocks = d.size(n - 3), units = d.size(n - 2), members = n == 4 ? d.size(0) : 1;
+    TORCH_CHECK(s.scalar_type() == at::kFloat && s.is_contiguous() && s.numel() == members * blocks * 8,
+                "a packed matrix has a float32 scale for each of its padded rows");
+    data = d.const_data_ptr<uint8_t>();
+    scales = s.const_data_ptr<float>();
+  }
+
+  int64_t columns() const { return units * 64; }
+  int64_t block_bytes() const { return units * unit_bytes(bits); }
+  const uint8_t* block(int64_t member, int64_t b) const { return data + (member * blocks + b) * block_bytes(); }
+  f8 scale(int64_t member, int64_t b) const { return load(scales + (member * blocks + b) * 8); }
+
+  int64_t at_once() const { return bits == 4 ? TOKENS : 4; }
+
+  // Rows 8b .. 8b + 7 of a member times `count` tokens, at most at_once().
+  __attribute__((noinline)) void times(int64_t member, int64_t b, const Group* const* x, int64_t count, f8* out) const {
+    const uint8_t* at = block(member, b);
+    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, 4>(at, x, count, out);
+    const f8 s = scale(member, b);
+    for (int64_t t = 0; t < count; t++) out[t] *= s;
+  }
+
+ private:
+  template <int BITS, int T>
+  void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
+    if (count == T) return multiply<BITS, T>(at, units, x, out);
+    if constexpr (T > 1) return dispatch<BITS, T - 1>(at, x, count, out);
+  }
+};
+
+constexpr int64_t PIECE = 48 << 10;  // bytes of weights that a thread takes at a time, and keeps while tokens pass
+
+// x [T, C] in 8 bits, a row of groups for each token
+template <class S>
+std::unique_ptr<Group[]> quantized(const S* x, int64_t tokens, int64_t columns) {
+  const int64_t groups = columns / GROUP, some = std::max<int64_t>(1, 16384 / columns);
+  auto out = room<Group>(tokens * groups);
+  share((tokens + some - 1) / some, [&](int64_t i) {
+    for (int64_t t = i * some; t < std::min(tokens, (i + 1) * some); t++)
+      quantize_row(x + t * columns, columns, out.get() + t * groups);
+  });
+  return out;
+}
+
+template <class S>
+void store_rows(S* out, f8 v, int64_t count) {
+  if (count >= 8) return store(out, v);
+  for (int64_t i = 0; i < count; i++) out[i] = static_cast<S>(v[i]);
+}
+
+Tensor linear(const Tensor& x_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows) {
+  const Matrix w(data, scales, bits);
+  const Tensor x = x_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == w.columns(), "the weight has ", w.columns(), " columns, x ", x.sizes());
+  TORCH_CHECK(w.members == 1 && rows <= w.blocks * 8 && rows > w.blocks * 8 - 8, "rows do not fit the packed matrix");
+  const int64_t T = x.size(0), groups = w.columns() / GROUP;
+  Tensor y = at::empty({T, rows}, x.options());
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    const auto q = quantized(x.const_data_ptr<S>(), T, w.columns());
+    S* out = y.data_ptr<S>();
+    const int64_t some = std::max<int64_t>(1, PIECE / w.block_bytes());
+    share((w.blocks + some - 1) / some, [&](int64_t i) {
+      const int64_t last = std::min(w.blocks, (i + 1) * some);
+      for (int64_t t = 0; t < T; t += w.at_once()) {
+        const int64_t count = std::min(w.at_once(), T - t);
+        const Group* tokens[TOKENS];
+        for (int64_t k = 0; k < count; k++) tokens[k] = q.get() + (t + k) * groups;
+        for (int64_t b = i * some; b < last; b++) {
+          f8 sums[TOKENS];
+          w.times(0, b, tokens, count, sums);
+          for (int64_t k = 0; k < count; k++) store_rows(out + (t + k) * rows + 8 * b, sums[k], rows - 8 * b);
+        }
+      }
+    });
+  });
+  return y;
+}
+
+// ---- experts --------------------------------------------------------------------------------------------------------
+
+constexpr int64_t PASS = 1024;  // tokens that go through the experts together, so that memory stays bounded
+
+// One expert's share of a pass: its matrices, and its rows, which lie together in the order of their tokens. The
+// shared MLP is one more, that every token goes to with weight 1.
+struct Job {
+  const Matrix *gate_up, *down;
+  int64_t member, first, count;  // of its rows, among all rows of the pass
+  int64_t width, hidden;         // I, and where its rows begin among the groups of all hidden rows
+};
+
+// `rows` of one job, at most `count` of them: their groups, `stride` apart from `base`.
+inline void point(const Group* base, const int32_t* index, int64_t count, int64_t stride, const Group** out) {
+  for (int64_t k = 0; k < count; k++) out[k] = base + (index ? index[k] : k) * stride;
+}
+
+// silu(gate) * up of 32 hidden units for all rows of a job, in 8 bits. The 64 rows of weights stay in the cache.
+void hidden_units(const Job& job, int64_t piece, const Group* x, const int32_t* token, int64_t groups, Group* hidden) {
+  const Matrix& w = *job.gate_up;
+  const int64_t up = job.width / 8;
+  for (int64_t r = 0; r < job.count; r += w.at_once()) {
+    const int64_t count = std::min(w.at_once(), job.count - r);
+    const Group* tokens[TOKENS];
+    point(x, token + job.first + r, count, groups, tokens);
+    f8 out[4][TOKENS], gate[TOKENS];
+    for (int64_t i = 0; i < 4; i++) {
+      w.times(job.member, 4 * piece + i, tokens, count, gate);
+      w.times(job.member, up + 4 * piece + i, tokens, count, out[i]);
+      for (int64_t k = 0; k < count; k++) out[i][k] *= silu(gate[k]);
+    }
+    for (int64_t k = 0; k < count; k++) {
+      const f8 unit[4] = {out[0][k], out[1][k], out[2][k], out[3][k]};
+      quantize_group(unit, hidden[job.hidden + (r + k) * (job.width / GROUP) + piece]);
+    }
+  }
+}
+
+// sums [T, 8 blocks] += weight * down of all rows of a job, for some blocks of its output.
+void add_down(const Job& job, int64_t first, int64_t blocks, const Group* hidden, const int32_t* token,
+              const float* weight, float* sums) {
+  const Matrix& w = *job.down;
+  const int64_t groups = job.width / GROUP;
+  for (int64_t r = 0; r < job.count; r += w.at_once()) {
+    const int64_t count = std::min(w.at_once(), job.count - r);
+    const Group* rows[TOKENS];
+    point(hidden + job.hidden + r * groups, nullptr, count, groups, rows);
+    for (int64_t b = 0; b < blocks; b++) {
+      f8 out[TOKENS];
+      w.times(job.member, first + b, rows, count, out);
+      for (int64_t k = 0; k < count; k++) {
+        const int64_t row = job.first + r + k;
+        float* sum = sums + (token[row] * blocks + b) * 8;
+        store(sum, load(sum) + out[k] * weight[row]);
+      }
+    }
+  }
+}
+
+// One pass: x [T, N] to y [T, N]. `ids` and `weights` are [T, A]. Sums are taken in the order of the experts.
+template <class S>
+void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, const Matrix& gate_up,
+         const Matrix& down, const Matrix* shared_gate_up, const Matrix* shared_down, int64_t N, S* y) {
+  const int64_t E = gate_up.members, groups = N / GROUP;
+  std::vector<int64_t> counts(E + 1);
+  for (int64_t i = 0; i < T * A; i++)
+    if (ids[i] >= 0) counts[ids[i]]++;
+  std::vector<Job> jobs;
+  std::vector<int64_t> next(E);  // the place of each expert's next row
+  int64_t rows = 0, hidden_groups = 0;
+  auto add = [&](const Matrix& g, const Matrix& d, int64_t member, int64_t count) {
+    jobs.push_back({&g, &d, member, rows, count, d.columns(), hidden_groups});
+    rows += count;
+    hidden_groups += count * d.columns() / GROUP;
+  };
+  for (int64_t e = 0; e < E; e++) {
+    next[e] = rows;
+    if (counts[e]) add(gate_up, down, e, counts[e]);
+  }
+  if (shared_gate_up) add(*shared_gate_up, *shared_down, 0, T);
+  std::vector<int32_t> token(rows);
+  std::vector<float> weight(rows, 1.0f);
+  for (int64_t i = 0; i < T * A; i++)
+    if (ids[i] >= 0) {
+      const int64_t row = next[ids[i]]++;
+      token[row] = static_cast<int32_t>(i / A);
+      weight[row] = static_cast<float>(weights[i]);
+    }
+  if (shared_gate_up)
+    for (int64_t t = 0; t < T; t++) token[rows - T + t] = static_cast<int32_t>(t);
+
+  const auto q = quantized(x, T, N);
+  const auto hidden = room<Group>(hidden_groups);
+  std::vector<int64_t> ends;  // of the jobs' pieces
+  for (const Job& job : jobs) ends.push_back((ends.empty() ? 0 : ends.back()) + job.width / GROUP);
+  share(ends.empty() ? 0 : ends.back(), [&](int64_t i) {
+    const int64_t j = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+    hidden_units(jobs[j], i - (j ? ends[j - 1] : 0), q.get(), token.data(), groups, hidden.get());
+  });
+
+  const int64_t blocks = N / 8, some = std::max<int64_t>(1, PIECE / down.block_bytes());
+  share((blocks + some - 1) / some, [&](int64_t i) {
+    const int64_t first = i * some, mine = std::min(some, blocks - first);
+    const std::unique_ptr<float[]> sums(new float[T * mine * 8]());
+    for (const Job& job : jobs) add_down(job, first, mine, hidden.get(), token.data(), weight.data(), sums.get());
+    for (int64_t t = 0; t < T; t++)
+      for (int64_t b = 0; b < mine; b++) store(y + t * N + (first + b) * 8, load(sums.get() + (t * mine + b) * 8));
+  });
+}
+
+Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, const Tensor& gate_up_data,
+               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
+               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
+               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
+               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
+               int64_t shared_down_bits) {
+  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
+  std::optional<Matrix> shared_gate_up, shared_down;
+  if (shared_gate_up_data) {
+    shared_gate_up.emplace(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits);
+    shared_down.emplace(*shared_down_data, *shared_down_scales, shared_down_bits);
+  }
+  const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.scalar_type() == at::kLong && weights.sizes() == ids.sizes() &&
+                  ids.size(0) == x.size(0),
+              "x is [T, N], weights and ids are [T, A]");
+  const int64_t T = x.size(0), N = x.size(1), A = ids.size(1);
+  auto fits = [&](const Matrix& g, const Matrix& d) {
+    TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
+                "gate_up is [E, 2I, N] and down [E, N, I] for x of width ", N);
+  };
+  fits(gate_up, down);
+  if (shared_gate_up) fits(*shared_gate_up, *shared_down);
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < T * A; i++) TORCH_CHECK(id[i] < gate_up.members, "no expert has the id ", id[i]);
+  Tensor y = at::empty_like(x);
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    for (int64_t t = 0; t < T; t += PASS)
+      mix(x.const_data_ptr<S>() + t * N, weights.const_data_ptr<S>() + t * A, id + t * A, std::min(PASS, T - t), A,
+          gate_up, down, shared_gate_up ? &*shared_gate_up : nullptr, shared_down ? &*shared_down : nullptr, N,
+          y.data_ptr<S>() + t * N);
+  });
+  return y;
+}
+
+// ---- making packed matrices -----------------------------------------------------------------------------------------
+
+// The 4-bit scale of a group with the least squared error, and its numbers. See packed.py for the candidates.
+inline int8_t search(const f8 (&w)[4], float top, float row_scale, float inverse, bool more, f8 (&q)[4]) {
+  static constexpr float divisors[] = {7.1f, 7.4f, 7.7f, 8.0f, 8.3f, 8.6f, 8.9f};
+  float best_error = std::numeric_limits<float>::infinity(), best_code = 0;
+  auto numbers = [&](float code, int i) {
+    const float scale = code * row_scale;
+    return smallest(largest(rounded(w[i] * (scale != 0 ? 1.0f / scale : 0.0f)), all(-8)), all(7));
+  };
+  auto consider = [&](float code) {
+    f8 error = {};
+    for (int i = 0; i < 4; i++) {
+      const f8 off = w[i] - numbers(code, i) * (code * row_scale);
+      error += off * off;
+    }
+    const float e = sum(error);
+    const bool better = e < best_error;
+    best_error = better ? e : best_error;
+    best_code = better ? code : best_code;
+  };
+  consider(std::nearbyint(top / 7 * inverse));
+  for (int i = 0; more && i < 7; i++) {
+    const float code = std::nearbyint(top / divisors[i] * inverse);
+    consider(code);
+    consider(-code);
+  }
+  for (int i = 0; i < 4; i++) q[i] = numbers(best_code, i);
+  return static_cast<int8_t>(best_code);
+}
+
+// One row of 8: into the unit's bytes of that row.
+template <class S, int BITS>
+void quantize_weights(const S* w, int64_t columns, int row, bool more, uint8_t* block, float* scale) {
+  const int64_t groups = columns / GROUP;
+  const auto tops = room<float>(groups);
+  float top = 0;
+  for (int64_t g = 0; g < groups; g++) {
+    const S* p = w + g * GROUP;
+    const f8 m = largest(largest(magnitude(load(p)), magnitude(load(p + 8))),
+                         largest(magnitude(load(p + 16)), magnitude(load(p + 24))));
+    tops[g] = largest(m);
+    top = std::max(top, tops[g]);
+  }
+  constexpr float MOST = BITS == 4 ? 7 : 127;
+  *scale = top / MOST / 127;
+  const float inverse = *scale > 0 ? 1.0f / *scale : 0.0f;
+  for (int64_t g = 0; g < groups; g++) {
+    const S* p = w + g * GROUP;
+    const f8 v[4] = {load(p), load(p + 8), load(p + 16), load(p + 24)};
+    uint8_t* unit = block + (g >> 1) * unit_bytes(BITS);
+    uint8_t* body = unit + 16 + (g & 1) * 32 * BITS + 4 * row;
+    int8_t q[GROUP];
+    if constexpr (BITS == 4) {
+      f8 best[4] = {};
+      unit[8 * (g & 1) + row] = static_cast<uint8_t>(search(v, tops[g], *scale, inverse, more, best));
+      for (int i = 0; i < 4; i++) store(q + 8 * i, best[i]);
+      for (int i = 0; i < 4; i++)
+        for (int b = 0; b < 4; b++)
+          body[32 * i + b] = static_cast<uint8_t>((q[8 * i + b] + 8) | (q[8 * i + 4 + b] + 8) << 4);
+    } else {
+      const float code = std::nearbyint(tops[g] / MOST * inverse), step = code * *scale;
+      const f8 over = all(step != 0 ? 1.0f / step : 0.0f);
+      unit[8 * (g & 1) + row] = static_cast<uint8_t>(static_cast<int8_t>(code));
+      for (int i = 0; i < 4; i++) store(q + 8 * i, smallest(largest(rounded(v[i] * over), all(-127)), all(127)));
+      for (int i = 0; i < 8; i++) std::memcpy(body + 32 * i, q + 4 * i, 4);
+    }
+  }
+}
+
+// weight [R, C] into data [R / 8, C / 64, unit] and scales [R], both there already
+void quantize(const Tensor& weight_, int64_t bits, bool search, Tensor& data, Tensor& scales) {
+  const Matrix room_for(data, scales, bits);
+  const Tensor weight = weight_.contiguous();
+  const int64_t R = weight.size(0), C = weight.size(1);
+  TORCH_CHECK(C == room_for.columns() && R <= room_for.blocks * 8, "the packed matrix is of another shape");
+  uint8_t* out = data.data_ptr<uint8_t>();
+  float* scale = scales.data_ptr<float>();
+  ERNIE_DISPATCH(weight.scalar_type(), S, [&] {
+    const S* w = weight.const_data_ptr<S>();
+    const std::vector<S> zeros(C);
+    share(room_for.blocks, [&](int64_t b) {
+      for (int row = 0; row < 8; row++) {
+        const S* from = 8 * b + row < R ? w + (8 * b + row) * C : zeros.data();
+        uint8_t* block = out + b * room_for.block_bytes();
+        if (bits == 4)
+          quantize_weights<S, 4>(from, C, row, search, block, scale + 8 * b + row);
+        else
+          quantize_weights<S, 8>(from, C, row, search, block, scale + 8 * b + row);
+      }
+    });
+  });
+}
+
+template <int BITS>
+void unpack_row(const uint8_t* block, int64_t units, int row, float scale, float* out) {
+  for (int64_t g = 0; g < 2 * units; g++, out += GROUP) {
+    const uint8_t* unit = block + (g >> 1) * unit_bytes(BITS);
+    const uint8_t* body = unit + 16 + (g & 1) * 32 * BITS + 4 * row;
+    const float step = static_cast<int8_t>(unit[8 * (g & 1) + row]) * scale;
+    for (int i = 0; i < GROUP; i++) {
+      if constexpr (BITS == 4)
+        out[i] = ((body[32 * (i / 8) + i % 4] >> (i & 4) & 15) - 8) * step;
+      else
+        out[i] = static_cast<int8_t>(body[32 * (i / 4) + i % 4]) * step;
+    }
+  }
+}
+
+Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows,
+                 at::ScalarType dtype) {
+  const Matrix w(data, scales, bits);
+  const Tensor ids = ids_.contiguous();
+  const int64_t T = ids.numel(), C = w.columns();
+  Tensor y = at::empty({T, C}, scales.options().dtype(dtype));
+  ERNIE_DISPATCH(dtype, S, [&] {
+    const auto line = room<float>(C);
+    for (int64_t t = 0; t < T; t++) {
+      const int64_t id = ids.const_data_ptr<int64_t>()[t];
+      TORCH_CHECK_INDEX(id >= 0 && id < rows, "token id ", id, " is outside of the ", rows, " rows of the embedding");
+      const float scale = w.scales[id];
+      if (bits == 4)
+        unpack_row<4>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      else
+        unpack_row<8>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
+      for (int64_t c = 0; c < C; c += 8) store(y.data_ptr<S>() + t * C + c, load(line.get() + c));
+    }
+  });
+  return y;
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+//
+// A row is one query token; its H / K heads that share a key are taken together, up to HEADS at once. Its context is
+// cut into parts at fixed places, each part is a softmax of its own, and the parts are joined in order: so a row's
+// numbers do not depend on how many threads share its parts, nor on whether it came alone or in a long prompt.
+
+constexpr int HEADS = 5;         // query heads at once, for the registers hold no more
+constexpr int64_t STRETCH = 64;  // tokens between two looks at the largest score; they stay in the cache
+constexpr int64_t PARTS = 32;    // at most, in a context
+constexpr int64_t FEW = 4;       // up to so many rows of a request, its threads share the parts of each; else the rows
+constexpr int64_t TILE = 16;     // rows that pass over a stretch together
+
+// Parts are as long as this: a function of the row's own context, and of nothing else.
+inline int64_t part_length(int64_t context) {
+  int64_t length = 512;
+  while (length * PARTS < context) length *= 2;
+  return length;
+}
+
+// How a cache keeps a row of D numbers. `scale` is what they are multiplied by.
+template <class S>
+struct Kept {
+  static int64_t width(int64_t D) { return D; }
+  static float scale(const S*, int64_t) { return 1.0f; }
+};
+template <>
+struct Kept<int8_t> {
+  static int64_t width(int64_t D) { return D + 4; }
+  static float scale(const int8_t* row, int64_t D) { return read<float>(row + D); }
+};
+
+// A softmax under way, of some heads of a row: the largest score, the sum of exponentials, the weighted sum of values.
+struct Softmax {
+  float largest[HEADS], sum[HEADS];
+  float* values;  // [HEADS, D]
+
+  void clear(int64_t D) {
+    for (int h = 0; h < HEADS; h++) largest[h] = -std::numeric_limits<float>::infinity(), sum[h] = 0;
+    std::fill(values, values + HEADS * D, 0.0f);
+  }
+
+  // Take in another, of tokens that come later.
+  void join(const Softmax& later, int heads, int64_t D) {
+    for (int h = 0; h < heads; h++) {
+      const float top = later.largest[h] > largest[h] ? later.largest[h] : largest[h];
+      const float own = std::exp(largest[h] - top), theirs = std::exp(later.largest[h] - top);
+      largest[h] = top;
+      sum[h] = sum[h] * own + later.sum[h] * theirs;
+      for (int64_t d = h * D; d < (h + 1) * D; d += 8)
+        store(values + d, load(values + d) * own + load(later.values + d) * theirs);
+    }
+  }
+};
+
+// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d
+template <class S, int G, int W>
+inline void add_values(const S* const* rows, int64_t count, const float* shares, int64_t d, int64_t D, float* values) {
+  f8 sums[G][W];
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) sums[h][i] = load(values + h * D + d + 8 * i);
+  for (int64_t j = 0; j < count; j++) {
+    f8 v[W];
+    for (int i = 0; i < W; i++) v[i] = load(rows[j] + d + 8 * i);
+    for (int h = 0; h < G; h++)
+      for (int i = 0; i < W; i++) sums[h][i] += v[i] * shares[j * G + h];
+  }
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
+}
+
+// Asks for a row before it is needed: rows of one head lie apart, so that the machine does not guess them.
+template <class S>
+inline void ask_for(const S* row, int64_t D) {
+  const char* at = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < Kept<S>::width(D) * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(at + i);
+}
+
+// The scores of J tokens and G heads; each is summed in the same order whatever J is.
+template <class S, int G, int J>
+inline void score(const float* q, const S* const* keys, int64_t D, float root, float (*scores)[STRETCH]) {
+  f8 sums[J][G] = {};
+  for (int64_t d = 0; d < D; d += 8) {
+    f8 k[J];
+    for (int j = 0; j < J; j++) k[j] = load(keys[j] + d);
+    for (int h = 0; h < G; h++) {
+      const f8 own = load(q + h * D + d);
+      for (int j = 0; j < J; j++) sums[j][h] += k[j] * own;
+    }
+  }
+  for (int j = 0; j < J; j++) {
+    const float scale = Kept<S>::scale(keys[j], D) * root;
+    for (int h = 0; h < G; h++) scores[h][j] = sum(sums[j][h]) * scale;
+  }
+}
+
+// One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
+template <class S, int G>
+__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count,
+                                      int64_t D, Softmax& state) {
+  alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
+  const float root = 1.0f / std::sqrt(static_cast<float>(D));
+  for (int64_t j = 0; j < count; j += 2) {
+    const int64_t pair = std::min<int64_t>(2, count - j);
+    for (int64_t i = j; i < j + pair; i++) {
+      ask_for(keys[std::min(i + 8, count - 1)], D);
+      ask_for(values[i], D);
+    }
+    auto* out = reinterpret_cast<float (*)[STRETCH]>(&scores[0][j]);
+    pair == 2 ? score<S, G, 2>(q, keys + j, D, root, out) : score<S, G, 1>(q, keys + j, D, root, out);
+  }
+  const int64_t even = (count + 7) / 8 * 8;
+  for (int h = 0; h < G; h++) {
+    for (int64_t j = count; j < even; j++) scores[h][j] = -std::numeric_limits<float>::infinity();
+    f8 tops = load(scores[h]);
+    for (int64_t j = 8; j < even; j += 8) tops = largest(load(scores[h] + j), tops);
+    const float top = std::max(state.largest[h], largest(tops)), fade = std::exp(state.largest[h] - top);
+    f8 total = {};
+    for (int64_t j = 0; j < even; j += 8) {
+      const f8 e = exponential(load(scores[h] + j) - top);
+      total += e;
+      store(scores[h] + j, e);
+    }
+    state.largest[h] = top;
+    state.sum[h] = state.sum[h] * fade + sum(total);
+    if (fade != 1.0f)
+      for (int64_t d = h * D; d < (h + 1) * D; d += 8) store(state.values + d, load(state.values + d) * fade);
+  }
+  for (int64_t j = 0; j < count; j++) {
+    const float scale = Kept<S>::scale(values[j], D);
+    for (int h = 0; h < G; h++) shares[j * G + h] = scores[h][j] * scale;
+  }
+  int64_t d = 0;
+  for (; d + 16 <= D; d += 16) add_values<S, G, 2>(values, count, shares, d, D, state.values);
+  if (d < D) add_values<S, G, 1>(values, count, shares, d, D, state.values);
+}
+
+template <class S, int G = HEADS>
+void attend_some(int heads, const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D,
+                 Softmax& state) {
+  if (heads == G) return attend<S, G>(q, keys, values, count, D, state);
+  if constexpr (G > 1) return attend_some<S, G - 1>(heads, q, keys, values, count, D, state);
+}
+
+// The cache of one layer, and which heads are taken together.
+template <class S>
+struct Cache {
+  const S *keys, *values;
+  int64_t block_size, K, D;
+  const int32_t* table;
+
+  // Where the keys and values of `count` tokens from `first` on lie, of one head.
+  void find(int64_t first, int64_t count, int64_t head, const S** k, const S** v) const {
+    const int64_t width = Kept<S>::width(D);
+    for (int64_t j = 0; j < count; j++) {
+      const int64_t p = first + j, at = ((table[p / block_size] * block_size + p % block_size) * K + head) * width;
+      k[j] = keys + at;
+      v[j] = values + at;
+    }
+  }
+};
+
+struct Row {
+  int64_t token, context;  // of the step, and how many tokens it sees
+};
+
+template <class S, class Q>
+struct Attention {
+  const Q* q;  // [T, H, D]
+  Q* out;
+  Cache<S> cache;
+  int64_t H, K, D;
+
+  int64_t group() const { return H / K; }
+  int64_t pieces() const { return (group() + HEADS - 1) / HEADS; }
+  int64_t per_piece() const { return (group() + pieces() - 1) / pieces(); }
+
+  void queries(const Row& row, int64_t first_head, int heads, float* to) const {
+    const Q* from = q + (row.token * H + first_head) * D;
+    for (int64_t i = 0; i < heads * D; i += 8) store(to + i, load(from + i));
+  }
+
+  void finish(const Row& row, int64_t first_head, int heads, const Softmax& state) const {
+    for (int h = 0; h < heads; h++) {
+      Q* to = out + (row.token * H + first_head + h) * D;
+      for (int64_t d = 0; d < D; d += 8) store(to + d, load(state.values + h * D + d) / state.sum[h]);
+    }
+  }
+
+  // All parts of some rows, of heads [first_head, first_head + heads), which share key head `k`.
+  void tile(const Row* rows, int64_t n, int64_t k, int64_t first_head, int heads) const {
+    const int64_t size = HEADS * D;
+    const auto memory = room<float>(3 * n * size);
+    std::vector<Softmax> whole(n), part(n);
+    for (int64_t i = 0; i < n; i++) {
+      whole[i].values = memory.get() + (3 * i) * size;
+      part[i].values = memory.get() + (3 * i + 1) * size;
+      whole[i].clear(D);
+      part[i].clear(D);
+      queries(rows[i], first_head, heads, memory.get() + (3 * i + 2) * size);
+    }
+    const S *keys[STRETCH], *values[STRETCH];
+    const int64_t longest = rows[n - 1].context;  // rows come in the order of their positions
+    for (int64_t at = 0; at < longest; at += STRETCH) {
+      cache.find(at, std::min(STRETCH, longest - at), k, keys, values);
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t seen = std::min(STRETCH, rows[i].context - at);
+        if (seen <= 0) continue;
+        attend_some<S>(heads, memory.get() + (3 * i + 2) * size, keys, values, seen, D, part[i]);
+        if ((at + STRETCH) % part_length(rows[i].context) == 0 || at + STRETCH >= rows[i].context) {
+          whole[i].join(part[i], heads, D);
+          part[i].clear(D);
+        }
+      }
+    }
+    for (int64_t i = 0; i < n; i++) finish(rows[i], first_head, heads, whole[i]);
+  }
+};
+
+struct Piece {  // of the work: one part of one row, or some rows
+  int64_t request, row, rows, part, slot;
+};
+
+template <class S, class Q>
+void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* tables, int64_t table_length,
+                const int32_t* starts, const int32_t* contexts, int64_t R) {
+  const int64_t K = cache.K, D = cache.D;
+  auto of = [&](int64_t r) {
+    Attention<S, Q> a{q, out, cache, H, K, D};
+    a.cache.table = tables + r * table_length;
+    return a;
+  };
+  auto row = [&](int64_t r, int64_t i) {
+    return Row{starts[r] + i, contexts[r] - (starts[r + 1] - starts[r]) + i + 1};
+  };
+  const Attention<S, Q> any = of(0);
+  const int64_t pieces = any.pieces(), each = any.per_piece(), lanes = K * pieces, group = any.group();
+  auto heads_of = [&](int64_t piece) { return static_cast<int>(std::min(each, group - piece * each)); };
+
+  std::vector<Piece> work;
+  int64_t slots = 0;
+  for (int64_t r = 0; r < R; r++) {
+    const int64_t n = starts[r + 1] - starts[r];
+    if (n <= FEW)
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t context = row(r, i).context, length = part_length(context);
+        for (int64_t part = 0; part * length < context; part++) work.push_back({r, i, 1, part, slots++});
+      }
+    else
+      for (int64_t i = 0; i < n; i += TILE) work.push_back({r, i, std::min(TILE, n - i), -1, -1});
+  }
+  const int64_t size = HEADS * D;
+  const auto memory = room<float>(slots * lanes * size);
+  const auto states = room<Softmax>(slots * lanes);
+  share(static_cast<int64_t>(work.size()) * K, [&](int64_t index) {
+    const Piece& w = work[index / K];
+    const int64_t k = index % K;
+    const Attention<S, Q> a = of(w.request);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int heads = heads_of(piece);
+      const int64_t first_head = k * group + piece * each;
+      if (w.part < 0) {
+        Row rows[TILE];
+        for (int64_t i = 0; i < w.rows; i++) rows[i] = row(w.request, w.row + i);
+        a.tile(rows, w.rows, k, first_head, heads);
+        continue;
+      }
+      const int64_t lane = w.slot * lanes + k * pieces + piece;
+      Softmax& state = states[lane];
+      state.values = memory.get() + lane * size;
+      state.clear(D);
+      const Row mine = row(w.request, w.row);
+      const auto queries = room<float>(size);
+      a.queries(mine, first_head, heads, queries.get());
+      const int64_t length = part_length(mine.context), end = std::min(mine.context, (w.part + 1) * length);
+      const S *keys[STRETCH], *values[STRETCH];
+      for (int64_t at = w.part * length; at < end; at += STRETCH) {
+        const int64_t count = std::min(STRETCH, end - at);
+        a.cache.find(at, count, k, keys, values);
+        attend_some<S>(heads, queries.get(), keys, values, count, D, state);
+      }
+    }
+  });
+  const auto values = room<float>(size);
+  for (size_t first = 0; first < work.size(); first++) {
+    if (work[first].part != 0) continue;
+    size_t last = first + 1;
+    while (last < work.size() && work[last].part > 0) last++;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+      const int64_t k = lane / pieces, piece = lane % pieces;
+      Softmax whole;
+      whole.values = values.get();
+      whole.clear(D);
+      for (size_t i = first; i < last; i++) whole.join(states[work[i].slot * lanes + lane], heads_of(piece), D);
+      of(work[first].request)
+          .finish(row(work[first].request, work[first].row), k * group + piece * each, heads_of(piece), whole);
+    }
+  }
+}
+
+Tensor attention(const Tensor& q_, const Tensor& k_cache, const Tensor& v_cache, const Tensor& tables_,
+                 const Tensor& starts_, const Tensor& contexts_) {
+  const Tensor q = q_.contiguous(), tables = tables_.contiguous(), starts = starts_.contiguous(),
+               contexts = contexts_.contiguous();
+  TORCH_CHECK(q.dim() == 3 && k_cache.dim() == 4 && k_cache.sizes() == v_cache.sizes() && k_cache.is_contiguous() &&
+                  v_cache.is_contiguous() && k_cache.scalar_type() == v_cache.scalar_type(),
+              "q is [T, H, D], and the caches are [B, S, K, width]");
+  for (const Tensor& t : {tables, starts, contexts}) TORCH_CHECK(t.scalar_type() == at::kInt, "a layout is of int32");
+  const int64_t T = q.size(0), H = q.size(1), D = q.size(2), R = contexts.size(0), K = k_cache.size(2),
+                S = k_cache.size(1);
+  const bool eight = k_cache.scalar_type() == at::kByte;
+  TORCH_CHECK(D % 8 == 0 && H % K == 0 && k_cache.size(3) == D + (eight ? 4 : 0) && starts.size(0) == R + 1 &&
+                  tables.dim() == 2 && tables.size(0) == R,
+              "heads, caches and layout do not fit one another");
+  const int32_t *table = tables.const_data_ptr<int32_t>(), *start = starts.const_data_ptr<int32_t>(),
+                *context = contexts.const_data_ptr<int32_t>();
+  TORCH_CHECK(start[0] == 0 && start[R] == T, "the requests do not cover the step");
+  for (int64_t r = 0; r < R; r++) {
+    TORCH_CHECK(start[r] <= start[r + 1] && start[r + 1] - start[r] <= context[r] && context[r] <= S * tables.size(1),
+                "request ", r, " has another number of tokens");
+    for (int64_t b = 0; b * S < context[r]; b++) {
+      const int32_t block = table[r * tables.size(1) + b];
+      TORCH_CHECK(block >= 0 && block < k_cache.size(0), "block ", block, " is outside of the cache");
+    }
+  }
+  Tensor out = at::empty({T, H * D}, q.options());
+  ERNIE_DISPATCH(q.scalar_type(), Q, [&] {
+    auto run = [&](auto* keys, auto* values) {
+      using Element = std::remove_const_t<std::remove_pointer_t<decltype(keys)>>;
+      attend_all<Element, Q>(q.const_data_ptr<Q>(), out.data_ptr<Q>(), Cache<Element>{keys, values, S, K, D, table}, H,
+                             table, tables.size(1), start, context, R);
+    };
+    if (R == 0) return;
+    if (eight)
+      return run(reinterpret_cast<const int8_t*>(k_cache.const_data_ptr<uint8_t>()),
+                 reinterpret_cast<const int8_t*>(v_cache.const_data_ptr<uint8_t>()));
+    ERNIE_DISPATCH(k_cache.scalar_type(), E, [&] { run(k_cache.const_data_ptr<E>(), v_cache.const_data_ptr<E>()); });
+  });
+  return out;
+}
+
+// ---- the small ones -------------------------------------------------------------------------------------------------
+
+inline float rounded_to(const float*, float x) { return x; }
+inline float rounded_to(const bf16*, float x) { return static_cast<float>(static_cast<bf16>(x)); }
+
+// The norm of residual + delta, which residual becomes. Rounded where the reference rounds.
+Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta_, const Tensor& weight, double eps) {
+  TORCH_CHECK(residual.is_contiguous() && residual.dim() == 2 && weight.is_contiguous() &&
+                  weight.scalar_type() == residual.scalar_type() && weight.numel() == residual.size(1) &&
+                  residual.size(1) % 8 == 0,
+              "residual is [T, N] and the norm's weight [N], of one dtype, N a multiple of 8");
+  const Tensor delta = delta_ ? delta_->contiguous() : Tensor();
+  TORCH_CHECK(!delta_ || (delta.sizes() == residual.sizes() && delta.scalar_type() == residual.scalar_type()),
+              "what is added is of another shape or dtype");
+  const int64_t T = residual.size(0), N = residual.size(1), some = std::max<int64_t>(1, 32768 / N);
+  Tensor y = at::empty_like(residual);
+  ERNIE_DISPATCH(residual.scalar_type(), S, [&] {
+    S *stream = residual.data_ptr<S>(), *out = y.data_ptr<S>();
+    const S *added = delta_ ? delta.const_data_ptr<S>() : nullptr, *w = weight.const_data_ptr<S>();
+    share((T + some - 1) / some, [&](int64_t i) {
+      for (int64_t t = i * some; t < std::min(T, (i + 1) * some); t++) {
+        S* r = stream + t * N;
+        f8 squares[2] = {};
+        for (int64_t n = 0; n < N; n += 8) {
+          if (added) store(r + n, load(r + n) + load(added + t * N + n));
+          const f8 v = load(r + n);
+          squares[(n >> 3) & 1] += v * v;
+        }
+        const float factor = 1.0f / std::sqrt(sum(squares[0] + squares[1]) / N + static_cast<float>(eps));
+        for (int64_t n = 0; n < N; n += 8) {
+          S whole[8];
+          store(whole, load(r + n) * factor);
+          store(out + t * N + n, load(whole) * load(w + n));
+        }
+      }
+    });
+  });
+  return y;
+}
+
+// logits[t] = w . x[t], float32, for up to four tokens; each token's sums are in the same order however many there are
+template <class S, int G>
+void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
+  f8 sums[G][2] = {};
+  for (int64_t n = 0; n < N; n += 16)
+    for (int i = 0; i < 2; i++) {
+      const f8 v = load(w + n + 8 * i);
+      for (int t = 0; t < G; t++) sums[t][i] += v * load(x + t * N + n + 8 * i);
+    }
+  for (int t = 0; t < G; t++) out[t * stride] = sum(sums[t][0] + sums[t][1]);
+}
+
+std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A,
+                                 double norm_min) {
+  const Tensor x = x_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && weight.is_contiguous() && weight.scalar_type() == at::kFloat &&
+                  weight.size(1) == x.size(1) && bias.is_contiguous() && bias.scalar_type() == at::kFloat &&
+                  bias.numel() == weight.size(0) && x.size(1) % 16 == 0,
+              "the router's weight is [E, N] and its bias [E], both float32, N a multiple of 16");
+  const int64_t T = x.size(0), N = x.size(1), E = weight.size(0);
+  TORCH_CHECK(A > 0 && A <= E, "of ", E, " experts ", A, " are chosen");
+  Tensor weights = at::empty({T, A}, x.options()), ids = at::empty({T, A}, x.options().dtype(at::kLong));
+  const auto logits = room<float>(T * E);
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    const S* in = x.const_data_ptr<S>();
+    const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
+    const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
+    share(tiles * slices, [&](int64_t i) {
+      const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
+      for (int64_t e = first; e < std::min(E, first + experts); e++) {
+        float* out = logits.get() + t * E + e;
+        const S* rows = in + t * N;
+        if (count == 1)
+          scores_of<S, 1>(w + e * N, rows, N, out, E);
+        else if (count == 2)
+          scores_of<S, 2>(w + e * N, rows, N, out, E);
+        else if (count == 3)
+          scores_of<S, 3>(w + e * N, rows, N, out, E);
+        else
+          scores_of<S, 4>(w + e * N, rows, N, out, E);
+      }
+    });
+    std::vector<uint8_t> taken(E);
+    for (int64_t t = 0; t < T; t++) {
+      float* p = logits.get() + t * E;
+      const float top = *std::max_element(p, p + E);
+      float total = 0, chosen = 0;
+      for (int64_t e = 0; e < E; e++) total += p[e] = std::exp(p[e] - top);
+      for (int64_t e = 0; e < E; e++) p[e] /= total;
+      std::fill(taken.begin(), taken.end(), 0);
+      int64_t* id = ids.data_ptr<int64_t>() + t * A;
+      for (int64_t a = 0; a < A; a++) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < E; e++)
+          if (!taken[e] && (best < 0 || p[e] + b[e] > p[best] + b[best])) best = e;
+        taken[best] = 1;
+        id[a] = best;
+        chosen += p[best];
+      }
+      const float divisor = std::max(chosen, static_cast<float>(norm_min));
+      for (int64_t a = 0; a < A; a++) weights.data_ptr<S>()[t * A + a] = static_cast<S>(p[id[a]] / divisor);
+    }
+  });
+  return {weights, ids};
+}
+
+// A row of D numbers as a cache keeps it.
+inline void keep_row(const float* x, int64_t D, float* to) { std::copy(x, x + D, to); }
+inline void keep_row(const float* x, int64_t D, bf16* to) {
+  for (int64_t d = 0; d < D; d += 8) store(to + d, load(x + d));
+}
+inline void keep_row(const float* x, int64_t D, int8_t* to) {
+  f8 m = {};
+  for (int64_t d = 0; d < D; d += 8) m = largest(magnitude(load(x + d)), m);
+  const float scale = largest(m) / 127.0f;
+  for (int64_t d = 0; d < D; d += 8) store(to + d, rounded(scale > 0 ? load(x + d) / scale : f8{}));
+  std::memcpy(to + D, &scale, 4);
+}
+
+template <class S>
+void turn_row(const S* x, const float* rotary, int64_t D, float* to) {
+  for (int64_t d = 0; d < D; d += 2) {
+    const float a = static_cast<float>(x[d]), b = static_cast<float>(x[d + 1]), cos = rotary[d], sin = rotary[d + 1];
+    to[d] = rounded_to(x, a * cos - b * sin);
+    to[d + 1] = rounded_to(x, b * cos + a * sin);
+  }
+}
+
+Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache, Tensor& v_cache, const Tensor& slots_,
+                      int64_t H) {
+  const Tensor qkv = qkv_.contiguous(), rotary = rotary_.contiguous(), slots = slots_.contiguous();
+  TORCH_CHECK(
+      k_cache.dim() == 4 && k_cache.is_contiguous() && v_cache.is_contiguous() && k_cache.sizes() == v_cache.sizes(),
+      "the caches are [B, S, K, width]");
+  const bool eight = k_cache.scalar_type() == at::kByte;
+  const int64_t T = qkv.size(0), K = k_cache.size(2), width = k_cache.size(3), D = width - (eight ? 4 : 0);
+  const int64_t num_slots = k_cache.size(0) * k_cache.size(1);
+  TORCH_CHECK(qkv.dim() == 2 && qkv.size(1) == (H + 2 * K) * D && rotary.scalar_type() == at::kFloat &&
+                  rotary.numel() == T * D && slots.scalar_type() == at::kLong && slots.numel() == T && D % 8 == 0,
+              "queries, keys and values are [T, (H + 2K) D], and there is a slot for each token");
+  for (int64_t t = 0; t < T; t++) {
+    const int64_t slot = slots.const_data_ptr<int64_t>()[t];
+    TORCH_CHECK(slot >= 0 && slot < num_slots, "slot ", slot, " is outside of the cache");
+  }
+  Tensor q = at::empty({T, H, D}, qkv.options());
+  ERNIE_DISPATCH(qkv.scalar_type(), S, [&] {
+    auto run = [&](auto* keys, auto* values) {
+      share((T + 15) / 16, [&](int64_t i) {
+        const auto row = room<float>(D);
+        for (int64_t t = i * 16; t < std::min(T, (i + 1) * 16); t++) {
+          const S* from = qkv.const_data_ptr<S>() + t * (H + 2 * K) * D;
+          const float* angles = rotary.const_data_ptr<float>() + t * D;
+          const int64_t slot = slots.const_data_ptr<int64_t>()[t];
+          for (int64_t h = 0; h < H; h++, from += D) {
+            turn_row(from, angles, D, row.get());
+            keep_row(row.get(), D, q.data_ptr<S>() + (t * H + h) * D);
+          }
+          for (int64_t k = 0; k < K; k++, from += D) {
+            turn_row(from, angles, D, row.get());
+            keep_row(row.get(), D, keys + (slot * K + k) * width);
+          }
+          for (int64_t k = 0; k < K; k++, from += D) {
+            for (int64_t d = 0; d < D; d += 8) store(row.get() + d, load(from + d));
+            keep_row(row.get(), D, values + (slot * K + k) * width);
+          }
+        }
+      });
+    };
+    if (eight)
+      return run(reinterpret_cast<int8_t*>(k_cache.data_ptr<uint8_t>()),
+                 reinterpret_cast<int8_t*>(v_cache.data_ptr<uint8_t>()));
+    ERNIE_DISPATCH(k_cache.scalar_type(), E, [&] { run(k_cache.data_ptr<E>(), v_cache.data_ptr<E>()); });
+  });
+  return q;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
+  m.def("linear(Tensor x, Tensor data, Tensor scales, int bits, int rows) -> Tensor", linear);
+  m.def(
+      "experts(Tensor x, Tensor weights, Tensor ids, Tensor gate_up, Tensor gate_up_scales, int gate_up_bits, "
+      "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
+      "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
+      experts);
+  m.def("quantize(Tensor weight, int bits, bool search, Tensor(a!) data, Tensor(b!) scales) -> ()", quantize);
+  m.def(
+      "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, "
+      "Tensor context_lens) -> Tensor",
+      attention);
+  m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor", add_rms_norm);
+  m.def("route(Tensor x, Tensor weight, Tensor bias, int top_k, float norm_min) -> (Tensor, Tensor)", route);
+  m.def(
+      "rope_and_write(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads) "
+      "-> Tensor",
+      rope_and_write);
+  m.def("embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
+}

@@ -1,0 +1,69 @@
+"""The verbs that `cpu.cpp` does in one call each, beside those of packed matrices: attention over the cache, and the
+small ones whose cost in plain torch is the calling.
+
+Knows which verb is which operator, and what an operator does not take. Knows nothing of how they are compiled.
+"""
+
+import torch
+from torch import Tensor
+
+from ernie_serve.kernels import kv_format
+from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.native import Operators, operators
+
+_WIDE = 16  # floats: sizes that are no multiple of it are left to plain torch
+
+
+def cpu_kernels() -> CpuKernels:
+    """The best that this machine can do; compiles when the cache is empty."""
+    ops = operators()
+    return CpuKernels() if ops is None else FusedCpuKernels(ops)
+
+
+class FusedCpuKernels(CpuKernels):
+    """What `CpuKernels` does, in fewer calls. With packed matrices no token's numbers depend on its neighbours."""
+
+    def __init__(self, ops: Operators) -> None:
+        super().__init__()
+        self._ops = ops
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x` [T, N] over its root mean square, rounded to its dtype, then times `weight` [N]."""
+        if x.shape[-1] % _WIDE or not x.is_contiguous():
+            return super().rms_norm(x, weight, eps)
+        y: Tensor = self._ops.add_rms_norm(x, None, weight, eps)
+        return y
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The sum of both [T, N], written into `residual`, and its norm."""
+        if residual.shape[-1] % _WIDE or not residual.is_contiguous():
+            return super().add_rms_norm(residual, delta, weight, eps)
+        return residual, self._ops.add_rms_norm(residual, delta, weight, eps)
+
+    def route(
+        self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float
+    ) -> tuple[Tensor, Tensor]:
+        """The experts of each token of `x` [T, N]: weights and ids, both [T, A]. Of equals the first is taken."""
+        if x.shape[-1] % _WIDE:
+            return super().route(x, weight, correction_bias, top_k, norm_min)
+        weights, ids = self._ops.route(x, weight, correction_bias, top_k, norm_min)
+        return weights, ids
+
+    def rope_and_write(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+    ) -> Tensor:
+        """Turn queries and keys of `qkv` [T, (H + 2K) D], write keys and values to their slots; the queries."""
+        if kv_format.head_dim(k_cache) % 8:
+            return super().rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
+        q: Tensor = self._ops.rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
+        return q
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
+        """Causal attention of `q` [T, H, D] over the cache where it lies, block by block: [T, H D]."""
+        if q.shape[-1] % 8 or q.dtype not in (torch.float32, torch.bfloat16):
+            return super().attention(q, k_cache, v_cache, layout)
+        y: Tensor = self._ops.attention(
+            q, k_cache, v_cache, layout.block_tables, layout.query_starts, layout.context_lens
+        )
+        return y

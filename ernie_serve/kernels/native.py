@@ -1,0 +1,104 @@
+"""Compiles `cpu.cpp` for this processor when it is first needed, and loads its operators.
+
+Knows compilers and caches. Knows nothing of what the operators do.
+"""
+
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+_NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+_ADVICE = "Install a C++ compiler and ninja (Debian: apt install g++ ninja-build)."
+
+Operators = Any
+"""torch's namespace of the operators, `torch.ops.…`, which declares none of them."""
+
+
+@functools.cache
+def operators() -> Operators | None:
+    """The operators, or `None`, with a line in the log, where they cannot be compiled.
+
+    ERNIE_SERVE_PORTABLE=1 leaves out what only some processors have.
+    """
+    try:
+        return load(portable=os.environ.get("ERNIE_SERVE_PORTABLE") == "1")
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        logger.warning(
+            "The CPU's own operators cannot be compiled; plain torch serves, slower. %s (%s)", _ADVICE, reason
+        )
+        return None
+
+
+def load(*, portable: bool = False, extra_flags: tuple[str, ...] = ()) -> Operators:
+    """Compile, or find in the cache, one build of the source, and load it into this process."""
+    native = "" if portable else _NATIVE.get(platform.machine(), "")
+    flags = [*FLAGS, *extra_flags, *([native] if native else ["-DERNIE_PORTABLE"])]
+    name = f"ernie_serve_cpu_{_fingerprint(flags)}"
+    flags.append(f"-DERNIE_NAMESPACE={name}")
+    if not hasattr(getattr(torch.ops, name), "linear"):
+        _compile(name, flags)
+    return getattr(torch.ops, name)
+
+
+def _compile(name: str, flags: list[str]) -> None:
+    from torch.utils import cpp_extension  # slow to import, and needs setuptools
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    folder = Path(root) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "ours").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # torch's own lock is a file that outlives a killed process, and is then waited for without end. Whoever holds
+        # ours knows that nobody holds that one.
+        (folder / "lock").unlink(missing_ok=True)
+        began = time.monotonic()
+        library, whole = folder / f"{name}.so", folder / "whole"
+        if whole.exists() and library.exists():  # ninja would compile again for a copy of the source elsewhere
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch does not type it
+            return
+        logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
+        os.environ["PATH"] = tools_path()
+        cpp_extension.load(
+            name,
+            [str(SOURCE)],
+            extra_cflags=flags,
+            extra_ldflags=flags,
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+        whole.touch()
+        logger.debug("Loaded %s in %.1f s", folder, time.monotonic() - began)
+
+
+def tools_path() -> str:
+    """PATH, and the folder beside Python, where pip puts ninja whether or not PATH has it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*folders, str(Path(sys.executable).parent)]))
+
+
+def _fingerprint(flags: list[str]) -> str:
+    """Of all that a build depends on: the processor, torch, the flags, the source."""
+    parts = [platform.machine(), _processor(), torch.__version__, *flags, SOURCE.read_text(encoding="utf-8")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(next((line for line in lines if line.startswith(name)), "") for name in ("flags", "Features"))

@@ -1,0 +1,136 @@
+"""One turn of `bench_cpu`: the whole engine over a quantized folder, stepped in this thread, timed, printed as JSON.
+
+Knows the engine. Knows nothing of what it is compared with.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from ernie_serve.config import Settings
+from ernie_serve.engine.core import EngineCore
+from ernie_serve.engine_process import build_engine
+from ernie_serve.messages import EngineRequest, PlanRow, SamplingParams, StepPlan
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.text.tokenizer import Tokenizer
+from ernie_serve.worker.memory import bytes_per_block
+
+CONTEXT = 4096  # tokens that the cache holds, so that the peak of memory is that of such a context
+BLOCK = 16
+
+
+def engine(folder: str, threads: int, cache_tokens: int) -> EngineCore:
+    """An engine whose cache holds so many tokens."""
+    config = ModelConfig.from_folder(folder)
+    blocks = cache_tokens // BLOCK
+    settings = Settings(
+        model=folder,
+        threads=threads,
+        block_size=BLOCK,
+        max_model_len=cache_tokens,
+        kv_cache_memory_bytes=blocks * bytes_per_block(config, getattr(torch, config.dtype), BLOCK),
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        enable_prefix_caching=False,
+    )
+    core, _ = build_engine(settings, Tokenizer.from_folder(folder).vocab_size, lambda share, what: None)
+    return core
+
+
+def steps(core: EngineCore, num_streams: int, input_len: int, new: int) -> list[tuple[int, float]]:
+    """Tokens made and seconds of each step of some requests that start together."""
+    chance = torch.Generator().manual_seed(num_streams)
+    prompts = torch.randint(5, 100_000, (num_streams, input_len), generator=chance).tolist()
+    for index, prompt in enumerate(prompts):
+        sampling = SamplingParams(max_tokens=new, seed=index, temperature=0.0)
+        core.add(EngineRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling))
+    found = []
+    while core.has_work:
+        began = time.perf_counter()
+        outputs = core.step()
+        found.append((sum(len(output.token_ids) for output in outputs), time.perf_counter() - began))
+    return found
+
+
+def decode_speed(core: EngineCore, num_streams: int, new: int) -> float:
+    """Tokens a second over all streams, once each has its first."""
+    counted = steps(core, num_streams, 16, new)
+    whole = [(count, seconds) for count, seconds in counted[1:] if count == num_streams]
+    return sum(count for count, _ in whole) / sum(seconds for _, seconds in whole)
+
+
+def prefill_speed(core: EngineCore, input_len: int) -> float:
+    """Tokens of a prompt a second, to its first token."""
+    return input_len / sum(seconds for _, seconds in steps(core, 1, input_len, 1))
+
+
+def depth_speed(core: EngineCore, depth: int) -> float:
+    """Tokens a second of one stream that has so many tokens in the cache. They were never computed, only read."""
+    prompt = [5] * depth
+    row = PlanRow(
+        request_id="deep",
+        token_ids=[5],
+        start=depth - 1,
+        block_ids=list(range(depth // BLOCK)),
+        sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+        wants_token=True,
+        prompt_token_ids=prompt,
+        output_token_ids=[],
+    )
+    taken = []
+    for step in range(17):
+        began = time.perf_counter()
+        core.runner.execute(StepPlan(step, [row]))
+        taken.append(time.perf_counter() - began)
+    return 1 / statistics.median(taken[1:])
+
+
+def experts_reached(core: EngineCore, num_streams: int) -> float:
+    """Distinct experts a layer that one step of so many streams reads, on average."""
+    model: Any = core.runner.model  # type: ignore[attr-defined]  # a real runner, not only what the engine needs of one
+    seen: list[int] = []
+    route = model.kernels.route
+
+    def spy(*arguments: Any) -> Any:
+        weights, ids = route(*arguments)
+        seen.append(len(set(ids.flatten().tolist())))
+        return weights, ids
+
+    model.kernels.route = spy
+    steps(core, num_streams, 16, 3)
+    model.kernels.route = route
+    layers = sum(model.config.is_moe_layer(index) for index in range(model.config.num_hidden_layers))
+    return statistics.mean(seen[-layers:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--began", type=float, default=time.time(), help="when this process was started")
+    parser.add_argument("--load-only", action="store_true")
+    parser.add_argument("--depths", help="decode after so many tokens, such as 1024,32768, and nothing else")
+    options = parser.parse_args()
+    depths = [int(depth) for depth in options.depths.split(",")] if options.depths else []
+    core = engine(options.folder, options.threads, max(depths, default=CONTEXT))
+    found: dict[str, Any] = {"load_s": time.time() - options.began}
+    if depths:
+        found["depths"] = {depth: depth_speed(core, depth) for depth in depths}
+    elif not options.load_only:
+        for pair in core.runner.cache:  # type: ignore[attr-defined]
+            for cache in pair:
+                cache.zero_()  # all of it is in memory, as after a text of that length
+        steps(core, 1, 16, 4)  # the first steps bring code and buffers into memory
+        found["decode_1"] = decode_speed(core, 1, 64)
+        found["prefill_512"] = prefill_speed(core, 512)
+        found["decode_16"] = decode_speed(core, 16, 17)
+        found["experts_per_layer"] = round(experts_reached(core, 16), 1)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Our server and vLLM side by side: one checkpoint, one load generator over HTTP, each server alone on the GPU.
+
+Knows how both are started and what makes a comparison fair. Knows nothing of how tokens are made.
+
+Fair means here: the same files, bfloat16, the same longest request and, where both are tuned, the same number of
+requests and tokens a step; prompts are token ids of which no two begin alike; every answer has exactly the length that
+was asked for, which is checked; temperature 1 and nothing else of sampling, whatever generation_config.json says.
+Prefix caching is off on both, or on on both. Each load is run three times after a warm-up that is not counted, and the
+odd rounds start with the other server. "defaults" leaves the rest to each server; "tuned" adds vLLM's own expert tiles
+for the H100 where it has none for this card, without which it runs with tiles that nobody chose.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from ernie_serve import bench
+from ernie_serve.errors import SettingsError, StartupError
+
+NAME = "compared"
+LOADS = "1x1024x256,8x2048x512,32x2048x512,64x2048x512,128x2048x512,256x2048x512,1x8192x128,1x32768x64,64x1024x256@4"
+METRICS = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+INSTALL = (
+    "Install it into an environment of its own (python -m venv V && V/bin/pip install vllm==0.26.0) and give "
+    "--vllm V/bin/vllm; or name another server's command with --theirs."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One server: how it is started, and what its requests say besides."""
+
+    name: str
+    command: list[str]
+    environ: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of one load."""
+
+    variant: str
+    side: str
+    load: str
+    result: bench.Result
+
+
+class Exact:
+    """A target whose every answer must have the length that was asked for."""
+
+    def __init__(self, target: bench.HttpTarget) -> None:
+        self._target = target
+
+    async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
+        """Pass the counts on, and fail where they do not add up."""
+        made = 0
+        async for count in self._target.stream(prompt, output_len, seed):
+            made += count
+            yield count
+        if made != output_len:
+            raise StartupError(f"An answer has {made} tokens where {output_len} were asked for: nothing is comparable.")
+
+
+def parse_load(text: str) -> bench.Load:
+    """`64x2048x512` is 64 streams, prompts of 2,048 and answers of 512; `@4` makes it an open load of 4 a second."""
+    try:
+        shape, _, rate = text.partition("@")
+        streams, input_len, output_len = (int(part) for part in shape.split("x"))
+        arrivals = float(rate) if rate else None
+        if min(streams, input_len, output_len) < 1 or (arrivals is not None and arrivals <= 0):
+            raise ValueError
+    except ValueError:
+        raise SettingsError(
+            f"--loads has {text!r}; a load is STREAMSxINPUTxOUTPUT or …@RATE, as 64x2048x512."
+        ) from None
+    num_prompts = max(3, 2 * streams)
+    return bench.Load(
+        num_prompts=num_prompts,
+        input_len=input_len,
+        output_len=output_len,
+        max_concurrency=num_prompts if arrivals else streams,  # an open load waits for nobody
+        request_rate=arrivals,
+    )
+
+
+def sides(args: argparse.Namespace, variant: str, config: dict[str, Any], loads: list[bench.Load]) -> list[Side]:
+    """Both servers as a variant has them, ours first. Raises `SettingsError` where one cannot be had."""
+    caching = "--enable-prefix-caching" if variant == "prefix" else "--no-enable-prefix-caching"
+    longest = max(load.input_len + load.output_len for load in loads)
+    shared = ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "bfloat16"]
+    shared += ["--max-model-len", str(longest), caching]
+    environ = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if variant != "defaults":
+        shared += ["--max-num-seqs", "256", "--max-num-batched-tokens", str(8192 + 256)]
+        if folder := tuned_tiles(args, config):
+            environ["VLLM_TUNED_CONFIG_FOLDER"] = folder
+    ours = Side("ours", [sys.executable, "-m", "ernie_serve", "serve", "{model}", *shared])
+    if args.ours:
+        ours = Side("ours", shlex.split(args.ours))
+    if args.theirs:
+        return [ours, Side("theirs", shlex.split(args.theirs))]
+    if not shutil.which(args.vllm):
+        raise SettingsError(f"vLLM is not installed: there is no {args.vllm!r}. {INSTALL}")
+    usage = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}  # a chunk may hold many tokens
+    command = [args.vllm, "serve", "{model}", *shared, "--generation-config", "vllm"]
+    return [ours, Side("vllm", command, environ, usage)]
+
+
+def tuned_tiles(args: argparse.Namespace, config: dict[str, Any]) -> str | None:
+    """A folder with vLLM's expert tiles of the H100 under the name of this card; `None` where vLLM has its own."""
+    executable = shutil.which(args.vllm)
+    if args.theirs or executable is None:
+        return None
+    shape = f"E={config.get('moe_num_experts')},N={config.get('moe_intermediate_size')},device_name="
+    card = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    named = f"{shape}{card[0].strip().replace(' ', '_')}.json" if card else ""
+    python = Path(executable).resolve().parent.parent
+    folder = next(python.glob("lib/python3*/site-packages/vllm/model_executor/layers/fused_moe/configs"), None)
+    if folder is None or not named or (folder / named).exists():
+        return None
+    if not (found := sorted(folder.glob(f"{shape}NVIDIA_H100*.json"))):
+        print(f"vLLM has no tiles {shape}NVIDIA_H100…: its tuned variant runs with its defaults.", file=sys.stderr)
+        return None
+    tiles = args.out.parent / "tiles"
+    tiles.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found[-1], tiles / named)
+    return str(tiles.resolve())
+
+
+@contextmanager
+def running(side: Side, model: str, log: Path) -> Iterator[str]:
+    """The server of a side, ready, and its address; ended on leaving. Raises `StartupError` with its last lines."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [word.format(port=port, model=model, name=NAME) for word in side.command]
+    root = f"http://127.0.0.1:{port}"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | side.environ, start_new_session=True
+        )
+        try:
+            while not _ready(root):
+                if process.poll() is not None:
+                    last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+                    raise StartupError(f"{side.name} ended with {process.returncode} before it was ready:\n{last}")
+                time.sleep(0.5)
+            yield root
+        finally:
+            _end(process)
+
+
+def _ready(root: str) -> bool:
+    """Whether weights are loaded: ours says so at /health/ready; vLLM answers /health, and only then listens."""
+    try:
+        answer = httpx.get(f"{root}/health/ready", timeout=5)
+        return (httpx.get(f"{root}/health", timeout=5) if answer.status_code == 404 else answer).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # whatever it started must not hold the GPU's memory any longer
+    process.wait()
+
+
+async def measure(side: Side, root: str, load: bench.Load, vocab_size: int) -> bench.Result:
+    """One load against one server."""
+    target = bench.HttpTarget(f"{root}/v1", NAME, temperature=load.temperature, extra={**PLAIN_SAMPLING, **side.extra})
+    try:
+        return await bench.measure(side.name, Exact(target), load, vocab_size)
+    finally:
+        await target.close()
+
+
+def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured], dict[str, Any]]:
+    """Every variant, round, side, load and repeat; and what was run."""
+    texts = args.loads.split(",")
+    loads = [parse_load(text) for text in texts]
+    variants = ["given"] if args.ours or args.theirs else args.variants.split(",")
+    if unknown := set(variants) - {"given", "defaults", "tuned", "prefix"}:
+        raise SettingsError(f"--variants has {', '.join(sorted(unknown))}; it takes defaults, tuned and prefix.")
+    both_of = {variant: sides(args, variant, config, loads) for variant in variants}
+    found: list[Measured] = []
+    ran: dict[str, Any] = {"commands": {}, "versions": {}}
+    for variant, both in both_of.items():
+        for round_ in range(args.rounds):
+            for side in both if round_ % 2 == 0 else reversed(both):
+                ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
+                with running(side, args.model, args.out.with_suffix(f".{variant}.{side.name}.log")) as root:
+                    ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
+                    asyncio.run(measure(side, root, loads[0], config["vocab_size"]))
+                    for text, load in zip(texts, loads, strict=True):
+                        for repeat in range(args.repeats):
+                            seeded = bench.Load(**asdict(load) | {"seed": 1 + repeat + round_ * args.repeats})
+                            result = asyncio.run(measure(side, root, seeded, config["vocab_size"]))
+                            found.append(Measured(variant, side.name, text, result))
+                            print(f"{variant} {side.name} {text}: {result.output_tok_s} tok/s", file=sys.stderr)
+    return found, ran
+
+
+def summary(found: list[Measured]) -> list[dict[str, Any]]:
+    """For each variant and load the median and spread of both sides, and the ratio of ours to theirs."""
+    points = []
+    for variant, load in dict.fromkeys((each.variant, each.load) for each in found):
+        point: dict[str, Any] = {"variant": variant, "load": load}
+        here = [each for each in found if (each.variant, each.load) == (variant, load)]
+        names = sorted({each.side for each in here}, key=lambda name: name != "ours")
+        for name in names:
+            results = [each.result for each in here if each.side == name]
+            for metric in METRICS:
+                values = sorted(getattr(result, metric) for result in results)
+                point[f"{name}.{metric}"] = {"median": statistics.median(values), "spread": [values[0], values[-1]]}
+        for metric in METRICS:
+            ours, theirs = (point[f"{name}.{metric}"]["median"] for name in names)
+            point[f"ratio.{metric}"] = round(ours / theirs, 3) if theirs else None
+        points.append(point)
+    return points
+
+
+def show(points: list[dict[str, Any]]) -> None:
+    """A table of medians: ours, theirs and the ratio."""
+    table = Table("variant", "load", box=None, header_style="bold")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    theirs = next(key for key in points[0] if key.endswith(METRICS[0]) and key.split(".")[0] not in ("ours", "ratio"))
+    for point in points:
+        cells = []
+        for metric in METRICS:
+            pair = (point[f"ours.{metric}"], point[f"{theirs.split('.')[0]}.{metric}"])
+            cells.append(f"{pair[0]['median']:g} / {pair[1]['median']:g} = {point[f'ratio.{metric}']}")
+        table.add_row(point["variant"], point["load"], *cells)
+    Console(width=200).print(table)
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def main() -> None:
+    """Compare, print a table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of the checkpoint, such as scripts/make_random_checkpoint writes")
+    parser.add_argument("--vllm", default="vllm", help="the program of an installed vLLM")
+    parser.add_argument("--ours", help="our server's command with {model}, {port} and {name}, instead of the variants'")
+    parser.add_argument("--theirs", help="the other server's command, likewise: any that speaks the completions API")
+    parser.add_argument("--variants", default="defaults,tuned,prefix")
+    parser.add_argument("--loads", default=LOADS, help="STREAMSxINPUTxOUTPUT, with @RATE an open load")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="starts of each server; every second is in reverse order")
+    parser.add_argument("--out", type=Path, default=Path("gpu_compare.json"))
+    args = parser.parse_args()
+    try:
+        if min(args.repeats, args.rounds) < 1:
+            raise SettingsError("--repeats and --rounds are at least 1.")
+        config_file = Path(args.model) / "config.json"
+        if not config_file.exists():
+            raise SettingsError(f"{config_file} is not there: MODEL is the folder of a checkpoint.")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        found, ran = run(args, json.loads(config_file.read_text(encoding="utf-8")))
+    except StartupError as error:
+        sys.exit(f"gpu_compare: {error}")
+    points = summary(found)
+    show(points)
+    facts = {
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"),
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        **ran,
+        "points": points,
+        "runs": [asdict(each) for each in found],
+    }
+    args.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

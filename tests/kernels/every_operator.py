@@ -1,0 +1,57 @@
+"""Runs every operator of `cpu.cpp` once over odd sizes, in a build with sanitizers. A script for test_sanitizers.py."""
+
+import os
+
+os.environ.pop("LD_PRELOAD", None)  # the sanitizers' own library is for this process, not for the compiler
+
+import torch
+
+from ernie_serve.kernels import kv_format, native
+from ernie_serve.kernels.packed import empty
+
+FLAGS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def main() -> None:
+    ops = native.load(extra_flags=FLAGS)
+    torch.manual_seed(0)
+
+    def matrix(bits: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        made = empty(rows, columns, bits)
+        ops.quantize(torch.randn(rows, columns), bits, True, made.data, made.row_scales)
+        return made.data, made.row_scales, bits
+
+    def stack(bits: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        members = [matrix(bits, rows, columns) for _ in range(5)]
+        return torch.stack([m[0] for m in members]), torch.stack([m[1] for m in members]), bits
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for bits in (4, 8):
+            weight = matrix(bits, 45, 192)
+            ops.embedding(torch.tensor([0, 44, 7]), *weight, 45, dtype)
+            routed, shared = (
+                (stack(bits, 128, 128), stack(bits, 128, 64)),
+                (matrix(12 - bits, 256, 128), matrix(12 - bits, 128, 128)),
+            )
+            for tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13):
+                ops.linear(torch.randn(tokens, 192).to(dtype), *weight, 45)
+                x, ids = torch.randn(tokens, 128).to(dtype), torch.randint(-1, 4, (tokens, 3))
+                weights = torch.rand(tokens, 3).to(dtype)
+                ops.experts(x, weights, ids, *routed[0], *routed[1], *shared[0], *shared[1])
+                ops.experts(x, weights, ids, *routed[0], *routed[1], None, None, 0, None, None, 0)
+                ops.route(x, torch.randn(5, 128), torch.randn(5), 3, 1e-12)
+                ops.add_rms_norm(x.clone(), x, torch.randn(128).to(dtype), 1e-5)
+        for cache in (torch.float32, torch.bfloat16, torch.int8):
+            for heads, kv_heads, head_dim in ((10, 2, 16), (7, 1, 24)):
+                shape = (20, 32, kv_heads, kv_format.width(head_dim, cache))
+                kept = [torch.zeros(shape, dtype=kv_format.element(cache)) for _ in range(2)]
+                qkv = torch.randn(640, (heads + 2 * kv_heads) * head_dim).to(dtype)
+                rotary = torch.randn(640, head_dim // 2, 2)
+                q = ops.rope_and_write(qkv, rotary, *kept, torch.randperm(640), heads)
+                tables = torch.stack([torch.arange(20), torch.arange(20).flip(0), torch.arange(20)]).int()
+                starts, contexts = torch.tensor([0, 1, 20, 23]).int(), torch.tensor([640, 637, 3]).int()
+                ops.attention(q[:23], *kept, tables, starts, contexts)
+    print("every operator ran")
+
+
+main()

@@ -1,0 +1,209 @@
+"""Attention over the cache and the small verbs of `cpu.cpp` give what the reference gives."""
+
+import pytest
+import torch
+
+from ernie_serve.kernels import kv_format
+from ernie_serve.kernels.fused import FusedCpuKernels
+from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.packed import quantize
+from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.packing import matrices, set_matrix
+
+REFERENCE = ReferenceKernels()
+DTYPES = [torch.float32, torch.bfloat16]
+CACHES = [torch.float32, torch.bfloat16, torch.int8]
+
+
+@pytest.fixture(params=["native", "portable"])
+def fused(request):
+    return FusedCpuKernels(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def noise():
+    chance = torch.Generator().manual_seed(0)
+    return lambda *shape, dtype=torch.float32: torch.randn(shape, generator=chance).to(dtype)
+
+
+def same(actual, expected):
+    loose = expected.dtype != torch.float32
+    torch.testing.assert_close(actual, expected, rtol=1e-2 if loose else 1e-5, atol=2e-2 if loose else 2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 40])
+def test_norms(fused, noise, size, dtype):
+    for tokens in (0, 1, 2, 33):
+        x, delta, weight = noise(tokens, size, dtype=dtype), noise(tokens, size, dtype=dtype), noise(size, dtype=dtype)
+        same(fused.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))
+        total, normed = REFERENCE.add_rms_norm(x, delta, weight, 1e-5)
+        ours, ours_normed = fused.add_rms_norm(x.clone(), delta.clone(), weight, 1e-5)
+        assert torch.equal(ours, total)
+        same(ours_normed, normed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 40])
+def test_route(fused, noise, size, dtype):
+    weight, bias = noise(10, size), 0.1 * noise(10)
+    for tokens in (0, 1, 2, 3, 4, 5, 33):
+        x = noise(tokens, size, dtype=dtype)
+        weights, ids = fused.route(x, weight, bias, 3, 1e-12)
+        expected, expected_ids = REFERENCE.route(x, weight, bias, 3, 1e-12)
+        assert torch.equal(ids, expected_ids)
+        same(weights, expected)
+
+
+def test_of_equal_experts_the_first_are_chosen_and_what_is_no_number_ends(fused):
+    _, ids = fused.route(torch.ones(1, 16), torch.zeros(6, 16), torch.zeros(6), 3, 1e-12)
+    assert ids.tolist() == [[0, 1, 2]]
+    _, ids = fused.route(torch.full((1, 16), float("nan")), torch.ones(6, 16), torch.zeros(6), 3, 1e-12)
+    assert sorted(ids[0].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("head_dim", [16, 12])
+def test_rope_and_write(fused, noise, head_dim, cache, dtype):
+    qkv, slots = noise(5, (4 + 2 * 2) * head_dim, dtype=dtype), torch.tensor([3, 17, 0, 8, 31])
+    frequencies = 1.0 / 500000.0 ** (torch.arange(0, head_dim, 2) / head_dim)
+    rotary = REFERENCE.rotary(torch.tensor([0, 1, 77, 4096, 131071]), frequencies)
+    ours, theirs = (REFERENCE.empty_cache(4, 8, 2, head_dim, cache, torch.device("cpu")) for _ in range(2))
+    same(fused.rope_and_write(qkv, rotary, *ours, slots, 4), REFERENCE.rope_and_write(qkv, rotary, *theirs, slots, 4))
+    for mine, other in zip(ours, theirs, strict=True):
+        mine, other = kv_format.numbers(mine), kv_format.numbers(other)
+        # one unit of 8 bits, or of bfloat16, where the last bit of a float decides
+        assert bool(
+            ((mine - other).abs() <= 1e-5 + other.abs().amax() / (120 if cache != torch.float32 else 1e5)).all()
+        )
+
+
+def laid_out(spans, block_size, num_blocks=64):
+    """(query_len, context_len) pairs in a cache whose blocks are handed out in no order."""
+    order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
+    tables = torch.zeros(len(spans), num_blocks, dtype=torch.int32)
+    starts = [0]
+    for r, (count, context) in enumerate(spans):
+        blocks = [order.pop() for _ in range(-(-context // block_size))]
+        tables[r, : len(blocks)] = torch.tensor(blocks)
+        starts.append(starts[-1] + count)
+    none = torch.zeros(starts[-1], dtype=torch.int64)
+    return Layout(
+        positions=none,
+        slots=none,
+        block_tables=tables,
+        query_starts=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor([context for _, context in spans], dtype=torch.int32),
+        spans=tuple(Span(start, *span) for start, span in zip(starts, spans, strict=False)),
+        block_size=block_size,
+    )
+
+
+def filled(noise, cache, num_blocks, block_size, kv_heads, head_dim):
+    made = REFERENCE.empty_cache(num_blocks, block_size, kv_heads, head_dim, cache, torch.device("cpu"))
+    for each in made:
+        each.copy_(kv_format.stored(noise(num_blocks, block_size, kv_heads, head_dim), each))
+    return made
+
+
+SPANS = [[(1, 1)], [(1, 50)], [(9, 9)], [(7, 40)], [(2, 3), (1, 33), (12, 12), (1, 1), (30, 70), (1, 64)]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(4, 2, 16), (5, 1, 24), (3, 3, 8), (16, 2, 32), (4, 2, 12)]
+)
+def test_attention(fused, noise, heads, kv_heads, head_dim, cache, dtype):
+    for spans in SPANS:
+        layout, kept = laid_out(spans, 4), filled(noise, cache, 64, 4, kv_heads, head_dim)
+        q = noise(sum(count for count, _ in spans), heads, head_dim, dtype=dtype)
+        same(fused.attention(q, *kept, layout), REFERENCE.attention(q, *kept, layout))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_attention_over_many_parts(fused, noise, cache):
+    kept = filled(noise, cache, 64, 32, 2, 16)
+    layout, q = laid_out([(1, 2000)], 32), noise(1, 10, 16)
+    same(fused.attention(q, *kept, layout), REFERENCE.attention(q, *kept, layout))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_attention_of_a_row_is_the_same_alone_as_in_a_long_prompt(fused, noise, cache):
+    kept, q = filled(noise, cache, 64, 32, 2, 16), noise(30, 10, 16)
+    together = fused.attention(q, *kept, laid_out([(30, 1040)], 32))
+    for i in range(30):  # their contexts are on both sides of where a part ends, 1024
+        assert torch.equal(fused.attention(q[i : i + 1], *kept, laid_out([(1, 1011 + i)], 32)), together[i : i + 1])
+
+
+def test_large_scores_do_not_overflow(fused, noise):
+    kept, q = filled(noise, torch.float32, 64, 4, 1, 8), 1e4 * noise(3, 1, 8)
+    layout = laid_out([(3, 90)], 4)
+    y = fused.attention(q, *kept, layout)
+    assert bool(y.isfinite().all())
+    same(y, REFERENCE.attention(q, *kept, layout))
+
+
+def test_a_block_outside_of_the_cache_is_refused(fused, noise):
+    kept, layout = filled(noise, torch.float32, 4, 4, 1, 8), laid_out([(1, 9)], 4, num_blocks=4)
+    layout.block_tables[0, 1] = 4
+    with pytest.raises(RuntimeError, match="block 4 is outside"):
+        fused.attention(noise(1, 1, 8), *kept, layout)
+
+
+CONFIG = ModelConfig.from_dict(
+    {
+        "model_type": "ernie4_5_moe",
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_intermediate_size": 64,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
+        "tie_word_embeddings": True,
+    }
+)
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, torch.int8], ids=str)
+def test_a_packed_models_logits_do_not_depend_on_the_schedule(fused, noise, cache):
+    model = Ernie(CONFIG, fused, torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.copy_(noise(*parameter.shape) / parameter.shape[-1] ** 0.5)
+    for name in matrices(model):
+        set_matrix(model, name, quantize(model.get_parameter(name).detach(), 4))
+    set_matrix(model, "embed_tokens.weight", quantize(model.embed_tokens.weight, 8))
+    ids = torch.randint(0, 96, (40,))
+
+    def run(*pieces):
+        kept = [fused.empty_cache(8, 8, 2, 16, cache, torch.device("cpu")) for _ in range(3)]
+        logits, start = [], 0
+        for count in pieces:
+            stop = start + count
+            layout = laid_out([(count, stop)], 8, 8)
+            positions = torch.arange(start, stop)
+            table = layout.block_tables[0].long()
+            slots = table[positions // 8] * 8 + positions % 8
+            layout = Layout(
+                positions, slots, layout.block_tables, layout.query_starts, layout.context_lens, layout.spans, 8
+            )
+            logits.append(model(ids[start:stop], layout, kept, torch.arange(count)))
+            start = stop
+        return torch.cat(logits)
+
+    with torch.inference_mode():
+        assert torch.equal(run(40), run(*[1] * 40))
+        assert torch.equal(run(40), run(17, 1, 22))

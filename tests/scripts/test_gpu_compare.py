@@ -1,0 +1,80 @@
+"""What the comparison asks for and what it makes of the answers; the servers themselves are not started here."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ernie_serve import bench
+from ernie_serve.errors import SettingsError, StartupError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import gpu_compare  # scripts are no package of ours
+
+ROOT = Path(__file__).parents[2]
+
+
+class Says:
+    """A target that answers in pieces of these counts."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = counts
+
+    async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
+        for count in self.counts:
+            yield count
+
+
+def result(side: str, rate: float) -> bench.Result:
+    times = dict.fromkeys(("ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99"), 10.0)
+    shape: dict[str, Any] = {"input_len": 8, "output_len": 4, "concurrency": 2, "request_rate": None, "requests": 4}
+    return bench.Result(
+        target=side, seconds=1.0, output_tok_s=rate, total_tok_s=rate, decode_tok_s=0.0, **shape, **times
+    )
+
+
+async def counts_of(target: Any, output_len: int) -> list[int]:
+    return [count async for count in target.stream([3], output_len, 0)]
+
+
+def test_a_closed_load_keeps_its_streams_and_an_open_one_waits_for_nobody() -> None:
+    closed, opened = gpu_compare.parse_load("8x2048x512"), gpu_compare.parse_load("8x2048x512@2.5")
+    assert (closed.max_concurrency, closed.num_prompts, closed.request_rate) == (8, 16, None)
+    assert (opened.max_concurrency, opened.num_prompts, opened.request_rate) == (16, 16, 2.5)
+    assert (closed.input_len, closed.output_len, closed.temperature) == (2048, 512, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "8x2048", "0x8x8", "8x8x8@0", "axbxc"])
+def test_a_load_that_cannot_be_read_is_refused_by_name(text: str) -> None:
+    with pytest.raises(SettingsError, match="--loads"):
+        gpu_compare.parse_load(text)
+
+
+def test_an_answer_of_another_length_ends_the_comparison() -> None:
+    assert asyncio.run(counts_of(gpu_compare.Exact(Says(1, 3)), 4)) == [1, 3]
+    with pytest.raises(StartupError, match="3 tokens where 4"):
+        asyncio.run(counts_of(gpu_compare.Exact(Says(1, 2)), 4))
+
+
+def test_medians_spreads_and_the_ratio_of_ours_to_theirs() -> None:
+    rates = {"theirs": (10.0, 30.0, 20.0), "ours": (50.0, 30.0, 40.0)}
+    found = [gpu_compare.Measured("tuned", side, "2x8x4", result(side, rate)) for side in rates for rate in rates[side]]
+    (point,) = gpu_compare.summary(found)
+    assert point["ours.output_tok_s"] == {"median": 40.0, "spread": [30.0, 50.0]}
+    assert point["ratio.output_tok_s"] == 2.0
+    assert point["ratio.ttft_ms_p50"] == 1.0
+    assert point["ratio.decode_tok_s"] is None, "nothing was decoded by all at once: there is nothing to divide"
+
+
+def test_without_vllm_it_says_how_to_get_it() -> None:
+    model = str(ROOT / "ernie_serve/bundled/ernie-tiny")
+    command = [sys.executable, "scripts/gpu_compare.py", model, "--vllm", "no-such-vllm", "--out", "/dev/null"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    assert "'no-such-vllm'" in done.stderr
+    assert "pip install vllm" in done.stderr

@@ -1,0 +1,107 @@
+"""The doctor's figures follow from the config and the probe, and its advice from the figures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ernie_serve import doctor
+from ernie_serve.errors import StartupError
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.worker.cores import usable_cores
+
+GIB = 1 << 30
+CARD = ModelConfig.from_dict(GEOMETRIES["21b"])
+
+
+def told(free: float, *, total: float = 1000, disk: float = 1e12, compiler: bool = True) -> str:
+    forms = doctor.forms_of(CARD)
+    lines = doctor.advice(forms, CARD, free=int(free * GIB), total=int(total * GIB), disk=int(disk), compiler=compiler)
+    return "\n".join(lines)
+
+
+def test_the_21b_in_4_bits_fits_a_machine_of_16_gb_and_reads_2_gb_a_token() -> None:
+    forms = {form.name: form for form in doctor.forms_of(CARD)}
+    assert list(forms) == ["bfloat16", "int8", "mixed", "int4"]
+    assert 43e9 < forms["bfloat16"].weight_bytes < 44e9
+    assert 11.5e9 < forms["int4"].weight_bytes < 11.9e9
+    assert forms["int4"].needed_bytes < 12.5 * GIB
+    assert 1.75e9 < forms["int4"].token_bytes < 2.0e9
+    assert forms["int4"].token_bytes < forms["mixed"].token_bytes < forms["int8"].token_bytes
+
+
+def test_a_model_without_experts_reads_all_its_weights_but_an_untied_embedding() -> None:
+    dense = ModelConfig.from_dict(GEOMETRIES["0.3b"])
+    (plain, *_) = doctor.forms_of(dense)
+    assert plain.token_bytes == plain.weight_bytes
+    untied = ModelConfig.from_dict(GEOMETRIES["0.3b"] | {"tie_word_embeddings": False})
+    (plain, *_) = doctor.forms_of(untied)
+    assert plain.token_bytes == plain.weight_bytes - 103424 * 1024 * 2
+
+
+def test_widths_that_cannot_be_packed_leave_the_plain_form() -> None:
+    assert [form.name for form in doctor.forms_of(ModelConfig.from_dict(GEOMETRIES["tiny"]))] == ["bfloat16"]
+
+
+def test_a_quantized_folder_has_one_form() -> None:
+    values = {"quant_method": "ernie_serve", "format_version": 1, "recipe": "int8", "group_size": 32}
+    values["bits"] = dict.fromkeys(("attention", "dense", "shared", "experts", "head"), 8)
+    config = ModelConfig.from_dict(GEOMETRIES["21b"] | {"quantization_config": values})
+    assert [form.name for form in doctor.forms_of(config)] == ["int8"]
+
+
+def test_what_to_change_depends_on_what_lacks() -> None:
+    assert "--quantization int4" in told(free=14)
+    assert "end other programs until" in told(free=8, total=16)
+    assert "this machine has 8.0" in told(free=7, total=8)
+    assert "HF_HOME" in told(free=14, disk=50e9)
+    assert "HF_HOME" not in told(free=14, disk=60e9)
+    assert "apt install g++ ninja-build" in told(free=14, compiler=False)
+
+
+def test_the_published_geometries_are_known_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object) -> Path:
+        raise StartupError("The hub cannot be reached.")
+
+    monkeypatch.setattr(doctor.hub, "resolve", unreachable)
+    assert doctor.config_of(doctor.DEFAULT, None) == CARD
+    assert doctor.config_of("baidu/ERNIE-4.5-0.3B-PT", None).hidden_size == 1024
+    with pytest.raises(StartupError, match="cannot be reached"):
+        doctor.config_of("someone/else", None)
+
+
+def test_memory_is_read_and_its_speed_is_a_number() -> None:
+    assert doctor.memory_speed(0.01, 1 << 20) > 0
+
+
+def test_the_verb_prints_a_table_for_a_folder(tiny_checkpoint: Path) -> None:
+    program = "from ernie_serve import doctor, cli; doctor.PROBE_SECONDS = 0.05; cli.main()"
+    environ = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    command = [sys.executable, "-c", program, "doctor", str(tiny_checkpoint), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "bfloat16" in done.stdout
+    assert f"{torch.__version__}, 1 threads" in done.stdout
+    assert "GB/s" in done.stdout
+
+
+def test_a_quota_bounds_the_cores(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/box\n")
+    folder = tmp_path / "sys/fs/cgroup/box"
+    folder.mkdir(parents=True)
+    assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
+    (folder / "cpu.max").write_text("max 100000\n")
+    assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
+    (folder / "cpu.max").write_text("100000 100000\n")
+    assert usable_cores(tmp_path) == 1
+    (folder / "cpu.max").write_text("20000 100000\n")
+    assert usable_cores(tmp_path) == 1
+
+
+def test_shapes_of_the_card_are_those_of_its_parameters() -> None:
+    assert sum(shape.numel() for shape in parameter_shapes(CARD).values()) == pytest.approx(21.8e9, rel=0.01)

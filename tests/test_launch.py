@@ -1,0 +1,72 @@
+"""What a server refuses to start with, and how it opens what it charges to."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ernie_serve import launch
+from ernie_serve.billing.free import FreeMeter
+from ernie_serve.config import Settings, load
+from ernie_serve.errors import SettingsError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "2001:db8::1"])
+def test_other_machines_are_not_let_in_without_a_key(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"--billing or --api-key, or with --allow-unauthenticated"):
+        launch.require_guarded(Settings(host=host))
+    for guard in ({"billing": True}, {"api_key": ("sk-a",)}, {"allow_unauthenticated": True}):
+        launch.require_guarded(Settings(host=host, **guard))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+def test_this_machine_needs_no_key(host: str) -> None:
+    launch.require_guarded(Settings(host=host))
+
+
+def test_the_serving_preset_charges() -> None:
+    assert load({}, config=CONFIGS / "ernie-4.5-21b-a3b.toml", environ={})[0].billing
+    assert not Settings().billing
+
+
+def opened(**settings: Any) -> Any:
+    async def look() -> Any:
+        meter = await launch.open_meter(Settings(**settings), "ernie")
+        try:
+            return meter.charges, getattr(meter, "prices", None)
+        finally:
+            await meter.close()
+
+    return asyncio.run(look())
+
+
+def test_without_billing_the_keys_of_the_settings_are_asked_for() -> None:
+    assert opened(api_key=("sk-a",)) == (False, None)
+    assert isinstance(asyncio.run(launch.open_meter(Settings(), "ernie")), FreeMeter)
+
+
+def test_billing_charges_the_prices_of_the_settings(sqlite_url: str) -> None:
+    charges, prices = opened(billing=True, database_url=sqlite_url)
+    assert (charges, prices.input_nano, prices.cached_nano, prices.output_nano) == (True, 70, 70, 280)
+    _, other = opened(
+        billing=True, database_url=sqlite_url, input_price="0.1", cached_input_price="0.05", output_price="1"
+    )
+    assert (other.input_nano, other.cached_nano, other.output_nano) == (100, 50, 1000)
+    assert other.version == prices.version + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"api_key": ("sk-a",)}, "exclude each other"),
+        ({"output_price": "0.0005001"}, "output price"),
+        ({"database_url": "mysql://user:secret@host/name"}, "neither SQLite nor PostgreSQL"),
+    ],
+)
+def test_what_cannot_be_charged_does_not_start(sqlite_url: str, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
+        opened(**{"billing": True, "database_url": sqlite_url, **settings})
+    assert "secret" not in str(caught.value)

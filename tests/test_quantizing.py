@@ -1,0 +1,100 @@
+"""`ernie-serve quantize` and what is served of it, as a user has them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ernie_serve.bundled import ERNIE_TINY
+from ernie_serve.config import Settings
+from ernie_serve.engine_process import build_engine
+from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.messages import EngineRequest, SamplingParams
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.quantize import model_bytes
+from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.recipes import Quantization
+from ernie_serve.worker import memory
+
+SMALL = {"max_model_len": 128, "max_num_seqs": 4, "max_num_batched_tokens": 64, "threads": 1}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "ernie_serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=280)
+
+
+def text_of(folder: Path, **settings: object) -> list[int]:
+    """Greedy tokens after a prompt."""
+    core, _ = build_engine(Settings(model=str(folder), **SMALL | settings), 600, lambda share, what: None)
+    sampling = SamplingParams(max_tokens=12, seed=0, temperature=0.0)
+    core.add(EngineRequest(request_id="r", prompt_token_ids=list(range(5, 40)), sampling=sampling))
+    tokens: list[int] = []
+    while core.has_work:
+        tokens += [token for output in core.step() for token in output.token_ids]
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def folder(packable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verb") / "out"
+    done = run("quantize", str(packable), str(out), "--quantization", "int8", "--report", "--report-tokens", "24")
+    assert done.returncode == 0, done.stderr
+    assert "ernie-serve serve" in done.stderr
+    for word in ("attention", "dense", "experts", "head", "shared", "its own text", "random tokens"):
+        assert word in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def packable(make_checkpoint) -> Path:
+    return make_checkpoint("packable")
+
+
+def test_a_quantized_folder_says_what_quantizing_while_loading_says(folder: Path, packable: Path) -> None:
+    tokens = text_of(folder)
+    assert len(tokens) == 12
+    assert text_of(packable, quantization="int8") == tokens
+
+
+def test_an_8_bit_cache_serves(folder: Path) -> None:
+    assert len(text_of(folder, kv_cache_dtype="int8")) == 12
+
+
+def test_what_cannot_be_quantized_ends_in_one_line_and_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    done = run("quantize", str(tiny_checkpoint), str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "96 columns" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert "it is int4, int8 or mixed" in run("quantize", "a", "b", "--quantization", "int3").stderr
+
+
+def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 << 20)
+    with pytest.raises(NotEnoughMemory, match=r"weights need 0\.0\d GiB.*With --quantization int4 they need 0\.00 GiB"):
+        build_engine(Settings(model=str(ERNIE_TINY), dtype="float32"), 100, lambda share, what: None)
+    with pytest.raises(NotEnoughMemory, match=r"loading them 0\.\d+ GiB more for a while"):
+        build_engine(Settings(model=str(ERNIE_TINY), quantization="int4"), 100, lambda share, what: None)
+
+
+def test_mapped_weights_count_as_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_folder(folder)
+    weights = model_bytes(parameter_shapes(config), Quantization.of("int8"), torch.float32)
+    sizes = {"block_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 4, "max_model_len": 16}
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: weights + 10_000_000)
+    plain = memory.plan_cache(config, torch.float32, cpu, **sizes)
+    mapped = memory.plan_cache(config, torch.float32, cpu, mapped_bytes=weights, cache_dtype=torch.int8, **sizes)
+    assert mapped.num_bytes < plain.num_bytes
+    with pytest.raises(NotEnoughMemory):
+        memory.plan_cache(config, torch.float32, cpu, mapped_bytes=weights + 10_000_000, **sizes)
+
+
+def test_a_recipe_that_contradicts_the_folder_is_refused_before_the_weights_are_read(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="quantized already"):
+        build_engine(Settings(model=str(folder), quantization="int4"), 600, lambda share, what: None)

@@ -1,0 +1,166 @@
+"""Servers that charge, as users and operators have them: processes of their own, keys from the store, `kill -9`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ernie_serve.billing.database import Database
+from ernie_serve.billing.office import open_key
+from ernie_serve.billing.opening import open_meter
+from ernie_serve.billing.prices import Prices
+from ernie_serve.billing.reports import Scope, UsageRow, list_usage, problems
+
+
+def test_a_server_that_is_killed_has_charged_what_it_answered_and_holds_nothing(
+    tiny_checkpoint: Path, sqlite_url: str
+) -> None:
+    database = Database(sqlite_url)
+    with database.transaction(durable=True, lane="") as connection:
+        key = open_key(connection, "laptop", now=1, credit_nano=10**9).key
+    database.close()
+    small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--served-model-name", "tiny"]
+    process = subprocess.Popen(
+        [*command, *small, "--billing"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200", "ERNIE_SERVE_DATABASE_URL": sqlite_url},
+    )
+    told = ""
+    try:
+        assert process.stderr is not None
+        while not (found := re.search(r"URL\s+(http://\S+)", told)):
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        assert re.search(r"Billing\s+on, 0.07 USD in and 0.28 USD out a million tokens; SQLite", told)
+        body = {"model": "tiny", "prompt": "0123", "max_tokens": 8, "ignore_eos": True}
+        with httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+            refused = httpx.post(f"{found[1]}/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+            usage = client.post("/completions", json=body).json()["usage"]
+            assert usage["cost_nano_usd"] == 70 * usage["prompt_tokens"] + 280 * 8
+            with client.stream("POST", "/completions", json=body | {"stream": True, "max_tokens": 12_000}) as response:
+                first = next(response.iter_lines())
+                assert (response.status_code, first[:7]) == (200, "data: {"), first
+                process.kill()
+        told += process.stderr.read()
+        assert process.wait(30) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+    assert key not in told
+    released, wrong, rows = asyncio.run(reopened(sqlite_url))
+    assert (released, wrong) == (1, [])
+    assert [(row.completion, row.cost_nano) for row in rows] == [(8, usage["cost_nano_usd"])]
+
+
+async def reopened(url: str) -> tuple[int, list[str], list[UsageRow]]:
+    """What a server that starts again finds: the holds it releases, what does not add up, what was charged."""
+    meter = await open_meter(url, "tiny", Prices())
+    try:
+        rows = await meter.report(list_usage, Scope(), start=0, end=2**40)
+        return meter.counters.orphans_released, await meter.report(problems), rows
+    finally:
+        await meter.close()
+
+
+MODEL = "tiny"
+DEADLINE_SECONDS = 120.0
+BODY = {"model": MODEL, "prompt": [10, 11, 12, 13], "max_tokens": 2, "ignore_eos": True, "temperature": 0}
+COST = 4 * 70 + 2 * 280
+
+
+@contextlib.contextmanager
+def serving(folder: Path, store: str) -> Iterator[str]:
+    """`ernie-serve serve --billing`: its address, once it is known."""
+    small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL, *small]
+    process = subprocess.Popen(
+        [*command, "--billing", "--database-url", store],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert process.stderr is not None
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"URL\s+(http://\S+)", line):
+                yield found[1]
+                return
+        raise AssertionError("".join(said))
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def run(store: str, *arguments: str) -> str:
+    """What a command prints."""
+    environ = os.environ | {"ERNIE_SERVE_DATABASE_URL": store}
+    done = subprocess.run(
+        [sys.executable, "-m", "ernie_serve", *arguments], capture_output=True, text=True, env=environ, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def charged(store: str) -> list[Any]:
+    return [json.loads(line) for line in run(store, "usage", "--json").splitlines()]
+
+
+def test_two_servers_on_one_postgresql_answer_exactly_seventeen_of_two_hundred(
+    tiny_checkpoint: Path, postgres_url: str
+) -> None:
+    credit = f"{17 * COST / 10**9:.9f}"
+    key = run(postgres_url, "keys", "create", "k", "--account", "acme", "--credit", credit).splitlines()[-1]
+
+    async def ask_both(urls: list[str]) -> list[int]:
+        limits = httpx.Limits(max_connections=50)
+        async with httpx.AsyncClient(
+            headers={"authorization": f"Bearer {key}"}, timeout=DEADLINE_SECONDS, limits=limits
+        ) as client:
+
+            async def ask(index: int) -> int:
+                answer = await client.post(f"{urls[index % 2]}/completions", json=BODY)
+                return answer.status_code
+
+            return list(await asyncio.gather(*(ask(index) for index in range(200))))
+
+    with serving(tiny_checkpoint, postgres_url) as a, serving(tiny_checkpoint, postgres_url) as b:
+        answers = asyncio.run(ask_both([a, b]))
+    assert {status: answers.count(status) for status in set(answers)} == {200: 17, 402: 183}
+    rows = charged(postgres_url)
+    assert [row["cost_nano"] for row in rows] == [COST] * 17
+    assert re.search(r"k +acme +0 +default +active", run(postgres_url, "keys", "list"))
+
+
+def test_a_key_that_is_disabled_by_a_command_ends_while_the_server_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'billing.db'}"
+    key = run(store, "keys", "create", "k", "--credit", "1").splitlines()[-1]
+    headers = {"authorization": f"Bearer {key}"}
+    with serving(tiny_checkpoint, store) as url:
+        told = httpx.post(f"{url}/completions", json=BODY, headers=headers, timeout=DEADLINE_SECONDS).json()
+        (row,) = charged(store)
+        assert (row["request_id"], row["cost_nano"]) == (told["id"], COST)
+        assert told["usage"]["cost_nano_usd"] == COST
+        run(store, "keys", "disable", "k")
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while httpx.get(f"{url}/key", headers=headers, timeout=DEADLINE_SECONDS).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
