@@ -35,6 +35,7 @@ from ernie_serve.model.recipes import Quantization
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.cores import usable_cores
+from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_num_seqs=settings.max_num_seqs,
         num_valid_ids=num_valid_ids,
         cache_dtype=cache_dtype,
+        device=CudaDevice() if device.type == "cuda" else None,
+        max_model_len=room.max_model_len,
     )
     scheduler = Scheduler(
         BlockPool(room.num_blocks, settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
@@ -123,6 +126,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_model_len=room.max_model_len,
         pace=Pace(_step_seconds(settings, device)),
     )
+    if runner.graphs:
+        runner.graphs.record_all(room.max_model_len, lambda share: report(share, "recording decode steps"))
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
     report(1.0, "making the first token")
@@ -153,9 +158,16 @@ def _warm_up(core: EngineCore) -> None:
 
 def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
     """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
-    if device.type != "cpu":
-        return ReferenceKernels()
-    return cpu_kernels() if has_packed else CpuKernels()
+    if device.type == "cpu":
+        return cpu_kernels() if has_packed else CpuKernels()
+    try:
+        from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
+    except ImportError as error:
+        raise SettingsError(
+            f"--device {device}: its kernels need Triton ({error}). Install a CUDA build of PyTorch, or `pip install "
+            "triton`, or use --device cpu."
+        ) from error
+    return CudaKernels()
 
 
 def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:

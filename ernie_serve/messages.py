@@ -86,6 +86,10 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
 
 
+UNKNOWN_TOKEN = -1
+"""Stands in a plan for the token that the step before it makes, while that step is still under way."""
+
+
 class PlanRow(Struct, frozen=True, kw_only=True):
     """What one request computes in a step.
 

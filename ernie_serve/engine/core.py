@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ernie_serve.engine import wire
 from ernie_serve.engine.admission import Admission
@@ -46,6 +46,25 @@ class Runner(Protocol):
         """
 
 
+Ticket = TypeVar("Ticket")
+
+
+@runtime_checkable
+class Overlapping(Protocol[Ticket]):
+    """A runner that can start a step while the host goes on, and take a token that the step before still makes."""
+
+    def launch(self, plan: StepPlan) -> Ticket | None:
+        """Start a step; `None` where it has to be executed. What suits once suits for all its steps."""
+
+    def collect(self, flight: Ticket) -> list[Sampled]:
+        """Wait for a step that was started, and for none after it."""
+
+
+class _Flight(NamedTuple, Generic[Ticket]):
+    plan: StepPlan
+    ticket: Ticket
+
+
 class EngineCore:
     """One scheduler and one runner. Not safe for threads: one caller at a time.
 
@@ -61,11 +80,12 @@ class EngineCore:
         self._connection: wire.Connection | None = None  # while serving
         self._is_closing = False
         self._num_failures = 0  # steps in a row
+        self._flight: _Flight[object] | None = None  # a step that has been started ahead of the results before it
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.has_work or bool(self._ended) or self._admission.is_waiting
+        return self.scheduler.has_work or self._flight is not None or bool(self._ended) or self._admission.is_waiting
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; all its outputs come from `step`."""
@@ -85,14 +105,17 @@ class EngineCore:
         """
         self._admit()
         outputs, self._ended = self._ended, []
-        plan = self.scheduler.schedule()
+        flight, self._flight = self._flight, None
+        plan = flight.plan if flight else self.scheduler.schedule()
         if plan is None:
             return outputs
         began = time.monotonic()
         try:
-            sampled = self._execute(plan)
+            flight = flight or self._launch(plan)
+            sampled = self._collect(flight) if flight else self._execute(plan)
         except Exception as error:
             self._num_failures += 1
+            self._flight = None  # its requests are those of the plan that failed
             if self._num_failures > 1:
                 raise RuntimeError(f"Two steps in a row failed; the last with {_told(error)}") from error
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
@@ -103,6 +126,21 @@ class EngineCore:
         if self.scheduler.has_any_of(plan):  # one that was broken off does not say how long a step takes
             self.scheduler.took(plan, time.monotonic() - began)
         return outputs + self.scheduler.update(plan, sampled)
+
+    def _launch(self, plan: StepPlan) -> _Flight[object] | None:
+        """Start a step, if the runner does that and nothing binds its tokens."""
+        if not isinstance(self.runner, Overlapping) or self.scheduler.constraints(plan):
+            return None
+        ticket = self.runner.launch(plan)
+        return None if ticket is None else _Flight(plan, ticket)
+
+    def _collect(self, flight: _Flight[object]) -> list[Sampled]:
+        """Start the step after this one, where it can be known, and then wait for this one."""
+        assert isinstance(self.runner, Overlapping), "only such a runner gives tickets"
+        if ahead := self.scheduler.schedule_ahead(flight.plan):
+            self._flight = self._launch(ahead)
+            assert self._flight, "what follows a recorded step can be recorded"
+        return self.runner.collect(flight.ticket)
 
     def _admit(self) -> None:
         """Let in the requests whose grammars are ready; wait a moment for one when there is nothing else to do."""

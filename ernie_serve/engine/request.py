@@ -8,7 +8,7 @@ from hashlib import blake2b
 from struct import pack
 
 from ernie_serve.engine.constraint import Constraint
-from ernie_serve.messages import EngineRequest, FinishReason, PlanRow, SamplingParams
+from ernie_serve.messages import UNKNOWN_TOKEN, EngineRequest, FinishReason, PlanRow, SamplingParams
 
 
 @dataclass(eq=False, slots=True)
@@ -112,6 +112,25 @@ class Request:
             output_token_ids=self.output_ids,
             wants_prompt_logprobs=self.wants_scores and start < len(self.prompt_ids) - 1,
         )
+
+    def take_unknown(self) -> PlanRow:
+        """The token after all that are known, which a step makes that is still under way; it counts as computed."""
+        start = self.num_computed
+        self.num_computed += 1
+        return PlanRow(
+            request_id=self.request_id,
+            token_ids=[UNKNOWN_TOKEN],
+            start=start,
+            block_ids=self.block_ids,
+            sampling=self.sampling,
+            wants_token=True,
+            prompt_token_ids=self.prompt_ids,
+            output_token_ids=self.output_ids,
+        )
+
+    def is_last_under_way(self, max_len: int) -> bool:
+        """Whether the token under way ends the text by its length, whatever it is."""
+        return len(self.output_ids) + 1 >= self.sampling.max_tokens or self.num_tokens + 1 >= max_len
 
     def finish_reason(self, max_len: int) -> FinishReason | None:
         """Why the text ends with the newest token, if it does. `max_len` bounds prompt and output together."""

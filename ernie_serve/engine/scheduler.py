@@ -142,6 +142,28 @@ class Scheduler:
         self._step += 1
         return StepPlan(self._step, rows)
 
+    def schedule_ahead(self, plan: StepPlan) -> StepPlan | None:
+        """The step after `plan`, whose tokens are still under way, or None where they have to be known first.
+
+        That is where somebody waits, where a token is bound by a constraint, where a request has more to compute, or
+        where a block would have to be taken from others. A request that the token under way ends by its length is
+        left out; one that it ends in another way is computed in vain, and `update` drops that.
+        """
+        going = [request for request in self._running if not request.is_last_under_way(self._max_len)]
+        under_way = {row.request_id for row in plan.rows if row.wants_token and self._request_of(row)}
+        if self._waiting or not going or not all(r.request_id in under_way and not r.num_pending for r in going):
+            return None
+        if any(request.constraint is not None for request in going):
+            return None
+        needed = [self.pool.blocks_for(request.num_tokens + 1) - len(request.block_ids) for request in going]
+        if sum(needed) > self.pool.num_available:
+            return None
+        for request, count in zip(going, needed, strict=True):
+            if count > 0:
+                request.block_ids += self.pool.take(count)
+        self._step += 1
+        return StepPlan(self._step, [request.take_unknown() for request in going])
+
     def constraints(self, plan: StepPlan) -> dict[str, Constraint]:
         """What binds the tokens that a plan yields, by request; most requests are not bound."""
         requests = [request for row in plan.rows if row.wants_token and (request := self._request_of(row))]

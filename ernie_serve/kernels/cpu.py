@@ -74,6 +74,7 @@ class CpuKernels(ReferenceKernels):
                 return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
             packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
             return packed_y
+        assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
             return y

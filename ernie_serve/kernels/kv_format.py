@@ -2,7 +2,8 @@
 
 Knows one row of numbers. Knows nothing of blocks, requests or attention.
 
-A cache is one tensor for keys and one for values, [B, S, K, width]. In a floating dtype the width is the head size D.
+A cache is one tensor for keys and one for values, [B, S, K, width]. In a floating dtype the width is the head size D;
+torch.float8_e4m3fn is one, without a scale, and holds up to 448 of either sign.
 With 8 bits the tensor is uint8 and a row is D int8 and then a float32 scale, the row's largest magnitude over 127.
 """
 
@@ -35,7 +36,7 @@ def head_dim(cache: Tensor) -> int:
 def stored(x: Tensor, cache: Tensor) -> Tensor:
     """`x` [.., D] as `cache` keeps it: [.., width]."""
     if cache.dtype != torch.uint8:
-        return x.to(cache.dtype)
+        return (x.float().clamp(-448, 448) if cache.dtype == torch.float8_e4m3fn else x).to(cache.dtype)
     x = x.float()
     scale = x.abs().amax(-1, keepdim=True) / 127
     q = torch.where(scale > 0, x / scale, 0).round().to(torch.int8)

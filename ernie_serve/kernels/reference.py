@@ -13,11 +13,12 @@ from torch import Tensor
 from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
+from ernie_serve.kernels.quantized import Quantized
 
-Matrix = Tensor | Packed
+Matrix = Tensor | Packed | Quantized
 """A matrix [out, in]."""
 
-Matrices = Tensor | Packed | Sequence[Tensor]
+Matrices = Tensor | Packed | Quantized | Sequence[Tensor]
 """A stack of matrices [E, out, in], or each by itself."""
 
 # T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
@@ -63,11 +64,13 @@ class ReferenceKernels:
                 weight.data[ids // ROWS, None], weight.row_scales.view(-1, ROWS)[ids // ROWS], weight.bits, ROWS
             )
             return blocks.dequantized(dtype)[torch.arange(len(ids), device=ids.device), ids % ROWS]
+        if isinstance(weight, Quantized):
+            return weight.dequantized(dtype)[ids]
         return F.embedding(ids, weight).to(dtype)
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out]."""
-        if isinstance(weight, Packed):
+        if isinstance(weight, Packed | Quantized):
             return F.linear(x.float(), weight.dequantized()).to(x.dtype)
         return F.linear(x, weight)
 
@@ -155,6 +158,7 @@ class ReferenceKernels:
         """The weighted sum of the chosen experts' SwiGLU MLPs, plus the MLP that all tokens share, if any: [T, N].
 
         `gate_up` [E, 2I, N], gate rows first; `down` [E, N, I]; `shared` is one of each. An id below 0 routes nowhere.
+        An override may leave the sum to its own `add_rms_norm`, and yield parts of it side by side, [T, parts, N].
         """
         T, A = ids.shape
         rows = x.new_zeros(T * A, x.shape[1])

@@ -18,8 +18,7 @@ from ernie_serve.model.config import ModelConfig
 # I MLP width, E experts, A active experts, B blocks of S tokens
 
 KVCache = Iterable[tuple[Tensor, Tensor]]
-"""Keys and values of one layer after the other, each [B, S, K, D], or
-wider where a row brings its scale."""
+"""Keys and values of one layer after the other, each [B, S, K, D], or wider where a row brings its scale."""
 
 
 class Ernie(nn.Module):

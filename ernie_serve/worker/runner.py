@@ -12,6 +12,7 @@ from torch import Tensor
 from ernie_serve.messages import PlanRow, Sampled, StepPlan, TokenLogprobs, TokenMasks
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.worker.batch import BatchBuilder, num_scored
+from ernie_serve.worker.graphs import DecodeGraphs, Device, Flight
 from ernie_serve.worker.logprobs import scores_of
 from ernie_serve.worker.sampler import Sampler
 
@@ -24,6 +25,9 @@ class Runner:
 
     What it remembers of a request (its block table, its token counts) is bounded, and rebuilt from the plan if it is
     forgotten or no longer true: a request may come back after a preemption, at any start and in other blocks.
+
+    With a `device` that records, steps of nothing but plain decodes are recordings, which `launch` starts and
+    `collect` waits for; `max_model_len` is the longest text they meet.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class Runner:
         max_num_seqs: int = 256,
         num_valid_ids: int | None = None,
         cache_dtype: torch.dtype | None = None,
+        device: Device | None = None,
+        max_model_len: int | None = None,
     ) -> None:
         """`cache_dtype` is the arithmetic's own unless given; torch.int8 keeps 8 bits with scales."""
         weight, config = model.norm.weight, model.config
@@ -49,6 +55,23 @@ class Runner:
         self._batches = BatchBuilder(block_size, weight.device, max_requests=2 * max_num_seqs)
         self._sampler = Sampler(max_requests=2 * max_num_seqs, num_valid_ids=num_valid_ids)
         self._num_valid_ids = num_valid_ids
+        self.graphs = device and DecodeGraphs(
+            model,
+            self.cache,
+            block_size,
+            device,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len or num_blocks * block_size,
+            num_valid_ids=num_valid_ids,
+        )
+
+    def launch(self, plan: StepPlan) -> Flight | None:
+        """Start a step without waiting for it; `None` where it has to be executed."""
+        return self.graphs.launch(plan) if self.graphs else None
+
+    def collect(self, flight: Flight) -> list[Sampled]:
+        """The tokens of a step that was launched, in the order of its rows."""
+        return [Sampled(*each) for each in zip(flight.request_ids, flight.tokens(), strict=True)]
 
     @torch.inference_mode()
     def execute(

@@ -1,0 +1,164 @@
+"""The verbs on a GPU: Triton where a decode step is made of reading, plain torch where a prompt is made of arithmetic.
+
+Knows which kernel takes which shape. Knows no graph, no request. Numbers are those of the reference to rounding.
+Nothing here waits for the device, so a decode step can be recorded.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from ernie_serve.kernels import kv_format
+from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.quantized import Quantized
+from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
+from ernie_serve.kernels.triton import attention, experts, norm, rope, router, sampling
+
+
+class CudaKernels(ReferenceKernels):
+    """Triton and torch on one GPU, in bfloat16 or float32; under Triton's interpreter also on a CPU."""
+
+    def __init__(self) -> None:
+        self._num_live: Tensor | None = None
+
+    @contextmanager
+    def padded(self, num_live: Tensor) -> Iterator[None]:
+        """Within this, rows from `num_live` [1] on are padding, which no expert computes. The tensor is read later."""
+        self._num_live = num_live
+        try:
+            yield
+        finally:
+            self._num_live = None
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x` [T, N] over its root mean square, times `weight` [N]."""
+        return norm.add_rms_norm(x, None, weight, eps)[1]
+
+    def add_rms_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The sum of both, and its norm; a `delta` [T, P, N] is summed on the way."""
+        return norm.add_rms_norm(residual, delta, weight, eps)
+
+    def rope_and_write(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+    ) -> Tensor:
+        """The queries [T, H, D], turned; a slot below 0 writes nothing."""
+        return rope.rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
+        """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one."""
+        T, H, D = q.shape
+        single = [r for r, span in enumerate(layout.spans) if span.query_len == 1]
+        if len(single) == len(layout.spans):
+            return self._decode(q, k_cache, v_cache, layout.block_tables, layout.context_lens, layout.spans)
+        out = torch.empty_like(q)
+        if single:
+            spans = [layout.spans[r] for r in single]
+            rows, at = (torch.tensor(x, device=q.device) for x in (single, [span.query_start for span in spans]))
+            found = self._decode(
+                q[at], k_cache, v_cache, layout.block_tables[rows], layout.context_lens[rows], tuple(spans)
+            )
+            out[at] = found.view(-1, H, D)
+        for span, table in zip(layout.spans, layout.block_tables, strict=True):
+            if span.query_len > 1:
+                keys, values = (
+                    kv_format.numbers(rows).to(q.dtype) if rows.dtype != q.dtype else rows
+                    for rows in (self._gather(cache, table, span.context_len) for cache in (k_cache, v_cache))
+                )
+                mine = slice(span.query_start, span.query_start + span.query_len)
+                out[mine] = _attend(q[mine], keys, values)
+        return out.view(T, H * D)
+
+    def _decode(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, lens: Tensor, spans: tuple[Span, ...]
+    ) -> Tensor:
+        longest = max(span.context_len for span in spans)
+        splits = attention.splits_for(len(spans), k_cache.shape[2], longest)
+        return attention.decode_attention(q, k_cache, v_cache, tables, lens, splits)
+
+    def route(
+        self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float
+    ) -> tuple[Tensor, Tensor]:
+        """Weights and int32 ids of each token's experts; a prompt takes the reference's way, which asks no host."""
+        if len(x) > _MOST_ROUTED_AT_ONCE:
+            weights, ids = super().route(x, weight, correction_bias, top_k, norm_min)
+            return weights, ids.int()
+        return router.route(x, weight, correction_bias, top_k, norm_min, self._num_live)
+
+    def experts(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """The experts' outputs, summed, or one beside the other, [T, P, N], for `add_rms_norm` to sum.
+
+        Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs.
+        A shared MLP in another format than the experts is computed by itself.
+        """
+        if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
+            return super().experts(x, weights, ids, gate_up, down, shared)
+        inside = None
+        if shared is not None and _is_as(shared[0], gate_up) and _is_as(shared[1], down):
+            first, second = shared
+            if isinstance(first, Tensor | Quantized) and isinstance(second, Tensor | Quantized):
+                inside = (first, second)
+        if len(x) > _MOST_BY_TRITON and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+            y = self._grouped(x, weights, ids, gate_up, down)
+            return y if shared is None else y + self._mlp(x, *shared)
+        slots = experts.experts(x, weights, ids, gate_up, down, inside)
+        if shared is not None and inside is None:
+            slots = torch.cat((slots, self._mlp(x, *shared)[:, None]), dim=1)
+        return slots if len(x) <= _MOST_BY_TRITON else slots.float().sum(1).to(x.dtype)
+
+    def _grouped(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """Rows sorted by expert, two grouped GEMMs, and back. Rows that route nowhere lie behind the last group."""
+        T, A = ids.shape
+        E = gate_up.shape[0]
+        flat = torch.where(ids < 0, E, ids.long()).flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.zeros(E + 1, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
+        ends = counts[:E].cumsum(0).int()
+        hidden = self.swiglu(F.grouped_mm(x[order // A], gate_up.transpose(1, 2), offs=ends))
+        rows = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(T * A, device=x.device)
+        slots = rows[back].view(T, A, -1).masked_fill((ids < 0)[..., None], 0)
+        return (slots * weights[..., None]).sum(1)
+
+    def sample(self, logits: Tensor, settings: Tensor, top_ks: Tensor, num_valid_ids: int) -> Tensor:
+        """A token for each row of `logits` [R, V]; `sampling.sample` says what the others are."""
+        return sampling.sample(logits, settings, top_ks, num_valid_ids)
+
+
+_MOST_ROUTED_AT_ONCE = 512
+_MOST_BY_TRITON = 512  # tokens; above, an expert has so many rows that arithmetic decides
+
+
+def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:
+    """Whether both are of one format, so that one kernel reads them."""
+    if isinstance(shared, Packed):
+        return False
+    return experts.format_of(shared) == experts.format_of(stack) and _element(shared) == _element(stack)
+
+
+def _element(weight: Tensor | Quantized) -> torch.dtype:
+    return weight.dtype if isinstance(weight, Tensor) else weight.data.dtype
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The last T of L tokens attend to themselves and what is before: `q` [T, H, D], the others [L, K, D]."""
+    T, L = len(q), len(keys)
+    own, k, v = (x.transpose(0, 1)[None] for x in (q, keys, values))  # [1, heads, tokens, D]
+    if T == L:
+        found = F.scaled_dot_product_attention(own, k, v, is_causal=True, enable_gqa=True)
+    else:
+        found = F.scaled_dot_product_attention(own, k, v, attn_mask=causal_lower_right(T, L), enable_gqa=True)
+    return found[0].transpose(0, 1)

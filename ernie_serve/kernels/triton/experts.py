@@ -1,0 +1,225 @@
+"""The experts of a decode step: gate and up with SwiGLU, then down with the router's weight, the shared MLP included.
+
+A program has one block of rows that all go to one expert, and one piece of that expert's columns. Two ways to a block:
+- direct, up to 16 tokens: program p belongs to pair p, finds the tokens that share its expert, and leaves at once if an
+  earlier pair has the same. Row t of the tile is token t. No expert is read twice, nothing has to be sorted.
+- aligned, above: blocks come from `align`.
+
+The shared MLP [2 S I, N] and [N, S I] is S more experts of width I that every token takes with weight 1, read in place.
+Outputs of a token's slots stay apart, [T, A + S, N]: no atomics, so that the same batch gives the same bits; the norm
+that follows adds them. A pair that routes nowhere gets zeros.
+
+Bytes moved: (distinct experts + S) times 3 N I weights, which is all that counts up to some hundred rows, and
+2 (N + I) bytes a pair and kernel. At N = 2560, I = 1536, 16 bit: 23.6 MB an expert, 1.56 GB for 64 + 2 experts.
+Source: own; the idea of block-aligned rows with both epilogues is that of the fused MoE kernels of vLLM and SGLang.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ernie_serve.kernels.quantized import GROUP, Quantized
+from ernie_serve.kernels.triton import align
+from ernie_serve.kernels.triton.launching import UPCAST, dot
+from ernie_serve.kernels.triton.tiles import Tile, tile_for
+
+# T tokens, N hidden size, E experts of width I, A active experts, S parts of the shared MLP,
+# BM rows, BN columns and BK depth of a tile
+
+MOST_DIRECT = 16
+
+
+@triton.jit
+def _block(ids, order, block_experts, T, DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
+           BM: tl.constexpr):  # fmt: skip
+    """The expert of this program's block and the pair of each of its rows, -1 for none.
+
+    The expert is E + S for pairs that route nowhere, and above that, or below 0, where there is nothing to do.
+    """
+    block = tl.program_id(0)
+    row = tl.arange(0, BM)
+    if DIRECT:
+        expert = tl.load(ids + block, mask=block < T * A, other=0).to(tl.int32)
+        is_routed = block < T * A
+        expert = tl.where(is_routed, tl.where(expert < 0, E + S, expert), E + block - T * A)
+        pairs = tl.zeros((BM,), tl.int32) - 1
+        for a in tl.static_range(A):
+            found = tl.load(ids + row * A + a, mask=row < T, other=-1).to(tl.int32)
+            pairs = tl.where((found == expert) & (row < T), row * (A + S) + a, pairs)
+        own = block // A * (A + S) + block % A
+        first = tl.min(tl.where(pairs >= 0, pairs, 2147483647))
+        is_first = (first == own) | (expert >= E)
+        shared = tl.where(row < T, row * (A + S) + A + expert - E, -1)
+        pairs = tl.where(expert < E, pairs, tl.where(is_routed, tl.where(row == 0, own, -1), shared))
+        expert = tl.where(is_first, expert, -1)
+    else:
+        expert = tl.load(block_experts + block)
+        pairs = tl.load(order + block * BM + row)
+    return expert, pairs
+
+
+@triton.jit
+def _times(acc, x, rows_ok, w, scales, columns_ok, k, K: tl.constexpr, W_K: tl.constexpr, BK: tl.constexpr,
+           FORMAT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """`acc` plus one step over the depth, from `k` on; rows are at pointers `x`, weights at `w`, scales likewise."""
+    if FORMAT == "int4":
+        at = tl.arange(0, 64)
+        packed = tl.load(w[None, :] + (k // 2 + at)[:, None], mask=columns_ok[None, :], other=0)
+        low = (packed & 15).to(tl.int8) - 8
+        high = (packed >> 4).to(tl.int8) - 8
+        x_low = tl.load(x[:, None] + (k + at)[None, :], mask=rows_ok[:, None], other=0.0)
+        x_high = tl.load(x[:, None] + (k + 64 + at)[None, :], mask=rows_ok[:, None], other=0.0)
+        nothing = tl.zeros_like(acc)
+        scale_low = tl.load(scales + k // 64, mask=columns_ok, other=0.0).to(tl.float32)
+        scale_high = tl.load(scales + k // 64 + 1, mask=columns_ok, other=0.0).to(tl.float32)
+        acc += dot(x_low, low, nothing, UPCAST) * scale_low[None, :]
+        acc += dot(x_high, high, nothing, UPCAST) * scale_high[None, :]
+    else:
+        at = k + tl.arange(0, BK)
+        if K % BK == 0:
+            weights = tl.load(w[None, :] + at[:, None], mask=columns_ok[None, :], other=0.0)
+            values = tl.load(x[:, None] + at[None, :], mask=rows_ok[:, None], other=0.0)
+        else:
+            weights = tl.load(w[None, :] + at[:, None], mask=columns_ok[None, :] & (at < K)[:, None], other=0.0)
+            values = tl.load(x[:, None] + at[None, :], mask=rows_ok[:, None] & (at < K)[None, :], other=0.0)
+        acc = dot(values, weights, acc, UPCAST)
+    return acc
+
+
+@triton.jit
+def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
+             DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
+             I: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+             UPCAST: tl.constexpr):  # fmt: skip
+    expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
+    if (expert >= 0) & (expert < E + S):
+        W_N: tl.constexpr = N // 2 if FORMAT == "int4" else N
+        GROUPS: tl.constexpr = N // 64 if FORMAT == "int4" else 1
+        column = tl.program_id(1) * BN + tl.arange(0, BN)
+        column_ok = column < I
+        row_ok = pairs >= 0
+        token = tl.where(row_ok, pairs // (A + S), 0)
+        rows = x + token.to(tl.int64) * N
+        if expert < E:
+            gate_row = expert.to(tl.int64) * (2 * I) + column
+            up_row = gate_row + I
+            base = weight
+            scale_base = scales
+        else:
+            gate_row = (expert - E).to(tl.int64) * I + column
+            up_row = gate_row + S * I
+            base = shared
+            scale_base = shared_scales
+        gate = tl.zeros((BM, BN), tl.float32)
+        up = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, N, BK):
+            gate = _times(gate, rows, row_ok, base + gate_row * W_N, scale_base + gate_row * GROUPS, column_ok, k,
+                          N, W_N, BK, FORMAT, UPCAST)  # fmt: skip
+            up = _times(up, rows, row_ok, base + up_row * W_N, scale_base + up_row * GROUPS, column_ok, k,
+                        N, W_N, BK, FORMAT, UPCAST)  # fmt: skip
+        if FORMAT == "row":
+            gate *= tl.load(scale_base + gate_row, mask=column_ok, other=0.0)[None, :]
+            up *= tl.load(scale_base + up_row, mask=column_ok, other=0.0)[None, :]
+        hidden = gate / (1.0 + tl.exp(-gate)) * up
+        place = out + pairs.to(tl.int64)[:, None] * I + column[None, :]
+        tl.store(place, hidden.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
+
+
+@triton.jit
+def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
+          DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
+          I: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+          UPCAST: tl.constexpr):  # fmt: skip
+    expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
+    if (expert >= 0) & (expert <= E + S):
+        W_I: tl.constexpr = I // 2 if FORMAT == "int4" else I
+        GROUPS: tl.constexpr = I // 64 if FORMAT == "int4" else 1
+        column = tl.program_id(1) * BN + tl.arange(0, BN)
+        column_ok = column < N
+        row_ok = pairs >= 0
+        acc = tl.zeros((BM, BN), tl.float32)
+        factor = tl.zeros((BM,), tl.float32) + 1.0
+        if expert < E + S:
+            # rows are multiplied by their width after the branches, so that the compiler still knows they are aligned
+            rows = hidden + tl.where(row_ok, pairs, 0).to(tl.int64) * I
+            if expert < E:
+                w_row = expert.to(tl.int64) * N + column
+                scale_row = w_row * GROUPS
+                base = weight
+                scale_base = scales
+                slot = pairs % (A + S)
+                factor = tl.load(weights + pairs // (A + S) * A + slot, mask=row_ok, other=0.0).to(tl.float32)
+            else:
+                part = expert - E
+                w_row = (column * S + part).to(tl.int64)
+                scale_row = w_row * GROUPS
+                if FORMAT == "row":
+                    scale_row = column.to(tl.int64)  # one scale for the S parts of a row
+                base = shared
+                scale_base = shared_scales
+            for k in range(0, I, BK):
+                acc = _times(acc, rows, row_ok, base + w_row * W_I, scale_base + scale_row, column_ok, k,
+                             I, W_I, BK, FORMAT, UPCAST)  # fmt: skip
+            if FORMAT == "row":
+                acc *= tl.load(scale_base + scale_row, mask=column_ok, other=0.0)[None, :]
+            acc = acc.to(out.dtype.element_ty).to(tl.float32) * factor[:, None]
+        place = out + pairs.to(tl.int64)[:, None] * N + column[None, :]
+        tl.store(place, acc.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
+
+
+def experts(
+    x: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    gate_up: Tensor | Quantized,
+    down: Tensor | Quantized,
+    shared: tuple[Tensor | Quantized, Tensor | Quantized] | None,
+    tiles: tuple[Tile, Tile] | None = None,
+) -> Tensor:
+    """What each slot of each token of `x` [T, N] adds, the shared MLP's parts last: [T, A + S, N].
+
+    `gate_up` is [E, 2I, N], `down` [E, N, I], `shared` one of each with a width of S I, all in one format.
+    """
+    (T, N), A = x.shape, ids.shape[1]
+    E, _, width = down.shape
+    S = 0 if shared is None else shared[1].shape[1] // width
+    direct = T <= MOST_DIRECT
+    first, second = tiles or (tile_for("gate_up", T, format_of(gate_up)), tile_for("down", T, format_of(down)))
+    assert first.rows == second.rows, "both kernels read the same blocks"
+    if direct:
+        order = block_experts = ids
+        num_blocks = T * A + S
+    else:
+        sort = align.align if T <= _MOST_IN_ONE_PROGRAM else align.align_many
+        order, block_experts = sort(ids, E, S, first.rows)
+        num_blocks = len(block_experts)
+    hidden = torch.empty((T * (A + S), width), dtype=x.dtype, device=x.device)
+    out = torch.empty((T, A + S, N), dtype=x.dtype, device=x.device)
+    same = {"DIRECT": direct, "A": A, "S": S, "E": E, "N": N, "I": width, "UPCAST": UPCAST}
+    _gate_up[(num_blocks, triton.cdiv(width, first.columns))](
+        x, ids, order, block_experts, *_parts(gate_up), *_parts(shared[0] if shared else gate_up), hidden, T,
+        **same, FORMAT=format_of(gate_up), **first.options(N),
+    )  # fmt: skip
+    _down[(num_blocks, triton.cdiv(N, second.columns))](
+        hidden, weights, ids, order, block_experts, *_parts(down), *_parts(shared[1] if shared else down), out, T,
+        **same, FORMAT=format_of(down), **second.options(width),
+    )  # fmt: skip
+    return out
+
+
+_MOST_IN_ONE_PROGRAM = 512
+
+
+def format_of(weight: Tensor | Quantized) -> str:
+    """How a kernel reads these weights."""
+    if isinstance(weight, Tensor):
+        return "plain"
+    return "int4" if weight.format == "int4" else "row"
+
+
+def _parts(weight: Tensor | Quantized) -> tuple[Tensor, Tensor]:
+    return (weight, weight) if isinstance(weight, Tensor) else (weight.data, weight.scales)
+
+
+assert GROUP == 64, "the kernels count on it"

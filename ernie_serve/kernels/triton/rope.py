@@ -1,0 +1,130 @@
+"""Interleaved rotary of queries and keys, and keys and values to their slots in the cache.
+
+One program a token and head. A slot below 0 is a padded row: its query is turned, nothing is written.
+The cache is as `kv_format` says: 16 or 32 bit, fp8 (e4m3, no scale), or int8 with a float32 scale behind each row.
+
+Bytes moved, 16 bit: T (H + 2K) D read and written. At H = 20, K = 4, D = 128: 14 KB a token.
+Source: own.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ernie_serve.kernels import kv_format
+
+# T tokens, H query heads, K key/value heads, D head size
+
+
+@triton.jit
+def _rope_and_write(
+    qkv,
+    rotary,
+    k_cache,
+    v_cache,
+    slots,
+    q_out,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FORMAT: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    pair = tl.arange(0, HALF)
+    real = pair < D // 2
+    row = qkv + (token * (H + 2 * K) + head) * D
+    even = tl.load(row + 2 * pair, mask=real, other=0.0).to(tl.float32)
+    odd = tl.load(row + 2 * pair + 1, mask=real, other=0.0).to(tl.float32)
+    if head < H + K:
+        cos = tl.load(rotary + token * D + 2 * pair, mask=real, other=1.0)
+        sin = tl.load(rotary + token * D + 2 * pair + 1, mask=real, other=0.0)
+        turned = even * cos - odd * sin
+        odd = odd * cos + even * sin
+        even = turned
+    if head < H:
+        out = q_out + (token * H + head) * D
+        tl.store(out + 2 * pair, even.to(q_out.dtype.element_ty), mask=real)
+        tl.store(out + 2 * pair + 1, odd.to(q_out.dtype.element_ty), mask=real)
+    else:
+        slot = tl.load(slots + token)
+        kv_head = (head - H) % K
+        keeps = pair < tl.where(slot >= 0, D // 2, 0)
+        # what the cache holds has been rounded to the network's dtype first, as a wider cache would hold it
+        even = even.to(qkv.dtype.element_ty).to(tl.float32)
+        odd = odd.to(qkv.dtype.element_ty).to(tl.float32)
+        at = (slot * K + kv_head) * WIDTH
+        if head < H + K:
+            _write(k_cache + at, even, odd, pair, keeps, D, FORMAT)
+        else:
+            _write(v_cache + at, even, odd, pair, keeps, D, FORMAT)
+
+
+@triton.jit
+def _write(out, even, odd, pair, keeps, D: tl.constexpr, FORMAT: tl.constexpr):
+    if FORMAT == "int8":
+        largest = tl.maximum(tl.max(tl.abs(even)), tl.max(tl.abs(odd)))
+        scale = tl.div_rn(largest, 127.0)
+        inside = tl.where(scale > 0, scale, 1.0)
+        tl.store(out + 2 * pair, _rounded(tl.div_rn(even, inside)).to(tl.uint8, bitcast=True), mask=keeps)
+        tl.store(out + 2 * pair + 1, _rounded(tl.div_rn(odd, inside)).to(tl.uint8, bitcast=True), mask=keeps)
+        place = (out + D).to(tl.pointer_type(tl.float32)) + pair
+        tl.store(place, tl.zeros_like(even) + scale, mask=keeps & (pair == 0))
+    else:
+        if FORMAT == "fp8":
+            even = _as_fp8(even)
+            odd = _as_fp8(odd)
+        tl.store(out + 2 * pair, even.to(out.dtype.element_ty), mask=keeps)
+        tl.store(out + 2 * pair + 1, odd.to(out.dtype.element_ty), mask=keeps)
+
+
+@triton.jit
+def _as_fp8(x):
+    """The nearest number that e4m3 holds: three bits behind the first, steps of 2^-9 near zero, at most 448.
+
+    The conversion after it then has nothing to round, which the interpreter's does not carry into the exponent.
+    """
+    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+    near_zero = (x + 24576.0) - 24576.0
+    return tl.where(tl.abs(x) < 0.015625, near_zero, bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def _rounded(x):
+    """To the nearest integer, halves to the even one: adding 1.5 * 2^23 leaves no room for a fraction."""
+    return ((x + 12582912.0) - 12582912.0).to(tl.int8)
+
+
+def rope_and_write(
+    qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+) -> Tensor:
+    """The queries [T, H, D], turned; keys and values of `qkv` [T, (H + 2K) D] are in the cache."""
+    T = qkv.shape[0]
+    K, D = k_cache.shape[2], kv_format.head_dim(k_cache)
+    q = torch.empty((T, num_heads, D), dtype=qkv.dtype, device=qkv.device)
+    _rope_and_write[(T, num_heads + 2 * K)](
+        qkv,
+        rotary,
+        k_cache,
+        v_cache,
+        slots,
+        q,
+        H=num_heads,
+        K=K,
+        D=D,
+        HALF=triton.next_power_of_2(D // 2),
+        WIDTH=k_cache.shape[3],
+        FORMAT=cache_format(k_cache),
+        num_warps=1,
+    )
+    return q
+
+
+def cache_format(cache: Tensor) -> str:
+    """How a kernel reads and writes rows of this cache."""
+    return {torch.uint8: "int8", torch.float8_e4m3fn: "fp8"}.get(cache.dtype, "plain")

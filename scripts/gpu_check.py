@@ -1,0 +1,446 @@
+"""One command that says whether the GPU path is right, and how near it comes to the floor.
+
+Kernels beside the reference; a model of random weights made on the device, with its decode step as a graph and without;
+decode and prefill speed, in each format; transformers beside it. Writes one JSON. `--minutes` bounds the run: what no
+longer fits is left out by name. `--dry` runs all of its logic on a CPU, at a tiny geometry, in Triton's interpreter.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+if "--dry" in sys.argv:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+import triton
+from gpu_floor import Floor
+from torch import Tensor
+
+from ernie_serve.kernels.cuda import CudaKernels
+from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.quantized import quantize
+from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.ernie import Ernie, MoE
+from ernie_serve.worker.graphs import CudaDevice
+from ernie_serve.worker.runner import Runner
+
+FULL: dict[str, Any] = {
+    "model_type": "ernie4_5_moe", "vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288,
+    "num_hidden_layers": 28, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
+    "moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_num_shared_experts": 2,
+    "moe_layer_start_index": 1, "moe_layer_end_index": 27, "moe_layer_interval": 1,
+}  # fmt: skip
+TINY = FULL | {
+    "vocab_size": 300, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 5,
+    "num_key_value_heads": 1, "head_dim": 16, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 128,
+    "moe_num_shared_experts": 1, "moe_layer_end_index": 1, "max_position_embeddings": 256,
+}  # fmt: skip
+PAGE = 64
+
+
+class Machine:
+    """Where it runs: the device, and how to wait for it."""
+
+    def __init__(self, dry: bool) -> None:
+        self.dry = dry
+        self.device = torch.device("cpu" if dry else "cuda")
+        self.dtype = torch.float32 if dry else torch.bfloat16
+        self.values = TINY if dry else FULL
+        self.recorder = EagerDevice() if dry else CudaDevice()
+
+    def wait(self) -> None:
+        if not self.dry:
+            torch.cuda.synchronize()
+
+    def let_go(self) -> None:
+        """Give the memory of what is no longer held back."""
+        gc.collect()
+        if not self.dry:
+            torch.cuda.empty_cache()
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        self.wait()
+        began = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - began
+
+    def described(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+        found |= {"triton": triton.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
+        if not self.dry:
+            properties = torch.cuda.get_device_properties(0)
+            found |= {"gpu": properties.name, "gpu_gib": round(properties.total_memory / 2**30, 1)}
+            found |= {"cuda": torch.version.cuda, "capability": torch.cuda.get_device_capability(0)}
+        return found
+
+
+class EagerDevice:
+    """Records nothing and runs everything: what a graph has to agree with, bit for bit."""
+
+    def buffer(self, num_bytes: int) -> Tensor:
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], object]:
+        return run
+
+    def read(self, tensor: Tensor) -> Callable[[], list[int]]:
+        return tensor.clone().tolist
+
+
+class Report:
+    """What is found, and how much time is left to find more."""
+
+    def __init__(self, minutes: float) -> None:
+        self._ends = time.monotonic() + 60 * minutes
+        self.values: dict[str, Any] = {"points": [], "kernels": [], "left_out": [], "failed": []}
+
+    def part(self, name: str, needs_seconds: float, run: Callable[[], None]) -> None:
+        """Run a part if there is time for it; a part that fails is told, and the others go on."""
+        left = self._ends - time.monotonic()
+        if left < needs_seconds:
+            self.values["left_out"].append(f"{name}: needs about {needs_seconds:.0f} s, {max(0, left):.0f} were left")
+            return
+        print(f"== {name} ({left:.0f} s left)", flush=True)
+        try:
+            run()
+        except Exception as error:
+            self.values["failed"].append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
+            print(f"   FAILED {type(error).__name__}: {error}", flush=True)
+
+    def point(self, name: str, tokens: int, seconds: float, floor: float, **more: Any) -> None:
+        found = {"name": name, "tok_s": round(tokens / seconds, 1), "ms": round(1e3 * seconds, 3)}
+        self.values["points"].append(found | {"share": round(floor / seconds, 4)} | more)
+        print(
+            f"   {name:24} {found['tok_s']:>10} tok/s {found['ms']:>10} ms  {100 * floor / seconds:5.1f} %", flush=True
+        )
+
+    def compared(self, name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+        """One kernel's result beside the reference: the largest error over the largest value."""
+        error = float((got.float() - want.float()).abs().max() / want.float().abs().max().clamp(min=1e-9))
+        is_right = error <= tolerance  # not a number is not right
+        self.values["kernels"].append({"name": name, "error": error, "tolerance": tolerance, "right": is_right})
+        if not is_right:
+            self.values["failed"].append(f"kernel {name}: relative error {error:.3g}, at most {tolerance} is right")
+            print(f"   WRONG {name}: {error:.3g}", flush=True)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that is to be written is full of not-a-number, so that a gap in an output shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def spoiled(tensor: Tensor) -> Tensor:
+        return tensor.fill_(float("nan") if tensor.dtype.is_floating_point else 99)
+
+    torch.empty = lambda *args, **options: spoiled(empty(*args, **options))
+    torch.empty_like = lambda *args, **options: spoiled(empty_like(*args, **options))
+    try:
+        yield
+    finally:
+        torch.empty, torch.empty_like = empty, empty_like
+
+
+def check_kernels(report: Report, machine: Machine) -> None:
+    """Every verb at the model's own shapes and at several numbers of tokens."""
+    c = ModelConfig.from_dict(machine.values, source="gpu_check")
+    reference, kernels = ReferenceKernels(), CudaKernels()
+    N, E, A, width = c.hidden_size, c.moe_num_experts, c.moe_k, c.moe_intermediate_size
+    tolerance = 1e-4 if machine.dry else 0.03
+
+    def normal(*shape: int, dtype: torch.dtype = machine.dtype, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, device=machine.device) * scale).to(dtype)
+
+    weight = normal(E, N, dtype=torch.float32, scale=N**-0.5)
+    stacks = [normal(E, 2 * width, N, scale=N**-0.5), normal(E, N, width, scale=width**-0.5)]
+    both = [normal(2 * c.shared_intermediate_size, N, scale=N**-0.5)]
+    both.append(normal(N, c.shared_intermediate_size, scale=c.shared_intermediate_size**-0.5))
+    formats = [None, "int8", "fp8", "int4"]
+    packed = {f: [quantize(w, f) if f else w for w in (*stacks, *both)] for f in formats}
+    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
+        x, delta, scale = normal(T, N), normal(T, N), normal(N)
+        with poisoned():
+            got = kernels.add_rms_norm(x.clone(), delta, scale, 1e-5)
+        for name, one, other in zip(("sum", "norm"), got, reference.add_rms_norm(x, delta, scale, 1e-5), strict=True):
+            report.compared(f"add_rms_norm {name} T={T}", one, other, tolerance)
+        with poisoned():
+            chances, ids = kernels.route(x, weight, torch.zeros(E, device=machine.device), A, 1e-12)
+        want, want_ids = reference.route(x, weight, torch.zeros(E, device=machine.device), A, 1e-12)
+        same = ids.sort(-1).values == want_ids.sort(-1).values
+        report.compared(f"route ids T={T}", same.float().mean(), torch.ones((), device=machine.device), 0.01)
+        for f in formats:
+            gate_up, down, *shared = packed[f]
+            with poisoned():
+                got = kernels.experts(x, chances, ids, gate_up, down, tuple(shared))
+            got = got.float().sum(1) if got.dim() == 3 else got
+            want = reference.experts(x, chances, ids, gate_up, down, tuple(shared))
+            report.compared(f"experts {f or 'plain'} T={T}", got, want, tolerance)
+    check_attention(report, machine, c, tolerance)
+
+
+def check_attention(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
+    """The paged kernel in each cache format, blocks in any order, and a prompt beside decodes."""
+    reference, kernels = ReferenceKernels(), CudaKernels()
+    H, K, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    lens, page = ([5, 18], 8) if machine.dry else ([1, 64, 1000, 5000], PAGE)
+    counts = [-(-n // page) for n in lens]
+    tables = torch.zeros(len(lens), max(counts), dtype=torch.int32)
+    for row, blocks in zip(tables, torch.randperm(sum(counts)).int().split(counts), strict=True):
+        row[: len(blocks)] = blocks
+    everywhere = torch.arange(sum(counts) * page, device=machine.device)
+    rotary = reference.rotary(everywhere, torch.rand(D // 2, device=machine.device))
+    for cache_dtype in (machine.dtype, torch.float8_e4m3fn, torch.int8):
+        caches, copies = (reference.empty_cache(sum(counts), page, K, D, cache_dtype, machine.device) for _ in range(2))
+        qkv = torch.randn(len(everywhere), (H + 2 * K) * D, device=machine.device).to(machine.dtype)
+        want_q = reference.rope_and_write(qkv, rotary, *caches, everywhere, H)
+        with poisoned():
+            got_q = kernels.rope_and_write(qkv, rotary, *copies, everywhere, H)
+        report.compared(f"rope {cache_dtype}", got_q, want_q, tolerance)
+        for queries in ([1] * len(lens), [1] * (len(lens) - 1) + [3]):
+            starts = torch.tensor([0, *queries]).cumsum(0)
+            spans = tuple(Span(int(s), n, length) for s, n, length in zip(starts, queries, lens, strict=False))
+            nothing = torch.zeros(sum(queries), dtype=torch.int64, device=machine.device)
+            lengths = torch.tensor(lens, dtype=torch.int32, device=machine.device)
+            layout = Layout(nothing, nothing, tables.to(machine.device), starts.int(), lengths, spans, page)
+            q = torch.randn(sum(queries), H, D, device=machine.device).to(machine.dtype)
+            with poisoned():
+                got = kernels.attention(q, *copies, layout)
+            want = reference.attention(q, *caches, layout)
+            report.compared(f"attention {cache_dtype} queries={queries[-1]}", got, want, max(tolerance, 0.02))
+
+
+def random_model(machine: Machine, format: str) -> Ernie:
+    """Random weights made on the device, layer by layer; router rows scaled so that routing spreads."""
+    config = ModelConfig.from_dict(machine.values, source="gpu_check")
+    with torch.device("meta"):
+        model = Ernie(config, CudaKernels(), machine.dtype)
+    for path, module in model.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            made = torch.empty(parameter.shape, dtype=parameter.dtype, device=machine.device)
+            if path.endswith("norm"):
+                made.fill_(1.0)
+            else:
+                made.normal_(0, 1e-3 if name == "correction_bias" else made.shape[-1] ** -0.5)
+            setattr(module, name, torch.nn.Parameter(made, requires_grad=False))
+        if format != "bf16" and isinstance(module, MoE):
+            quantize_now(module, format, machine.device)
+    return model
+
+
+def quantize_now(moe: MoE, format: Any, device: torch.device) -> None:
+    """Make the matrices of a layer on the meta device never whole in 16 bit: each is drawn, quantized and let go."""
+    for owner, name in ((moe.experts, "gate_up"), (moe.experts, "down"), *((p, "weight") for p in _shared(moe))):
+        shape = getattr(owner, name).shape
+        made = torch.randn(shape, dtype=torch.bfloat16, device=device) * shape[-1] ** -0.5
+        delattr(owner, name)
+        setattr(owner, name, quantize(made, format))
+
+
+def _shared(moe: MoE) -> list[Any]:
+    return [] if moe.shared is None else [moe.shared.gate_up_proj, moe.shared.down_proj]
+
+
+def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1) -> list[PlanRow]:
+    """Decodes of texts that all have `context` tokens in their own blocks, `step` tokens later."""
+    blocks = -(-(context + 256) // PAGE)
+    return [
+        PlanRow(
+            request_id=str(r), token_ids=[UNKNOWN_TOKEN if unknown else 7 + r], start=context - 1 + step,
+            block_ids=list(range(r * blocks, (r + 1) * blocks)),
+            sampling=SamplingParams(max_tokens=9999, seed=seed + r), wants_token=True,
+            prompt_token_ids=[7 + r] * context, output_token_ids=[],
+        )
+        for r in range(streams)
+    ]  # fmt: skip
+
+
+def make_runner(machine: Machine, model: Ernie, streams: int, context: int, device: Any) -> Runner:
+    blocks = streams * -(-(context + 256) // PAGE)
+    runner = Runner(
+        model, blocks, PAGE, max_num_seqs=streams, device=device, max_model_len=context + 256,
+        num_valid_ids=model.config.vocab_size,
+    )  # fmt: skip
+    for pair in runner.cache:
+        for tensor in pair:
+            tensor.normal_()
+    return runner
+
+
+def decode(runner: Runner, streams: int, context: int, steps: int, first: int = 0) -> list[list[int]]:
+    """Steps that overlap as the engine's do: the next is launched before the tokens of this one are read."""
+    tokens, flight = [], None
+    for step in range(first, first + steps):
+        rows = rows_at(streams, context, step, unknown=step > 0)
+        ahead = runner.launch(StepPlan(step, rows))
+        assert ahead is not None, "these rows can be recorded"
+        if flight is not None:
+            tokens.append([each.token_id for each in runner.collect(flight)])
+        flight = ahead
+    assert flight is not None
+    return [*tokens, [each.token_id for each in runner.collect(flight)]]
+
+
+def measure_decode(report: Report, machine: Machine, model: Ernie, floor: Floor, streams: int, context: int) -> None:
+    steps, repeats = (1, 1) if machine.dry else (48, 3)
+    runner = make_runner(machine, model, streams, context, machine.recorder)
+    decode(runner, streams, context, 1)
+    seconds = min(machine.seconds(lambda: decode(runner, streams, context, steps, 1)) for _ in range(repeats)) / steps
+    name = f"decode_b{streams}_{context // 1024}k" + ("" if floor.format == "bf16" else f"_{floor.format}")
+    hit = distinct_experts(machine, model, runner, streams, context)
+    report.point(name, streams, seconds, floor.decode_seconds(streams, context), experts_a_layer=hit)
+
+
+def distinct_experts(machine: Machine, model: Ernie, runner: Runner, streams: int, context: int) -> float:
+    """Experts that a step touches in a layer, on average: random weights may collapse, and then nothing is measured."""
+    kernels, seen = model.kernels, []
+    route = type(kernels).route
+
+    def counted(*args: Any) -> tuple[Tensor, Tensor]:
+        weights, ids = route(kernels, *args)
+        seen.append(len(ids.unique()))
+        return weights, ids
+
+    kernels.route = counted  # type: ignore[method-assign]  # for one step, on this object only
+    try:
+        runner.execute(StepPlan(1, rows_at(streams, context, 0, unknown=False)))
+    finally:
+        del kernels.route
+    return round(sum(seen) / max(1, len(seen)), 2)
+
+
+def check_graphs(report: Report, machine: Machine, model: Ernie) -> None:
+    """A graph and the same step without one make the same tokens, all of them."""
+    streams, context, steps = (2, 16, 2) if machine.dry else (8, 1024, 16)
+    found = []
+    for device in (machine.recorder, EagerDevice()):
+        torch.manual_seed(3)
+        found.append(decode(make_runner(machine, model, streams, context, device), streams, context, steps))
+    report.values["graph_equals_eager"] = found[0] == found[1]
+    report.values["distinct_tokens"] = len({token for step in found[0] for token in step})
+    if found[0] != found[1]:
+        report.values["failed"].append("graph: its tokens differ from those of the same step without a graph")
+
+
+def measure_prefill(report: Report, machine: Machine, model: Ernie, floor: Floor, tokens: int) -> None:
+    chunk = 16 if machine.dry else 8192
+    runner = make_runner(machine, model, 1, tokens, None)
+    prompt = [i * 7919 % model.config.vocab_size for i in range(tokens)]
+    (row,) = rows_at(1, tokens, 0, unknown=False)
+
+    def run() -> None:
+        for start in range(0, tokens, chunk):
+            runner.execute(StepPlan(1, [PlanRow(
+                request_id=f"p{time.monotonic_ns()}", token_ids=prompt[start : start + chunk], start=start,
+                block_ids=row.block_ids, sampling=row.sampling, wants_token=start + chunk >= tokens,
+                prompt_token_ids=prompt, output_token_ids=[],
+            )]))  # fmt: skip
+
+    run()
+    seconds = machine.seconds(run)
+    report.point(f"prefill_{tokens // 1024}k", tokens, seconds, floor.prefill_seconds(tokens))
+
+
+def measure_transformers(report: Report, machine: Machine) -> None:
+    """`generate` of transformers at the same geometry, one stream: an anchor that anybody can check."""
+    import transformers
+
+    values = {k: v for k, v in machine.values.items() if k != "model_type"}
+    config = transformers.Ernie4_5_MoeConfig(**values, experts_implementation="grouped_mm")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(machine.dtype)
+    try:
+        with torch.device(machine.device):
+            model = transformers.Ernie4_5_MoeForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    context, new = (16, 2) if machine.dry else (1024, 32)
+    prompt = torch.randint(3, config.vocab_size, (1, context), device=machine.device)
+
+    def run(count: int) -> Callable[[], object]:
+        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": True, "pad_token_id": 0}
+        return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+
+    with torch.inference_mode():
+        machine.seconds(run(1))
+        seconds = (machine.seconds(run(new + 1)) - machine.seconds(run(1))) / new
+    report.values["transformers"] = {
+        "version": transformers.__version__, "decode_b1_1k_tok_s": round(1 / max(seconds, 1e-9), 1)
+    }  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that is checked; the machine may hold the files without their history."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or os.environ.get("GPU_CHECK_COMMIT", "unknown")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--minutes", type=float, default=8.5, help="how long the run may take")
+    options.add_argument("--out", type=Path, help="the JSON; docs/benchmarks/<date>-<gpu>.json if not given")
+    options.add_argument("--dry", action="store_true", help="on a CPU, tiny, in Triton's interpreter")
+    options.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of the floor")
+    options.add_argument("--arithmetic", type=float, default=790.0, help="TFLOP/s of the floor")
+    given = options.parse_args(arguments)
+    if not given.dry and not torch.cuda.is_available():
+        print("gpu_check: this PyTorch sees no GPU; --dry checks its logic on a CPU.", file=sys.stderr)
+        return 2
+    report, machine = Report(given.minutes), Machine(given.dry)
+    report.values |= {"commit": commit(), "dry": given.dry, "began": datetime.now(UTC).isoformat(timespec="seconds")}
+    report.values |= {"machine": machine.described(), "bandwidth": given.bandwidth, "arithmetic": given.arithmetic}
+    report.part("kernels", 20, lambda: check_kernels(report, machine))
+    for format in ("bf16", "fp8", "int8", "int4"):
+        run_format(report, machine, format, given.bandwidth * 1e12, given.arithmetic * 1e12)
+        machine.let_go()
+    if importlib.util.find_spec("transformers"):
+        report.part("transformers", 60, lambda: measure_transformers(report, machine))
+    else:
+        report.values["left_out"].append("transformers: it is not installed")
+    missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
+    why = f"{' and '.join(missing)} missing" if missing else "not part of this script; `ernie-serve bench` measures it"
+    report.values["left_out"].append(f"http: {why}")
+    gpu = "dry" if given.dry else machine.described()["gpu"].lower().replace("nvidia ", "").replace(" ", "-")
+    out = given.out or Path(f"docs/benchmarks/{datetime.now(UTC):%Y-%m-%d}-{gpu}.json")
+    out.write_text(json.dumps(report.values, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {len(report.values['points'])} points, {len(report.values['failed'])} failures")
+    return 1 if report.values["failed"] else 0
+
+
+def run_format(report: Report, machine: Machine, format: str, bandwidth: float, arithmetic: float) -> None:
+    """All parts of one weight format; the model is made once and let go before the next."""
+    models: list[Ernie] = []
+    report.part(f"{format} model", 30, lambda: models.append(random_model(machine, format)))
+    if not models:
+        return
+    (model,) = models
+    floor = Floor(model.config, bandwidth, arithmetic, format)
+    if format == "bf16":
+        report.part("graph equals eager", 20, lambda: check_graphs(report, machine, model))
+    full = [(1, 1024), (8, 2048), (64, 2048), (256, 2048), (32, 2048), (128, 2048), (64, 1024), (256, 1024)]
+    points = [(1, 16), (2, 16)][: 1 + (format == "bf16")] if machine.dry else full if format == "bf16" else full[:4]
+    for streams, context in points:
+        report.part(f"{format} decode {streams} x {context}", 12,
+                    lambda s=streams, c=context: measure_decode(report, machine, model, floor, s, c))  # fmt: skip
+    if format == "bf16":
+        for tokens in (24,) if machine.dry else (8192, 1024, 32768, 131072):
+            report.part(f"prefill {tokens}", 5 + tokens / 5000,
+                        lambda n=tokens: measure_prefill(report, machine, model, floor, n))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

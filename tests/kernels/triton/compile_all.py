@@ -1,0 +1,80 @@
+"""Compiles each kernel for `cuda:CAPABILITY` and prints its name and shared memory. No GPU is needed.
+
+A launch is recorded, not made: the functions of `kernels/triton` are called on meta tensors of the real geometry, with
+`JITFunction.run` in our hands, so that what is compiled is what would be launched.
+"""
+
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from ernie_serve.kernels.quantized import quantize
+from ernie_serve.kernels.triton import align, attention, experts, norm, rope, router, sampling
+
+TYPES = {
+    torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
+    torch.uint8: "u8", torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
+}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages")
+T, N, E, A, WIDTH, H, K, D, VOCAB = 64, 2560, 64, 6, 1536, 20, 4, 128, 103424
+
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+seen: set[str] = set()
+
+
+def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
+    options = {name: named.pop(name) for name in OPTIONS if name in named}
+    given = dict(zip(kernel.arg_names, args, strict=False)) | named
+    signature, constants, attributes = {}, {}, {}
+    for place, param in enumerate(kernel.params):
+        value = given[param.name]
+        if param.is_constexpr:
+            signature[param.name], constants[param.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = "*" + TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    name = f"{kernel.fn.__name__} {sorted(constants.items())} {sorted(signature.items())} {sorted(options.items())}"
+    if name in seen:
+        return
+    seen.add(name)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    built = triton.compile(source, target=target, options=options)
+    label = f"{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
+    print(label, built.metadata.shared, flush=True)
+
+
+JITFunction.run = compile_instead
+torch.set_default_device("meta")
+x, delta, weight = torch.empty(T, N, dtype=torch.bfloat16), torch.empty(T, 8, N, dtype=torch.bfloat16), torch.empty(N)
+norm.add_rms_norm(x, delta, weight.bfloat16(), 1e-5)
+norm.add_rms_norm(x, None, weight.bfloat16(), 1e-5)
+qkv = torch.empty(T, (H + 2 * K) * D, dtype=torch.bfloat16)
+for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint8):
+    cache = torch.empty(100, 64, K, D + 4 * (dtype == torch.uint8), dtype=dtype)
+    slots = torch.empty(T, dtype=torch.int64)
+    q = rope.rope_and_write(qkv, torch.empty(T, D // 2, 2), cache, cache, slots, H)
+    tables, lens = torch.empty(T, 64, dtype=torch.int32), torch.empty(T, dtype=torch.int32)
+    for splits in (1, 16) if dtype == torch.bfloat16 else (16,):
+        attention.decode_attention(q, cache, cache, tables, lens, splits)
+live = torch.empty(1, dtype=torch.int32)
+weights, ids = router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live)
+align.align(ids, E, 2, 16)
+for format in (None, "int8", "fp8", "int4"):
+    made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
+    both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
+    if format:
+        made, both = ([quantize(each, format) for each in some] for some in (made, both))
+    for tokens in (1, 128, 512) if format is None else (64,):
+        rows = torch.empty(tokens, N, dtype=torch.bfloat16)
+        chances, picked = torch.empty(tokens, A, dtype=torch.bfloat16), torch.empty(tokens, A, dtype=torch.int32)
+        experts.experts(rows, chances, picked, *made, tuple(both))
+sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)

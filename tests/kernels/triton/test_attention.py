@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ernie_serve.kernels import kv_format
+from ernie_serve.kernels.cuda import CudaKernels
+from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.kernels.triton.attention import SPLITS, decode_attention, splits_for
+
+
+def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
+    """Queries, a cache with NaN in all that nobody may read, and a layout with blocks in any order."""
+    kernels = ReferenceKernels()
+    counts = [-(-length // page) for length in lens]
+    shuffled = (torch.randperm(sum(counts), generator=generator) + 1).int().split(counts)
+    tables = torch.full((len(lens), max(counts)), 10**6, dtype=torch.int32)
+    caches = kernels.empty_cache(sum(counts) + 1, page, K, D, cache_dtype or dtype, torch.device("cpu"))
+    for cache in caches:
+        if cache.dtype != torch.uint8:
+            cache.fill_(float("nan"))
+    for r, (length, blocks) in enumerate(zip(lens, shuffled, strict=True)):
+        tables[r, : len(blocks)] = blocks
+        for p in range(length):
+            for cache in caches:
+                row = torch.randn(K, D, generator=generator).to(dtype)
+                cache[int(blocks[p // page]), p % page] = kv_format.stored(row, cache)
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    positions = torch.cat([torch.arange(n - q, n) for n, q in zip(lens, queries, strict=True)])
+    spans = tuple(Span(int(s), q, n) for s, q, n in zip(starts, queries, lens, strict=False))
+    layout = Layout(positions, torch.zeros_like(positions), tables, starts.int(), torch.tensor(lens).int(), spans, page)
+    return torch.randn(sum(queries), H, D, generator=generator).to(dtype), *caches, layout
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize(("page", "H", "K", "D"), [(16, 5, 1, 16), (4, 4, 2, 24)])
+def test_each_split_gives_the_reference(generator, splits, page, H, K, D):
+    q, k_cache, v_cache, layout = inputs(generator, [1, 150, 64], [1, 1, 1], page, H, K, D, torch.float32)
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    got = decode_attention(q, k_cache, v_cache, layout.block_tables, layout.context_lens, splits)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.int8])
+def test_bfloat16_and_caches_of_8_bits(generator, cache_dtype):
+    q, k_cache, v_cache, layout = inputs(generator, [70, 3], [1, 1], 16, 5, 1, 16, torch.bfloat16, cache_dtype)
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_prompts_and_decodes_in_one_step(generator, cache_dtype):
+    q, k_cache, v_cache, layout = inputs(
+        generator, [5, 33, 70, 9], [5, 1, 4, 1], 16, 4, 2, 16, torch.float32, cache_dtype
+    )
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_padded_row_has_no_context_and_yields_zeros(generator, splits):
+    q, k_cache, v_cache, layout = inputs(generator, [20, 7], [1, 1], 16, 2, 1, 16, torch.float32)
+    lens = torch.tensor([20, 0], dtype=torch.int32)
+    got = decode_attention(q, k_cache, v_cache, layout.block_tables, lens, splits)
+    assert not got[1].any()
+    torch.testing.assert_close(
+        got[0], ReferenceKernels().attention(q, k_cache, v_cache, layout)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_long_context_is_split_however_many_requests_there_are():
+    assert splits_for(1, 4, 1024) == 16
+    assert splits_for(64, 4, 2048) == 4
+    assert splits_for(256, 4, 2048) == 1
+    assert splits_for(256, 4, 131072) == 16
+    assert splits_for(1, 4, 131072) == 64
+    assert splits_for(1, 4, 1) == 1

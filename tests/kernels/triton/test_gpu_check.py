@@ -1,0 +1,52 @@
+"""The script for a GPU machine, with all of its logic, on a CPU: tiny geometry, Triton's interpreter, no graph."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.timeout(900)
+def test_a_dry_run_finds_every_kernel_right_and_writes_its_points(tmp_path):
+    out = tmp_path / "found.json"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/gpu_check.py"), "--dry", "--minutes", "12", "--out", str(out)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["failed"] == [], done.stderr[-2000:]
+    assert done.returncode == 0
+    assert found["graph_equals_eager"] is True
+    assert all(kernel["right"] for kernel in found["kernels"])
+    names = [point["name"] for point in found["points"]]
+    assert names == [
+        "decode_b1_0k",
+        "decode_b2_0k",
+        "prefill_0k",
+        "decode_b1_0k_fp8",
+        "decode_b1_0k_int8",
+        "decode_b1_0k_int4",
+    ]
+    assert all(point["share"] > 0 and point["tok_s"] > 0 for point in found["points"])
+    assert all(point["experts_a_layer"] >= 2 for point in found["points"] if "decode" in point["name"])
+    assert [part.split(":")[0] for part in found["left_out"]] == ["http"]
+
+
+def test_what_no_longer_fits_is_left_out_by_name(tmp_path):
+    out = tmp_path / "found.json"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts/gpu_check.py"), "--dry", "--minutes", "0", "--out", str(out)],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=True,
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["points"] == []
+    assert any(part.startswith("kernels: needs") for part in found["left_out"])
