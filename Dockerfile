@@ -22,8 +22,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf,mode=0444 \
 COPY pyproject.toml README.md LICENSE ./
 COPY ernie_serve ernie_serve
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,mode=0444 \
-    /opt/ernie-serve/bin/pip install --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}" \
-    && /opt/ernie-serve/bin/python -m compileall -q /opt/ernie-serve/lib
+    /opt/ernie-serve/bin/pip install --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM ${BASE_IMAGE}
 # The compiler is no build tool left behind: Triton compiles its launchers with gcc and Python's headers when a kernel
