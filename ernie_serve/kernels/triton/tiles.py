@@ -1,7 +1,7 @@
 """Tile sizes of the expert kernels by the number of tokens.
 
 Starting points for 64 experts of width 1536 and a hidden size of 2560, from what others have tuned for an H100; on an
-H200 not measured yet. `scripts/gpu_check --tune` tries the neighbours and says which is faster.
+H200 not measured yet.
 """
 
 from dataclasses import dataclass
