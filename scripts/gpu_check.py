@@ -124,8 +124,8 @@ class Report:
             print(f"   FAILED {type(error).__name__}: {error}", flush=True)
 
     def point(self, name: str, tokens: int, seconds: float, floor: float, **more: Any) -> None:
-        found = {"name": name, "tok_s": round(tokens / seconds, 1), "ms": round(1e3 * seconds, 3)}
-        self.values["points"].append(found | {"share": round(floor / seconds, 4)} | more)
+        found = {"name": name, "tok_s": _four_digits(tokens / seconds), "ms": round(1e3 * seconds, 3)}
+        self.values["points"].append(found | {"share": _four_digits(floor / seconds)} | more)
         print(
             f"   {name:24} {found['tok_s']:>10} tok/s {found['ms']:>10} ms  {100 * floor / seconds:5.1f} %", flush=True
         )
@@ -138,6 +138,10 @@ class Report:
         if not is_right:
             self.values["failed"].append(f"kernel {name}: relative error {error:.3g}, at most {tolerance} is right")
             print(f"   WRONG {name}: {error:.3g}", flush=True)
+
+
+def _four_digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @contextmanager
