@@ -49,7 +49,7 @@ class CpuKernels(ReferenceKernels):
         return packed
 
     def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
-        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize`."""
+        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
         if (ops := operators()) is None:
             return packed.quantize(weight, bits, search)
         made = packed.empty(weight.shape[0], weight.shape[1], bits)
