@@ -1,46 +1,25 @@
 """Clients that others wrote, against a server in a process of its own: the npm package, and what lm-eval sends."""
 
 import json
-import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from served import MODEL, running
 
 CLIENTS = Path(__file__).parent / "clients"
 NPM_PACKAGE = "openai@6.49.0"
-MODEL = "tiny"
-
-
-@contextmanager
-def serving(folder: Path, *more: str) -> Iterator[str]:
-    """A server in a process of its own; the API's address."""
-    command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL]
-    flags = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--max-model-len", "4096", "--dtype", "float32"]
-    environ = os.environ | {"COLUMNS": "200"}
-    server = subprocess.Popen(
-        [*command, *flags, "--threads", "1", *more], stderr=subprocess.PIPE, text=True, env=environ
-    )
-    try:
-        assert server.stderr is not None
-        yield next(found[1] for line in server.stderr if (found := re.search(r"URL\s+(http://\S+)", line)))
-    finally:
-        server.terminate()
-        server.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
 def url(tiny_checkpoint: Path) -> Iterator[str]:
     """The API's address."""
-    with serving(tiny_checkpoint) as address:
-        yield address
+    with running(tiny_checkpoint, "--max-model-len", "4096") as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +80,13 @@ def fits(arguments: Any) -> bool:
 def test_responses_of_a_file_outlive_their_server(tiny_checkpoint: Path, tmp_path: Path) -> None:
     flags = ["--responses-file", str(tmp_path / "responses.sqlite")]
     asked = {"model": MODEL, "input": "Hello", "max_output_tokens": 4}
-    with serving(tiny_checkpoint, *flags) as url:
-        made = httpx.post(f"{url}/responses", json=asked, timeout=60).raise_for_status().json()
-    with serving(tiny_checkpoint, *flags) as url:
-        assert httpx.get(f"{url}/responses/{made['id']}").json() == made
+    with running(tiny_checkpoint, *flags) as server:
+        made = httpx.post(f"{server.url}/responses", json=asked, timeout=60).raise_for_status().json()
+        assert server.end()[0] == 0
+    with running(tiny_checkpoint, *flags) as server:
+        assert httpx.get(f"{server.url}/responses/{made['id']}").json() == made
         more = asked | {"previous_response_id": made["id"]}
-        longer = httpx.post(f"{url}/responses", json=more, timeout=60).raise_for_status().json()
+        longer = httpx.post(f"{server.url}/responses", json=more, timeout=60).raise_for_status().json()
     assert longer["usage"]["input_tokens"] > made["usage"]["input_tokens"]
 
 

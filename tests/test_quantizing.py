@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ernie_serve import cli
 from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import Settings
 from ernie_serve.engine_process import build_engine
@@ -71,7 +72,16 @@ def test_what_cannot_be_quantized_ends_in_one_line_and_leaves_nothing(tmp_path: 
     assert "96 columns" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
-    assert "it is int4, int8 or mixed" in run("quantize", "a", "b", "--quantization", "int3").stderr
+
+
+def test_a_quantization_that_is_none_is_told_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ernie-serve", "quantize", "a", "b", "--quantization", "int3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "it is int4, int8 or mixed" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:

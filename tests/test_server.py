@@ -1,10 +1,8 @@
 """The server as a user has it: a process of its own, a checkpoint folder, the official SDK, curl's view, signals."""
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,64 +14,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from served import DEADLINE_SECONDS, MODEL, Server, running
 
 from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
-
-MODEL = "tiny"
-DEADLINE_SECONDS = 60.0
-
-
-class Server:
-    """`ernie-serve serve` in a process, on a free port."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
-        command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL]
-        environ = os.environ | {"COLUMNS": "200"}
-        self.process = subprocess.Popen([*command, *small, *flags], stderr=subprocess.PIPE, text=True, env=environ)
-        self.lines: list[str] = []
-        self.url = self._read_until(r"URL\s+(http://\S+)")
-
-    def _read_until(self, pattern: str) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(pattern, line):
-                return found[1]
-        raise AssertionError(f"the server ended before it was ready:\n{''.join(self.lines)}")
-
-    @property
-    def root(self) -> str:
-        return self.url.removesuffix("/v1")
-
-    @property
-    def engine_id(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; the exit code, and what was still said."""
-        self.process.send_signal(how)
-        return self.wait()
-
-    def wait(self) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=DEADLINE_SECONDS)
-        return self.process.returncode, rest
-
-
-@contextlib.contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Server]:
-    server = Server(folder, *flags)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.process.wait()
-        assert server.process.stderr is not None
-        server.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +152,7 @@ def test_user_text_never_becomes_a_control_token(server: Server, tiny_checkpoint
 def test_a_signal_lets_running_requests_end_and_exits_with_0(tiny_checkpoint: Path, how: signal.Signals) -> None:
     with running(tiny_checkpoint, "--max-model-len", "1024") as server:
         engine = server.engine_id
-        body = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 60, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: {")

@@ -1,7 +1,6 @@
 """Servers that charge, as users and operators have them: processes of their own, keys from the store, `kill -9`."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -9,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from served import DEADLINE_SECONDS, MODEL, running
 
 from ernie_serve.billing.database import Database
 from ernie_serve.billing.office import open_key
@@ -29,39 +28,23 @@ def test_a_server_that_is_killed_has_charged_what_it_answered_and_holds_nothing(
     with database.transaction(durable=True, lane="") as connection:
         key = open_key(connection, "laptop", now=1, credit_nano=10**9).key
     database.close()
-    small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
-    command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--served-model-name", "tiny"]
-    process = subprocess.Popen(
-        [*command, *small, "--billing"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "200", "ERNIE_SERVE_DATABASE_URL": sqlite_url},
-    )
-    told = ""
-    try:
-        assert process.stderr is not None
-        while not (found := re.search(r"URL\s+(http://\S+)", told)):
-            line = process.stderr.readline()
-            assert line, told
-            told += line
+    with running(tiny_checkpoint, "--billing", ERNIE_SERVE_DATABASE_URL=sqlite_url) as server:
+        told = "".join(server.lines)
         assert re.search(r"Billing\s+on, 0.07 USD in and 0.28 USD out a million tokens; SQLite", told)
-        body = {"model": "tiny", "prompt": "0123", "max_tokens": 8, "ignore_eos": True}
-        with httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
-            refused = httpx.post(f"{found[1]}/completions", json=body)
+        body = {"model": MODEL, "prompt": "0123", "max_tokens": 8, "ignore_eos": True}
+        headers = {"authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=server.url, headers=headers, timeout=DEADLINE_SECONDS) as client:
+            refused = httpx.post(f"{server.url}/completions", json=body)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
             usage = client.post("/completions", json=body).json()["usage"]
             assert usage["cost_nano_usd"] == 70 * usage["prompt_tokens"] + 280 * 8
             with client.stream("POST", "/completions", json=body | {"stream": True, "max_tokens": 12_000}) as response:
                 first = next(response.iter_lines())
                 assert (response.status_code, first[:7]) == (200, "data: {"), first
-                process.kill()
-        told += process.stderr.read()
-        assert process.wait(30) == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
+                server.process.kill()
+                code, rest = server.wait()  # before the stream is left: a server that still lives charges for leaving
+        assert code == -signal.SIGKILL
+        told += rest
     assert key not in told
     released, wrong, rows = asyncio.run(reopened(sqlite_url))
     assert (released, wrong) == (1, [])
@@ -78,36 +61,8 @@ async def reopened(url: str) -> tuple[int, list[str], list[UsageRow]]:
         await meter.close()
 
 
-MODEL = "tiny"
-DEADLINE_SECONDS = 120.0
 BODY = {"model": MODEL, "prompt": [10, 11, 12, 13], "max_tokens": 2, "ignore_eos": True, "temperature": 0}
 COST = 4 * 70 + 2 * 280
-
-
-@contextlib.contextmanager
-def serving(folder: Path, store: str) -> Iterator[str]:
-    """`ernie-serve serve --billing`: its address, once it is known."""
-    small = ["--port", "0", "--kv-cache-memory-bytes", "16MiB", "--threads", "1", "--dtype", "float32"]
-    command = [sys.executable, "-m", "ernie_serve", "serve", str(folder), "--served-model-name", MODEL, *small]
-    process = subprocess.Popen(
-        [*command, "--billing", "--database-url", store],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    assert process.stderr is not None
-    try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"URL\s+(http://\S+)", line):
-                yield found[1]
-                return
-        raise AssertionError("".join(said))
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def run(store: str, *arguments: str) -> str:
@@ -142,8 +97,9 @@ def test_two_servers_on_one_postgresql_answer_exactly_seventeen_of_two_hundred(
 
             return list(await asyncio.gather(*(ask(index) for index in range(200))))
 
-    with serving(tiny_checkpoint, postgres_url) as a, serving(tiny_checkpoint, postgres_url) as b:
-        answers = asyncio.run(ask_both([a, b]))
+    charging = ("--billing", "--database-url", postgres_url)
+    with running(tiny_checkpoint, *charging) as a, running(tiny_checkpoint, *charging) as b:
+        answers = asyncio.run(ask_both([a.url, b.url]))
     assert {status: answers.count(status) for status in set(answers)} == {200: 17, 402: 183}
     rows = charged(postgres_url)
     assert [row["cost_nano"] for row in rows] == [COST] * 17
@@ -154,7 +110,8 @@ def test_a_key_that_is_disabled_by_a_command_ends_while_the_server_runs(tiny_che
     store = f"sqlite:///{tmp_path / 'billing.db'}"
     key = run(store, "keys", "create", "k", "--credit", "1").splitlines()[-1]
     headers = {"authorization": f"Bearer {key}"}
-    with serving(tiny_checkpoint, store) as url:
+    with running(tiny_checkpoint, "--billing", "--database-url", store) as server:
+        url = server.url
         told = httpx.post(f"{url}/completions", json=BODY, headers=headers, timeout=DEADLINE_SECONDS).json()
         (row,) = charged(store)
         assert (row["request_id"], row["cost_nano"]) == (told["id"], COST)

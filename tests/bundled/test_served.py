@@ -1,15 +1,12 @@
 """The bundled model through the server, as the first run has it: its own chat, streams, calls and thoughts."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from served import running
 
 MODEL = "ernie-tiny"
 THINKING = {"chat_template_kwargs": {"enable_thinking": True}}
@@ -28,17 +25,11 @@ ALARM = tool("set_alarm", "Set an alarm", "time")
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     """A client of a server that was told no model."""
-    command = [sys.executable, "-m", "ernie_serve", "serve", "--port", "0", "--kv-cache-memory-bytes", "16MiB"]
-    flags = ["--threads", "1", "--dtype", "float32"]
-    environ = os.environ | {"COLUMNS": "200"}
-    with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=environ) as server:
-        assert server.stderr is not None
-        try:
-            found = next(filter(None, (re.search(r"URL\s+(http://\S+)", line) for line in server.stderr)))
-            with openai.OpenAI(base_url=found[1], api_key="none", max_retries=0) as client:
-                yield client
-        finally:
-            server.kill()
+    with (
+        running(None) as server,
+        openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        yield client
 
 
 def ask(client: openai.OpenAI, said: str | list[dict[str, Any]], **more: Any) -> Any:
