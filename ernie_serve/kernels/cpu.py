@@ -2,7 +2,8 @@
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
 Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
-can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow.
+can be compiled, packed matrices are repacked for torch's own 4-bit product; those that are not, and where torch has
+none, are turned into numbers slice by slice, which is right and slow.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format, packed
+from ernie_serve.kernels import kv_format, nibbles, packed
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import operators
+from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
@@ -56,6 +58,14 @@ class CpuKernels(ReferenceKernels):
         ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
         return made
 
+    def repacks(self) -> bool:
+        """Where nothing can be compiled: for torch's own 4-bit product, if it has one."""
+        return operators() is None and nibbles.available()
+
+    def repack(self, weight: Packed) -> Packed | Nibbles:
+        """One packed matrix as that product reads it."""
+        return nibbles.repack(weight) if self.repacks() else weight
+
     def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
         """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
         if isinstance(weight, Packed) and (ops := operators()) is not None:
@@ -74,6 +84,8 @@ class CpuKernels(ReferenceKernels):
                 return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
             packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
             return packed_y
+        if isinstance(weight, Nibbles):
+            return weight.product(x)
         assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
 from ernie_serve.kernels.quantized import Quantized
 
-Matrix = Tensor | Packed | Quantized
+Matrix = Tensor | Packed | Quantized | Nibbles
 """A matrix [out, in]."""
 
-Matrices = Tensor | Packed | Quantized | Sequence[Tensor]
+Matrices = Tensor | Packed | Quantized | Nibbles | Sequence[Tensor]
 """A stack of matrices [E, out, in], or each by itself."""
 
 # T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
@@ -57,6 +58,14 @@ class ReferenceKernels:
         """`weight` [R, C] as a packed matrix. `search` looks for the best scale of each group."""
         return packed.quantize(weight, bits, search)
 
+    def repacks(self) -> bool:
+        """Whether `linear` and `experts` read packed matrices faster in an order of their own, which has no rows."""
+        return False
+
+    def repack(self, weight: Packed) -> Packed | Nibbles:
+        """One packed matrix in that order; where there is none, the same object."""
+        return weight
+
     def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
         """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
         if isinstance(weight, Packed):
@@ -66,12 +75,15 @@ class ReferenceKernels:
             return blocks.dequantized(dtype)[torch.arange(len(ids), device=ids.device), ids % ROWS]
         if isinstance(weight, Quantized):
             return weight.dequantized(dtype)[ids]
+        assert isinstance(weight, Tensor), "rows are looked up where there are rows"
         return F.embedding(ids, weight).to(dtype)
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out]."""
         if isinstance(weight, Packed | Quantized):
             return F.linear(x.float(), weight.dequantized()).to(x.dtype)
+        if isinstance(weight, Nibbles):
+            return weight.product(x)
         return F.linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

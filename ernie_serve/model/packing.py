@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ernie_serve.kernels.reference import Matrices
+from ernie_serve.kernels.reference import Matrices, Matrix
 from ernie_serve.model.ernie import Ernie, Experts, Linear
 from ernie_serve.model.placing import Progress, into_matrices, into_parameters
 from ernie_serve.model.weights import load_weights
@@ -61,7 +61,7 @@ def matrices(model: Ernie) -> list[str]:
     return found
 
 
-def set_matrix(model: Ernie, name: str, matrix: Matrices) -> None:
+def set_matrix(model: Ernie, name: str, matrix: Matrix | Matrices) -> None:
     """Put a matrix in the place of a parameter, which it then no longer is."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
