@@ -30,7 +30,7 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import dtypes_of, load, quantization_of
-from ernie_serve.model.quantize import Shapes, loading_bytes, model_bytes, shapes_of
+from ernie_serve.model.quantize import Shapes, loading_bytes, model_bytes, repacking_bytes, shapes_of
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
@@ -93,6 +93,14 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     shapes = shapes_of(model)
     weight_bytes = model_bytes(shapes, quantization, dtype)
     mapped_bytes = weight_bytes if config.quantization else 0
+    if quantization and kernels.repacks():
+        packed_bytes, mapped_bytes = weight_bytes, 0
+        weight_bytes += repacking_bytes(shapes, quantization)
+        logger.warning(
+            "Quantized matrices are copied for torch's own product: %.2f GiB, of this process alone, instead of %.2f.",
+            weight_bytes / memory.GIB,
+            packed_bytes / memory.GIB,
+        )
     passing_bytes = loading_bytes(shapes, config) if quantization and not mapped_bytes else 0
     memory.require_room(weight_bytes, device, passing_bytes, advice=_advice(shapes, quantization, device))
     load(model, folder, quantization, report, device=device)

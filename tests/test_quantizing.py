@@ -1,6 +1,7 @@
 """`ernie-serve quantize` and what is served of it, as a user has them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import Settings
 from ernie_serve.engine_process import build_engine
 from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.kernels import cpu, fused, nibbles
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import model_bytes
@@ -60,6 +62,27 @@ def test_a_quantized_folder_says_what_quantizing_while_loading_says(folder: Path
     tokens = text_of(folder)
     assert len(tokens) == 12
     assert text_of(packable, quantization="int8") == tokens
+
+
+@pytest.mark.skipif(not nibbles.available(), reason="this torch has no 4-bit product")
+@pytest.mark.parametrize("recipe", ["int4", "int8", "mixed"])
+def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
+    recipe: str,
+    folder: Path,
+    packable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for module in (cpu, fused):
+        monkeypatch.setattr(module, "operators", lambda: None)
+    assert len(text_of(packable, quantization=recipe)) == 12
+    planned: dict[str, int] = {}
+    plan = memory.plan_cache
+    monkeypatch.setattr(memory, "plan_cache", lambda *args, **kwargs: planned.update(kwargs) or plan(*args, **kwargs))
+    caplog.clear()
+    assert len(text_of(folder)) == 12
+    assert planned["mapped_bytes"] == 0
+    assert re.search(r"copied for torch's own product: 0\.\d\d GiB, of this process alone, instead of", caplog.text)
 
 
 def test_an_8_bit_cache_serves(folder: Path) -> None:

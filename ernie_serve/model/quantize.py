@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ernie_serve.kernels.nibbles import nibble_bytes
 from ernie_serve.kernels.packed import Bits, Packed, empty, padded, require_packable, unit_bytes
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.packing import set_matrix
 from ernie_serve.model.placing import Progress, Put, into_matrices, into_parameters
 from ernie_serve.model.recipes import Quantization, class_of
+from ernie_serve.model.repacking import Repacked
 from ernie_serve.model.weights import load_weights
 
 Shapes = Mapping[str, torch.Size]
@@ -42,10 +44,16 @@ def load_quantized(
     """Fill a model on the meta device from a plain checkpoint, each matrix in its bits as soon as it is read.
 
     Stacks of experts are made once and filled; beside them only the matrices being read are there in full. Rows of
-    the embedding are looked up in its packed form too, which a tied head shares. Raises what `load_weights` raises,
-    and `SettingsError` for a width that cannot be packed, before anything is read.
+    the embedding are looked up in its packed form too, which a tied head shares unless the kernels repack matrices.
+    Raises what `load_weights` raises, and `SettingsError` for a width that cannot be packed, before anything is read.
     """
     bits = bits_of(shapes_of(model), quantization)
+    rest = into_parameters(model, torch.device("cpu"), frozenset(bits))
+    if model.kernels.repacks():
+        repacked = Repacked(model, bits)
+        read_quantized(model, folder, bits, repacked.keep, rest, progress, quantize=quantize)
+        repacked.finish()
+        return
     made: dict[str, Packed] = {
         name: empty(shape[1], shape[2], bits[name], shape[0])
         for name, shape in shapes_of(model).items()
@@ -60,7 +68,6 @@ def load_quantized(
         place.data.copy_(packed.data)
         place.row_scales.copy_(packed.row_scales)
 
-    rest = into_parameters(model, torch.device("cpu"), frozenset(bits))
     read_quantized(model, folder, bits, keep, rest, progress, quantize=quantize)
     for name, packed in made.items():
         set_matrix(model, name, packed)
@@ -119,6 +126,18 @@ def model_bytes(shapes: Shapes, quantization: Quantization | None, dtype: torch.
         else math.prod(shape) * (4 if ".router." in name else dtype.itemsize)
         for name, shape in shapes.items()
     )
+
+
+def repacking_bytes(shapes: Shapes, quantization: Quantization) -> int:
+    """What the same takes more where the kernels repack matrices, and look rows of the embedding up as they were."""
+    more = 0
+    for name, bits in bits_of(shapes, quantization).items():
+        *stack, rows, columns = shapes[name]
+        if name != "embed_tokens.weight":
+            more += math.prod(stack) * nibble_bytes(rows, columns, bits) - packed_bytes(shapes[name], bits)
+        elif "lm_head.weight" not in shapes:
+            more += nibble_bytes(rows, columns, bits)
+    return more
 
 
 def loading_bytes(shapes: Shapes, config: ModelConfig) -> int:

@@ -33,6 +33,7 @@ from ernie_serve.model.packing import set_matrix
 from ernie_serve.model.placing import Progress
 from ernie_serve.model.quantize import Shapes, bits_of, shapes_of
 from ernie_serve.model.recipes import Quantization
+from ernie_serve.model.repacking import Repacked
 from ernie_serve.model.safetensors_file import StoredTensor
 from ernie_serve.model.shards import INDEX, SINGLE, Shards, some
 
@@ -126,42 +127,64 @@ def load_mapped(model: Ernie, folder: Path, quantization: Quantization, progress
     """Fill a model on the meta device from a quantized folder, whose packed matrices stay where they are: in the files.
 
     The pages are shared with every process that maps the same files, and nobody can write to them. All are brought into
-    memory before this returns. Raises `CheckpointError` when a file is absent, truncated, or of other shapes.
+    memory before this returns. Where the kernels repack matrices, each is copied instead, and nothing stays mapped.
+    Raises `CheckpointError` when a file is absent, truncated, or of other shapes.
     """
     shapes = shapes_of(model)
     bits = bits_of(shapes, quantization)
-    matrices, others = _mapped(folder, shapes, bits, progress or (lambda *_: None))
+    progress = progress or (lambda *_: None)
+    maps, matrices, others = _mapped(folder, shapes, bits)
     for name, tensor in others.items():
         path, _, attribute = name.rpartition(".")
         dtype = model.get_parameter(name).dtype
         setattr(model.get_submodule(path), attribute, nn.Parameter(tensor.to(dtype, copy=True), requires_grad=False))
+    if model.kernels.repacks():
+        _repack(model, matrices, list(maps.values()), progress)
+        return
+    _fetch_all(maps, progress)
     for name, packed in matrices.items():
         set_matrix(model, name, packed)
 
 
+def _repack(model: Ernie, matrices: Mapping[str, Packed], maps: list[mmap.mmap], progress: Progress) -> None:
+    """Copy the matrices, one after the other, without keeping the pages that they are copied from."""
+    repacked = Repacked(model, {name: packed.bits for name, packed in matrices.items()})
+    total, done = sum(packed.nbytes for packed in matrices.values()), 0
+    for name, packed in matrices.items():
+        experts = range(len(packed)) if packed.data.dim() == 4 else [None]
+        for expert in experts:
+            repacked.keep(name, expert, packed if expert is None else packed[expert])
+        for memory in maps:
+            memory.madvise(mmap.MADV_DONTNEED)
+        done += packed.nbytes
+        progress(done / total, f"repacking {name}")
+    repacked.finish()
+
+
+def _fetch_all(maps: Mapping[Path, mmap.mmap], progress: Progress) -> None:
+    total, done = sum(map(len, maps.values())), 0
+    for path, memory in maps.items():
+        for start in range(0, len(memory), _PIECE):
+            length = min(_PIECE, len(memory) - start)
+            _fetch(memory, start, length)
+            done += length
+            progress(done / total, f"mapping {path.name}")
+
+
 def _mapped(
-    folder: Path, shapes: Shapes, bits: Mapping[str, Bits], progress: Progress
-) -> tuple[dict[str, Packed], dict[str, Tensor]]:
-    """The packed matrices of a folder, and its other parameters, all in memory that is the files' own."""
+    folder: Path, shapes: Shapes, bits: Mapping[str, Bits]
+) -> tuple[dict[Path, mmap.mmap], dict[str, Packed], dict[str, Tensor]]:
+    """A folder's files as memory, its packed matrices and its other parameters, all in that memory."""
     with Shards(folder) as shards:
         stored = {name: tensor for name, tensor in shards.tensors.items() if not name.startswith("padding.")}
         _check(folder, stored, shapes, bits)
-        files = list(dict.fromkeys(tensor.file for tensor in stored.values()))
-        total = sum(file.size for file in files)
-        done = 0
-        maps = {}
-        for file in files:
-            maps[file.path] = file.map()
-            for start in range(0, file.size, _PIECE):
-                _fetch(maps[file.path], start, min(_PIECE, file.size - start))
-                done += min(_PIECE, file.size - start)
-                progress(done / total, f"mapping {file.path.name}")
+        maps = {file.path: file.map() for file in dict.fromkeys(tensor.file for tensor in stored.values())}
         tensors = {name: _tensor(maps[tensor.file.path], tensor) for name, tensor in stored.items()}
     matrices = {
         name: Packed(tensors[f"{name}.data"], tensors[f"{name}.row_scales"], bits[name], shapes[name][-2])
         for name in bits
     }
-    return matrices, {name: tensors[name] for name in shapes if name not in bits}
+    return maps, matrices, {name: tensors[name] for name in shapes if name not in bits}
 
 
 def _check(folder: Path, stored: Mapping[str, StoredTensor], shapes: Shapes, bits: Mapping[str, Bits]) -> None:
