@@ -23,6 +23,7 @@ from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.native import ADVICE
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
@@ -93,16 +94,18 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     shapes = shapes_of(model)
     weight_bytes = model_bytes(shapes, quantization, dtype)
     mapped_bytes = weight_bytes if config.quantization else 0
+    advice = _advice(shapes, quantization, device)
     if quantization and kernels.repacks():
-        packed_bytes, mapped_bytes = weight_bytes, 0
-        weight_bytes += repacking_bytes(shapes, quantization)
+        packed_size = f"{weight_bytes / memory.GIB:.2f}"
+        weight_bytes, mapped_bytes = weight_bytes + repacking_bytes(shapes, quantization), 0
+        advice = f"{ADVICE} Then they need {packed_size} GiB."
         logger.warning(
-            "Quantized matrices are copied for torch's own product: %.2f GiB, of this process alone, instead of %.2f.",
+            "Quantized matrices are copied for torch's own product: %.2f GiB, of this process alone, instead of %s.",
             weight_bytes / memory.GIB,
-            packed_bytes / memory.GIB,
+            packed_size,
         )
     passing_bytes = loading_bytes(shapes, config) if quantization and not mapped_bytes else 0
-    memory.require_room(weight_bytes, device, passing_bytes, advice=_advice(shapes, quantization, device))
+    memory.require_room(weight_bytes, device, passing_bytes, advice=advice)
     load(model, folder, quantization, report, device=device)
     room = memory.plan_cache(
         config,

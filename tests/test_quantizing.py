@@ -85,6 +85,15 @@ def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
     assert re.search(r"copied for torch's own product: 0\.\d\d GiB, of this process alone, instead of", caplog.text)
 
 
+@pytest.mark.skipif(not nibbles.available(), reason="this torch has no 4-bit product")
+def test_where_a_compiler_would_make_weights_fit_it_is_named(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cpu, fused):
+        monkeypatch.setattr(module, "operators", lambda: None)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 << 10)
+    with pytest.raises(NotEnoughMemory, match=r"Install a C\+\+ compiler.* Then they need 0\.00 GiB"):
+        build_engine(Settings(model=str(packable), quantization="int4"), 600, lambda share, what: None)
+
+
 def test_an_8_bit_cache_serves(folder: Path) -> None:
     assert len(text_of(folder, kv_cache_dtype="int8")) == 12
 

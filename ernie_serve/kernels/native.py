@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
-_ADVICE = "Install a C++ compiler and ninja (Debian: apt install g++ ninja-build)."
+ADVICE = "Install a C++ compiler and ninja (Debian: apt install g++ ninja-build)."
 
 Operators = Any
 """torch's namespace of the operators, `torch.ops.…`, which declares none of them."""
@@ -38,7 +38,7 @@ def operators() -> Operators | None:
     except (ImportError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         logger.warning(
-            "The CPU's own operators cannot be compiled; plain torch serves, slower. %s (%s)", _ADVICE, reason
+            "The CPU's own operators cannot be compiled; plain torch serves, slower. %s (%s)", ADVICE, reason
         )
         return None
 
