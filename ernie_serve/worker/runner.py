@@ -55,14 +55,18 @@ class Runner:
         self._batches = BatchBuilder(block_size, weight.device, max_requests=2 * max_num_seqs)
         self._sampler = Sampler(max_requests=2 * max_num_seqs, num_valid_ids=num_valid_ids)
         self._num_valid_ids = num_valid_ids
-        self.graphs = device and DecodeGraphs(
-            model,
-            self.cache,
-            block_size,
-            device,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len or num_blocks * block_size,
-            num_valid_ids=num_valid_ids,
+        self.graphs = (
+            DecodeGraphs(
+                model,
+                self.cache,
+                block_size,
+                device,
+                max_num_seqs=max_num_seqs,
+                max_model_len=max_model_len or num_blocks * block_size,
+                num_valid_ids=num_valid_ids,
+            )
+            if device
+            else None
         )
 
     def launch(self, plan: StepPlan) -> Flight | None:
