@@ -81,7 +81,7 @@ def test_a_quantization_that_is_none_is_told_with_those_that_are(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert "it is int4, int8 or mixed" in capsys.readouterr().err
+    assert "it is int4, int8, mixed or fp8" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
