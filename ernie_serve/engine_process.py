@@ -31,7 +31,7 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import dtypes_of, load, quantization_of, require_fp8
-from ernie_serve.model.quantize import loading_bytes, model_bytes, shapes_of
+from ernie_serve.model.quantize import bits_of, loading_bytes, model_bytes, shapes_of
 from ernie_serve.model.random_checkpoint import parameter_shapes
 from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.text.tokenizer import Tokenizer
@@ -106,6 +106,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         device,
         cache_dtype=cache_dtype,
         mapped_bytes=mapped_bytes,
+        smaller=_smaller(config, quantization, device),
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -191,6 +192,17 @@ def advice_for(config: ModelConfig, quantization: Quantization | None, dtype: to
         f"With --quantization int4{original} they need {small / memory.GIB:.2f} GiB; or use a "
         f"{'GPU' if layout == 'cuda' else 'machine'} with more memory."
     )
+
+
+def _smaller(config: ModelConfig, quantization: Quantization | None, device: torch.device) -> tuple[str, ...]:
+    """The flag that would make weights smaller, where there is one for this checkpoint."""
+    if (quantization is not None and quantization.recipe == "int4") or config.quantization is not None:
+        return ()
+    try:
+        bits_of(parameter_shapes(config), quantization_of(config, "int4", device) or Quantization.of("int4"))
+    except SettingsError:
+        return ()
+    return ("--quantization int4",)
 
 
 _KV_WORDS = {torch.float8_e4m3fn: "fp8"}
