@@ -108,3 +108,16 @@ def test_mapped_weights_count_as_used(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_recipe_that_contradicts_the_folder_is_refused_before_the_weights_are_read(folder: Path) -> None:
     with pytest.raises(SettingsError, match="quantized already"):
         build_engine(Settings(model=str(folder), quantization="int4"), 600, lambda share, what: None)
+
+
+def test_a_folder_for_a_gpu_is_written_without_one_and_refused_without_one(packable: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("--quantization", "fp8", "--device", "cuda", "--report", "--report-tokens", "12")
+    done = run("quantize", str(packable), str(out), *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"ernie-serve serve {out} --device cuda" in done.stderr
+    for word in ("experts", "shared", "fp8", "its own text"):
+        assert word in done.stdout
+    assert "attention" not in done.stdout
+    with pytest.raises(SettingsError, match="quantized for --device cuda, and the device is cpu"):
+        build_engine(Settings(model=str(out), device="cpu", **SMALL), 600, lambda share, what: None)
