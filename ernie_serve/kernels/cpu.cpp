@@ -134,11 +134,13 @@ inline f8 silu(f8 x) { return x / (1.0f + exponential(-x)); }
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-// f(0) .. f(n - 1), on torch's threads. Each thread walks through neighbours, so that it reads memory in order; one
-// that is done early takes from the others.
+constexpr int64_t WORTH = 1 << 17;  // multiply-adds that are worth waking a thread for
+
+// f(0) .. f(n - 1), which come to about `products` multiply-adds, on torch's threads. Each thread walks through
+// neighbours, so that it reads memory in order; one that is done early takes from the others.
 template <class F>
-void share(int64_t n, const F& f) {
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
+void share(int64_t n, int64_t products, const F& f) {
+  const int64_t threads = std::min({static_cast<int64_t>(at::get_num_threads()), n, products / WORTH});
   if (threads <= 1 || at::in_parallel_region()) {
     for (int64_t i = 0; i < n; i++) f(i);
     return;
@@ -159,6 +161,11 @@ void share(int64_t n, const F& f) {
         for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) f(i);
       }
   });
+}
+
+template <class F>
+void share(int64_t n, const F& f) {
+  share(n, std::numeric_limits<int64_t>::max(), f);
 }
 
 template <class T>
@@ -416,7 +423,7 @@ template <class Cell, class S, class F>
 std::unique_ptr<Cell[]> each_row(const S* x, int64_t tokens, int64_t columns, int64_t cells, const F& f) {
   const int64_t some = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
   auto out = room<Cell>(tokens * cells);
-  share((tokens + some - 1) / some, [&](int64_t i) {
+  share((tokens + some - 1) / some, tokens * columns, [&](int64_t i) {
     for (int64_t t = i * some; t < std::min(tokens, (i + 1) * some); t++)
       f(x + t * columns, columns, out.get() + t * cells);
   });
@@ -619,7 +626,7 @@ Tensor times_all(const Tensor& x_, const M& w, int64_t rows) {
     const auto in = M::prepared(x.const_data_ptr<S>(), T, w.columns());
     S* out = y.data_ptr<S>();
     const int64_t some = w.piece();
-    share((w.blocks + some - 1) / some, [&](int64_t i) {
+    share((w.blocks + some - 1) / some, T * rows * w.columns(), [&](int64_t i) {
       const int64_t last = std::min(w.blocks, (i + 1) * some);
       for (int64_t t = 0; t < T; t += w.at_once()) {
         const int64_t count = std::min(w.at_once(), T - t);
@@ -747,13 +754,14 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
   const auto hidden = room<typename M::Cell>(hidden_cells);
   std::vector<int64_t> ends;  // of the jobs' pieces
   for (const Job<M>& job : jobs) ends.push_back((ends.empty() ? 0 : ends.back()) + job.width / HIDDEN);
-  share(ends.empty() ? 0 : ends.back(), [&](int64_t i) {
+  const int64_t products = N * hidden_cells * M::CELL;  // of down; gate and up have twice as many
+  share(ends.empty() ? 0 : ends.back(), 2 * products, [&](int64_t i) {
     const int64_t j = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
     hidden_units<M, S>(jobs[j], i - (j ? ends[j - 1] : 0), in.get(), token.data(), N / M::CELL, hidden.get());
   });
 
   const int64_t blocks = N / 8, some = down.piece();
-  share((blocks + some - 1) / some, [&](int64_t i) {
+  share((blocks + some - 1) / some, products, [&](int64_t i) {
     const int64_t first = i * some, mine = std::min(some, blocks - first);
     const std::unique_ptr<float[]> sums(new float[T * mine * 8]());
     for (const Job<M>& job : jobs) add_down(job, first, mine, hidden.get(), token.data(), weight.data(), sums.get());
@@ -1220,9 +1228,10 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   auto heads_of = [&](int64_t piece) { return static_cast<int>(std::min(each, group - piece * each)); };
 
   std::vector<Piece> work;
-  int64_t slots = 0;
+  int64_t slots = 0, products = 0;
   for (int64_t r = 0; r < R; r++) {
     const int64_t n = starts[r + 1] - starts[r];
+    products += 2 * n * contexts[r] * H * D;
     if (n <= FEW)
       for (int64_t i = 0; i < n; i++) {
         const int64_t context = row(r, i).context, length = part_length(context);
@@ -1234,7 +1243,7 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   const int64_t size = HEADS * D;
   const auto memory = room<float>(slots * lanes * size);
   const auto states = room<Softmax>(slots * lanes);
-  share(static_cast<int64_t>(work.size()) * K, [&](int64_t index) {
+  share(static_cast<int64_t>(work.size()) * K, products, [&](int64_t index) {
     const Piece& w = work[index / K];
     const int64_t k = index % K;
     const Attention<S, Q> a = of(w.request);
@@ -1388,7 +1397,7 @@ std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const T
     const S* in = x.const_data_ptr<S>();
     const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
     const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
-    share(tiles * slices, [&](int64_t i) {
+    share(tiles * slices, T * E * N, [&](int64_t i) {
       const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
       for (int64_t e = first; e < std::min(E, first + experts); e++) {
         float* out = logits.get() + t * E + e;
