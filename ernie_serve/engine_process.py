@@ -22,8 +22,7 @@ from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
-from ernie_serve.kernels.cpu import CpuKernels
-from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
@@ -89,7 +88,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
     if device.type == "cuda":
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
-    kernels = _kernels(device, has_packed=quantization is not None or cache_dtype == torch.int8)
+    kernels = _kernels(device, dtype, has_packed=quantization is not None or cache_dtype == torch.int8)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -162,10 +161,10 @@ def _warm_up(core: EngineCore) -> None:
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
-def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
-    """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
+def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool) -> ReferenceKernels:
+    """The best for a device."""
     if device.type == "cpu":
-        return cpu_kernels() if has_packed else CpuKernels()
+        return cpu_kernels_for(dtype, has_packed=has_packed)
     try:
         from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
     except ImportError as error:

@@ -1,11 +1,12 @@
-"""The verbs as plain torch does them best on a CPU, and those of packed matrices as `cpu.cpp` does.
+"""The verbs as plain torch does them best on a CPU, and those of packed matrices and of panels as `cpu.cpp` does.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
 Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
-can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow.
+can be compiled, packed matrices are turned into numbers slice by slice, which is right and slow, and there are no
+panels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import operators
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
+from ernie_serve.kernels.panels import PANEL, Panels
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -36,17 +38,14 @@ class CpuKernels(ReferenceKernels):
         return torch.empty(shape, dtype=element, device=device), torch.empty(shape, dtype=element, device=device)
 
     def packs(self, dtype: torch.dtype) -> bool:
-        """bfloat16, where oneDNN knows it: in its blocked order one row takes about half the time."""
-        return dtype == torch.bfloat16 and _HAS_ONEDNN_BF16
+        """bfloat16: in oneDNN's blocked order where it knows it, else in panels where their operators are."""
+        return dtype == torch.bfloat16 and (_HAS_ONEDNN_BF16 or operators() is not None)
 
-    def pack(self, weight: Tensor) -> Matrices:
-        """oneDNN's blocked order, matrix by matrix."""
+    def pack(self, weight: Tensor) -> Matrix | Matrices:
+        """oneDNN's blocked order, or panels, matrix by matrix."""
         if not self.packs(weight.dtype):
             return weight
-        if weight.dim() == 3:
-            return [torch.ops.mkldnn._reorder_linear_weight(matrix.detach()) for matrix in weight]
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        return packed
+        return [_packed(matrix) for matrix in weight] if weight.dim() == 3 else _packed(weight)
 
     def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
         """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
@@ -61,6 +60,9 @@ class CpuKernels(ReferenceKernels):
         if isinstance(weight, Packed) and (ops := operators()) is not None:
             y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
             return y
+        if isinstance(weight, Panels) and (ops := operators()) is not None:
+            rows: Tensor = ops.panel_embedding(ids, weight.data, weight.rows, dtype)
+            return rows
         return super().embedding(ids, weight, dtype)
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
@@ -74,6 +76,11 @@ class CpuKernels(ReferenceKernels):
                 return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
             packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
             return packed_y
+        if isinstance(weight, Panels):
+            if (ops := operators()) is None:
+                return super().linear(x, weight)
+            panels_y: Tensor = ops.panel_linear(x, weight.data, weight.rows)
+            return panels_y
         assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -121,8 +128,8 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Packed matrices go through one operator. Others: rows are sorted by expert, so that each expert has a slice
-        and nothing is scattered.
+        Packed matrices and panels go through one operator. Others: rows are sorted by expert, so that each expert has a
+        slice and nothing is scattered.
         """
         if (
             isinstance(gate_up, Packed)
@@ -133,6 +140,9 @@ class CpuKernels(ReferenceKernels):
             matrices = (gate_up, down, *(shared or (None, None)))
             packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
             return packed_y
+        if (panels := _whole_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
+            panels_y: Tensor = ops.panel_experts(x, weights, ids, *panels)
+            return panels_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -161,6 +171,36 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def multiplies_in_panels(dtype: torch.dtype) -> bool:
+    """Whether plain matrices of this dtype are best multiplied by operators of our own, if they can be compiled."""
+    return dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16
+
+
+def _packed(matrix: Tensor) -> Tensor | Panels:
+    if _HAS_ONEDNN_BF16:
+        blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())
+        return blocked
+    ops = operators()
+    assert ops is not None, "panels are made where there are operators for them"
+    return Panels(ops.panels(matrix.detach()), matrix.shape[0])
+
+
+def _whole_panels(
+    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
+) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None] | None:
+    """How the operator is handed experts in panels; none of others, nor of widths that are not whole panels."""
+    if not (isinstance(gate_up, Sequence) and isinstance(down, Sequence)):
+        return None
+    ups, downs = ([matrix for matrix in stack if isinstance(matrix, Panels)] for stack in (gate_up, down))
+    beside = [matrix for matrix in shared or () if isinstance(matrix, Panels)]
+    if len(ups) < len(gate_up) or len(downs) < len(down) or len(beside) < len(shared or ()):
+        return None
+    if downs[0].rows % PANEL or any(matrix.rows % (4 * PANEL) for matrix in (ups[0], *beside[:1])):
+        return None
+    both = (beside[0].data, beside[1].data) if beside else (None, None)
+    return [matrix.data for matrix in ups], [matrix.data for matrix in downs], *both
 
 
 def _slices(weight: Packed) -> Iterator[Packed]:

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.cpu import CpuKernels, multiplies_in_panels
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import Operators, operators
 
 _WIDE = 16  # floats: sizes that are no multiple of it are left to plain torch
+
+
+def cpu_kernels_for(dtype: torch.dtype, *, has_packed: bool = False) -> CpuKernels:
+    """The best for numbers of a dtype and, perhaps, something in 4 or 8 bits.
+
+    Where torch multiplies as fast as our operators nothing is compiled, so that a model starts at once.
+    """
+    return cpu_kernels() if has_packed or multiplies_in_panels(dtype) else CpuKernels()
 
 
 def cpu_kernels() -> CpuKernels:
@@ -22,7 +30,10 @@ def cpu_kernels() -> CpuKernels:
 
 
 class FusedCpuKernels(CpuKernels):
-    """What `CpuKernels` does, in fewer calls. With packed matrices no token's numbers depend on its neighbours."""
+    """What `CpuKernels` does, in fewer calls.
+
+    With packed matrices or panels no token's numbers depend on its neighbours.
+    """
 
     def __init__(self, ops: Operators) -> None:
         super().__init__()
