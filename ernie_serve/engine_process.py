@@ -88,13 +88,14 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
     if device.type == "cuda":
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
-    kernels = _kernels(device, dtype, has_packed=quantization is not None or cache_dtype == torch.int8)
+    weight_bytes = model_bytes(parameter_shapes(config), quantization, dtype)
+    has_packed = quantization is not None or cache_dtype == torch.int8
+    kernels = _kernels(device, dtype, has_packed=has_packed, num_bytes=weight_bytes)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         logger.warning("This processor has no vector instructions that are known here; it will be slow.")
     shapes = shapes_of(model)
-    weight_bytes = model_bytes(shapes, quantization, dtype)
     mapped_bytes = weight_bytes if config.quantization and device.type == "cpu" else 0
     passing_bytes = loading_bytes(shapes, config, quantization) if quantization and not config.quantization else 0
     memory.require_room(weight_bytes, device, passing_bytes, advice=advice_for(config, quantization, dtype, device))
@@ -161,10 +162,10 @@ def _warm_up(core: EngineCore) -> None:
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
-def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool) -> ReferenceKernels:
+def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:
     """The best for a device."""
     if device.type == "cpu":
-        return cpu_kernels_for(dtype, has_packed=has_packed)
+        return cpu_kernels_for(dtype, has_packed=has_packed, num_bytes=num_bytes)
     try:
         from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
     except ImportError as error:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ernie_serve.kernels import cpu
+from ernie_serve.kernels import cpu, fused
 from ernie_serve.kernels.cpu import CpuKernels, multiplies_in_panels
 from ernie_serve.kernels.fused import FusedCpuKernels, cpu_kernels_for
+from ernie_serve.kernels.native import is_compiled
 from ernie_serve.kernels.panels import Panels, pack
 from ernie_serve.kernels.reference import ReferenceKernels
 
@@ -230,6 +231,21 @@ def test_nothing_is_compiled_for_float32(monkeypatch):
     monkeypatch.setattr(cpu, "operators", lambda: pytest.fail("not needed"))
     assert type(cpu_kernels_for(torch.float32)) is CpuKernels
     assert not CpuKernels().packs(torch.float32)
+
+
+def test_a_small_model_alone_is_not_worth_compiling_for(monkeypatch):
+    monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
+    monkeypatch.setattr(fused, "operators", lambda: pytest.fail("not needed"))
+    monkeypatch.setattr(fused, "is_compiled", lambda: False)
+    small = cpu_kernels_for(torch.bfloat16, num_bytes=10_000_000)
+    assert type(small) is CpuKernels
+    assert not small.packs(torch.bfloat16)
+
+
+def test_what_is_compiled_already_serves_a_small_model_too(native, monkeypatch):
+    monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
+    assert is_compiled()
+    assert type(cpu_kernels_for(torch.bfloat16, num_bytes=10_000_000)) is FusedCpuKernels
 
 
 def test_without_a_compiler_matrices_stay_as_they_are(noise, monkeypatch):

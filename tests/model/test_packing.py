@@ -10,6 +10,7 @@ import torch
 
 from ernie_serve.kernels import cpu
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, ReferenceKernels
 from ernie_serve.model.config import ModelConfig
@@ -78,9 +79,9 @@ def test_a_tied_embedding_in_panels_is_there_once(
     tiny_checkpoint: Path, logits_of: Logits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
-    if not CpuKernels().packs(torch.bfloat16):
+    if not (kernels := cpu_kernels()).packs(torch.bfloat16):
         pytest.skip("no C++ compiler")
-    model, plain = empty_model(tiny_checkpoint, CpuKernels()), empty_model(tiny_checkpoint, ReferenceKernels())
+    model, plain = empty_model(tiny_checkpoint, kernels), empty_model(tiny_checkpoint, ReferenceKernels())
     load_packed(model, tiny_checkpoint, device=CPU)
     load_weights(plain, tiny_checkpoint)
     assert model.config.tie_word_embeddings
