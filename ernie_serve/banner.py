@@ -62,11 +62,12 @@ def show_ready(
     keys = "none needed: whoever reaches this address may use it"
     if asked:
         keys = f"{num_keys} accepted" if num_keys else "those of the billing store; `ernie-serve keys create` makes one"
+    numbers = f" of {info.kv_dtype}" if info.kv_dtype else ""
     for name, value in {
         "Model": ", ".join(names),
         "Device": f"{info.device}, {info.dtype}; {weights}",
         "Context": f"{info.max_model_len:,} tokens{answer}",
-        "KV cache": f"{_size(info.kv_bytes)} = {kv_tokens:,} tokens in {info.num_blocks:,} blocks"
+        "KV cache": f"{_size(info.kv_bytes)}{numbers} = {kv_tokens:,} tokens in {info.num_blocks:,} blocks"
         f" = {kv_tokens / typical:.1f} requests of {typical:,}",
         "Batch": f"{info.max_num_seqs} requests, {info.max_num_batched_tokens:,} tokens a step",
         "Keys": keys,

@@ -177,18 +177,22 @@ def bench(
 def quantize(
     source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub name of the original checkpoint.")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    quantization: Annotated[str, _flag("--quantization", "int4, int8 or mixed.")] = "int4",
+    quantization: Annotated[str, _flag("--quantization", "int4, int8 or mixed; for a GPU also fp8.")] = "int4",
+    device: Annotated[
+        str,
+        _flag("--device", "What the folder is for, cpu or cuda: they read other layouts. No GPU is needed to write."),
+    ] = "cpu",
     report: Annotated[bool, _flag("--report", "Print how far weights and logits are from the original's.")] = False,
     report_tokens: Annotated[int, _flag("--report-tokens", "Tokens that logits are compared over.", min=2)] = 256,
     revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
     threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
 ) -> None:
-    """Write a checkpoint in 4 or 8 bits, which `serve OUT` then maps instead of reading."""
+    """Write a checkpoint in 4 or 8 bits, which `serve OUT` then maps on a CPU, or reads into a GPU."""
     from ernie_serve import quantizing
 
-    recipe = config.recipe(quantization)
+    recipe, layout = config.recipe(quantization), config.layout(device)
     tokens = report_tokens if report else 0
-    quantizing.quantize(source, folder, recipe, revision=revision, threads=threads, report_tokens=tokens)
+    quantizing.quantize(source, folder, recipe, layout, revision=revision, threads=threads, report_tokens=tokens)
 
 
 @app.command()
@@ -196,11 +200,12 @@ def doctor(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
     revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
     threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+    device: Annotated[str, _flag("--device", "cpu, cuda or cuda:N. auto: a GPU where there is one.")] = "auto",
 ) -> None:
     """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""
     from ernie_serve import doctor
 
-    doctor.examine(model, revision=revision, threads=threads)
+    doctor.examine(model, revision=revision, threads=threads, device=config.device(device))
 
 
 @config_app.command("show")

@@ -62,10 +62,11 @@ class Settings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
         "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
     )
-    quantization: Literal["int4", "int8", "mixed"] | None = _setting(
+    quantization: Literal["int4", "int8", "mixed", "fp8"] | None = _setting(
         "Model",
         None,
-        "Keep matrices in 4 or 8 bits on a CPU, quantized as they are read; mixed: 4 for routed experts, else 8.",
+        "Keep weights in 4 or 8 bits, quantized as they are read: on a CPU all matrices, on a GPU those of experts. "
+        "mixed: 4 for routed experts, more for others. fp8: on a GPU only.",
     )
     device: str = _setting(
         "Model", "auto", "cpu, cuda or cuda:N. auto: a GPU where there is one.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
@@ -94,10 +95,11 @@ class Settings(BaseModel):
         "Size of the KV cache, such as 4GiB. Default: what the device has left, on a CPU at most 4GiB.",
         ge=1,
     )
-    kv_cache_dtype: Literal["auto", "int8"] = _setting(
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = _setting(
         "Engine",
         "auto",
-        "Numbers of the KV cache. auto: the checkpoint's dtype; int8: about half of bfloat16's memory.",
+        "Numbers of the KV cache. auto: the checkpoint's dtype; int8: about half of bfloat16's memory; fp8: half, on a "
+        "GPU only.",
     )
     gpu_memory_utilization: float = _setting("Engine", 0.92, "Share of the GPU's memory to use.", gt=0, le=1)
     enable_prefix_caching: bool = _setting("Engine", True, "Reuse the KV cache of prompts that begin alike.")
@@ -170,15 +172,32 @@ def load(
         raise SettingsError(f"{name} = {value} (from {origins[name]}): {problem['msg']}. {meaning}") from None
 
 
-def recipe(word: str) -> Literal["int4", "int8", "mixed"]:
+def recipe(word: str) -> Literal["int4", "int8", "mixed", "fp8"]:
     """A word for how matrices are kept. Raises `SettingsError` for another."""
     try:
         wanted = Settings(quantization=word).quantization  # type: ignore[arg-type]  # the validator decides
     except ValidationError:
         wanted = None
     if wanted is None:
-        raise SettingsError(f"--quantization {word}: it is int4, int8 or mixed.")
+        raise SettingsError(f"--quantization {word}: it is int4, int8, mixed or fp8.")
     return wanted
+
+
+def layout(word: str) -> Literal["cpu", "cuda"]:
+    """A word for the kind of device that weights are written for. Raises `SettingsError` for another."""
+    if word == "cpu":
+        return "cpu"
+    if word == "cuda":
+        return "cuda"
+    raise SettingsError(f"--device {word}: weights are written for cpu or for cuda.")
+
+
+def device(word: str) -> str:
+    """A word for a device. Raises `SettingsError` for another."""
+    try:
+        return Settings(device=word).device
+    except ValidationError:
+        raise SettingsError(f"--device {word}: it is auto, cpu, cuda or cuda:N.") from None
 
 
 def flag_name(name: str) -> str:

@@ -4,12 +4,10 @@ Knows this machine by asking it, and a checkpoint by its `config.json`. Loads no
 of speed is a prediction, from how fast this machine reads its memory and how many bytes a token reads.
 """
 
-import math
 import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,39 +17,35 @@ from rich.table import Table
 
 from ernie_serve import launch
 from ernie_serve.config import Settings
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.engine_process import device_of
+from ernie_serve.errors import StartupError
 from ernie_serve.kernels.native import ADVICE, tools_path
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.quantize import Shapes, bits_of, loading_bytes, model_bytes, packed_bytes
+from ernie_serve.model.quantize import loading_bytes
 from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
-from ernie_serve.model.recipes import RECIPES, Quantization, class_of
+from ernie_serve.model.recipes import RECIPES, Quantization
 from ernie_serve.worker import memory
+from ernie_serve.worker.card import Card, card_of
 from ernie_serve.worker.cores import usable_cores
+from ernie_serve.worker.fitting import CONTEXT, Form, forms_of
 
 DEFAULT = "baidu/ERNIE-4.5-21B-A3B-PT"
 PROBE_SECONDS = 5.0
-RUNTIME_BYTES = 600 << 20
-"""About what Python, torch and the API's process take beside weights, cache and a step."""
-
-_TOKENS = 4096  # of context that the table has room for
-_REACHED = (0.7, 0.95)  # of the memory's speed, by decoding
+_REACHED = (0.7, 0.95)  # of the memory's speed, by decoding on a CPU
+_REACHED_BY_GPU = (0.5, 0.8)  # predicted, by one GPU
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A checkpoint in one form of its weights: what it takes and what a token reads. `name` is the flag's word."""
+def examine(model: str, *, revision: str | None, threads: int | None, device: str = "auto") -> None:
+    """Look at the machine and the checkpoint, and print what was found, of its GPU where it has one.
 
-    name: str
-    weight_bytes: int
-    needed_bytes: int
-    token_bytes: int
-
-
-def examine(model: str, *, revision: str | None, threads: int | None) -> None:
-    """Look at the machine and the checkpoint, and print what was found. Raises `StartupError` for a wrong name."""
+    Raises `StartupError` for a wrong name.
+    """
     console = Console(highlight=False)
+    found = device_of(device)
+    if found.type == "cuda":
+        return _examine_gpu(console, model or DEFAULT, config_of(model or DEFAULT, revision), found)
     cores = threads or usable_cores()
     torch.set_num_threads(cores)
     config = config_of(model or DEFAULT, revision)
@@ -71,7 +65,7 @@ def examine(model: str, *, revision: str | None, threads: int | None) -> None:
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(facts)
     forms = forms_of(config)
-    console.print(f"\n{model or DEFAULT}, {_TOKENS:,} tokens of context:")
+    console.print(f"\n{model or DEFAULT}, {CONTEXT:,} tokens of context:")
     console.print(table(forms, free, speed))
     for line in advice(
         forms,
@@ -82,6 +76,64 @@ def examine(model: str, *, revision: str | None, threads: int | None) -> None:
         compiler=bool(compiler and shutil.which("ninja", path=tools_path())),
     ):
         console.print(f"- {line}", soft_wrap=True)
+    return None
+
+
+def _examine_gpu(console: Console, model: str, config: ModelConfig, device: torch.device) -> None:
+    """Look at a GPU, and say of it what is said of a CPU."""
+    card = card_of(device, PROBE_SECONDS)
+    forms = [form for form in forms_of(config, device) if form.name != "fp8" or card.reads_fp8]
+    for line in card_lines(card):
+        console.print(line, soft_wrap=True)
+    console.print(f"\n{model}, {CONTEXT:,} tokens of context:")
+    console.print(gpu_table(forms, card))
+    console.print(f"- {gpu_advice(forms, config, card)}", soft_wrap=True)
+
+
+def card_lines(card: Card) -> list[str]:
+    """What a GPU is."""
+    speed = f"{card.bytes_per_second / 1e9:,.0f} GB/s" if card.bytes_per_second else "unknown speed"
+    source = "measured" if card.is_measured else "by its clock, not measured"
+    major, minor = card.capability
+    return [
+        f"[bold]GPU[/]     {card.name}, compute capability {major}.{minor}"
+        + ("" if card.reads_fp8 else "; no fp8, which needs 8.9"),
+        f"[bold]Memory[/]  {card.total_bytes / memory.GIB:.1f} GiB, {card.free_bytes / memory.GIB:.1f} free; read at "
+        f"{speed}, {source}",
+    ]
+
+
+def gpu_table(forms: list[Form], card: Card) -> Table:
+    """A row a form: memory, whether it is there, the room that is left, and the speeds to expect of this GPU."""
+    shown = Table("weights", "memory needed", "fits", "tokens a second, one stream, predicted", box=None)
+    shown.add_column("64 streams")
+    shown.header_style = "bold"
+    for form in forms:
+        one, many = (
+            " - ".join(f"{share * streams * card.bytes_per_second / read:,.0f}" for share in _REACHED_BY_GPU)
+            for streams, read in ((1, form.token_bytes), (64, form.many_bytes))
+        )
+        fits = "yes" if form.needed_bytes <= card.free_bytes else "no"
+        shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, one, many)
+    return shown
+
+
+def gpu_advice(forms: list[Form], config: ModelConfig, card: Card) -> str:
+    """What to serve on a GPU: the least rounded weights that fit, or why none do."""
+    fitting = [form for form in forms if form.needed_bytes <= card.free_bytes]
+    smallest = min(forms, key=lambda form: form.needed_bytes)
+    free = f"{card.free_bytes / memory.GIB:.1f} GiB are free of {card.total_bytes / memory.GIB:.1f}"
+    if not fitting:
+        return (
+            f"It does not fit: {smallest.name} needs {smallest.needed_bytes / memory.GIB:.1f} GiB and {free}. End what "
+            "else uses the GPU, or use a smaller checkpoint or a larger GPU."
+        )
+    names = [form.name for form in fitting]
+    if config.quantization is not None or names == [forms[0].name]:
+        return "It can be served as it is."
+    if names[0] == forms[0].name:
+        return f"It can be served as it is; with --quantization {names[-1]} it is faster and its cache larger."
+    return f"As it is it needs {forms[0].needed_bytes / memory.GIB:.1f} GiB and {free}: set --quantization {names[0]}."
 
 
 def config_of(model: str, revision: str | None) -> ModelConfig:
@@ -94,47 +146,6 @@ def config_of(model: str, revision: str | None) -> ModelConfig:
             if f"-4.5-{name}-" in f"{model.lower()}-":
                 return ModelConfig.from_dict(values, source=f"geometry {name}")
         raise
-
-
-def forms_of(config: ModelConfig) -> list[Form]:
-    """The forms that a checkpoint can be served in, the largest first."""
-    shapes = parameter_shapes(config)
-    own: torch.dtype = getattr(torch, config.dtype)
-    stored = config.quantization
-    found = [] if stored else [_form(config.dtype, config, shapes, None, own)]
-    for recipe in ("int8", "mixed", "int4"):
-        if stored is None or stored.recipe == recipe:
-            try:
-                found.append(_form(recipe, config, shapes, stored or Quantization.of(recipe), torch.float32))
-            except SettingsError:  # its widths cannot be packed
-                break
-    return found
-
-
-def _form(
-    name: str, config: ModelConfig, shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype
-) -> Form:
-    weights = model_bytes(shapes, quantization, dtype)
-    cache_dtype: torch.dtype = getattr(torch, config.dtype)
-    cache = memory.bytes_per_block(config, cache_dtype, 16) * _TOKENS // 16
-    step = memory.step_bytes(config, dtype, 512, 16)
-    return Form(name, weights, weights + cache + step + RUNTIME_BYTES, token_bytes(config, shapes, quantization, dtype))
-
-
-def token_bytes(config: ModelConfig, shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype) -> int:
-    """Bytes of weights that one token of one stream reads: all matrices once, of the experts only those chosen."""
-    bits = bits_of(shapes, quantization) if quantization else {}
-    total = 0
-    for name, shape in shapes.items():
-        if name == "embed_tokens.weight" and not config.tie_word_embeddings:
-            continue
-        size = (
-            packed_bytes(shape, bits[name])
-            if name in bits
-            else math.prod(shape) * (4 if ".router." in name else dtype.itemsize)
-        )
-        total += size * config.moe_k // config.moe_num_experts if class_of(name) == "experts" else size
-    return total
 
 
 def table(forms: list[Form], free: int, speed: float) -> Table:
@@ -170,7 +181,7 @@ def advice(forms: list[Form], config: ModelConfig, *, free: int, total: int, dis
         )
     if config.quantization is None and smallest.name in RECIPES:
         original = forms[0].weight_bytes
-        passing = loading_bytes(parameter_shapes(config), config)
+        passing = loading_bytes(parameter_shapes(config), config, Quantization.of("int4"))
         said.append(
             f"The original takes {original / 1e9:.1f} GB of disk and `ernie-serve quantize` "
             f"{smallest.weight_bytes / 1e9:.1f} GB more in int4; afterwards it starts in seconds. "

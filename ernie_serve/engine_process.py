@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
@@ -21,8 +22,7 @@ from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
-from ernie_serve.kernels.cpu import CpuKernels
-from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.kernels.native import ADVICE
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.logs import log_to_stderr
@@ -30,9 +30,11 @@ from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Rea
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.loading import dtypes_of, load, quantization_of
-from ernie_serve.model.quantize import Shapes, loading_bytes, model_bytes, repacking_bytes, shapes_of
-from ernie_serve.model.recipes import Quantization
+from ernie_serve.model.loading import dtypes_of, load, quantization_of, require_fp8
+from ernie_serve.model.quantize import bits_of, copying_bytes, loading_bytes, model_bytes, repacking_bytes, shapes_of
+from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.recipes import Layout, Quantization
+from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.cores import usable_cores
@@ -80,31 +82,35 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     """
     began = time.monotonic()
     torch.set_num_threads(settings.threads or usable_cores())
-    device = _device(settings.device)
+    device = device_of(settings.device)
     folder = hub.resolve(settings.model, settings.revision, "all", report)
     config = ModelConfig.from_folder(folder)
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
-    dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype)
-    kernels = _kernels(device, has_packed=quantization is not None or cache_dtype == torch.int8)
+    dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
+    if device.type == "cuda":
+        require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
+    weight_bytes = model_bytes(parameter_shapes(config), quantization, dtype)
+    has_packed = quantization is not None or cache_dtype == torch.int8
+    kernels = _kernels(device, dtype, has_packed=has_packed, num_bytes=weight_bytes)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
-    if quantization and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+    if quantization and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         logger.warning("This processor has no vector instructions that are known here; it will be slow.")
     shapes = shapes_of(model)
-    weight_bytes = model_bytes(shapes, quantization, dtype)
-    mapped_bytes = weight_bytes if config.quantization else 0
-    advice = _advice(shapes, quantization, device)
-    if quantization and kernels.repacks():
+    mapped_bytes = weight_bytes if config.quantization and device.type == "cpu" else 0
+    passing_bytes = loading_bytes(shapes, config, quantization) if quantization and not config.quantization else 0
+    advice = advice_for(config, quantization, dtype, device)
+    if quantization and is_repacked(quantization, kernels):
         packed_size = f"{weight_bytes / memory.GIB:.2f}"
         weight_bytes, mapped_bytes = weight_bytes + repacking_bytes(shapes, quantization), 0
+        passing_bytes += copying_bytes(shapes, quantization)
         advice = f"{ADVICE} Then they need {packed_size} GiB."
         logger.warning(
             "Quantized matrices are copied for torch's own product: %.2f GiB, of this process alone, instead of %s.",
             weight_bytes / memory.GIB,
             packed_size,
         )
-    passing_bytes = loading_bytes(shapes, config) if quantization and not mapped_bytes else 0
     memory.require_room(weight_bytes, device, passing_bytes, advice=advice)
     load(model, folder, quantization, report, device=device)
     room = memory.plan_cache(
@@ -113,6 +119,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         device,
         cache_dtype=cache_dtype,
         mapped_bytes=mapped_bytes,
+        smaller=_smaller(config, quantization, device),
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -145,7 +152,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     _warm_up(core)
     info = EngineInfo(
         device=str(device),
-        dtype=f"{quantization.recipe} weights" if quantization else str(dtype).removeprefix("torch."),
+        dtype=_weights(quantization, dtype),
+        kv_dtype=_KV_WORDS.get(cache_dtype, _word(cache_dtype)),
         weight_bytes=weight_bytes,
         kv_bytes=room.num_bytes,
         num_blocks=room.num_blocks,
@@ -167,10 +175,10 @@ def _warm_up(core: EngineCore) -> None:
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
-def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
-    """The best for a device. Only what is packed is worth compiling for: a plain model starts at once."""
+def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:
+    """The best for a device."""
     if device.type == "cpu":
-        return cpu_kernels() if has_packed else CpuKernels()
+        return cpu_kernels_for(dtype, has_packed=has_packed, num_bytes=num_bytes)
     try:
         from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
     except ImportError as error:
@@ -181,15 +189,50 @@ def _kernels(device: torch.device, *, has_packed: bool) -> ReferenceKernels:
     return CudaKernels()
 
 
-def _advice(shapes: Shapes, quantization: Quantization | None, device: torch.device) -> str:
+def advice_for(config: ModelConfig, quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> str:
     """What would make weights fit that do not."""
-    if device.type != "cpu" or (quantization and quantization.recipe == "int4"):
-        return "Use a smaller checkpoint, or a machine with more memory."
+    if quantization is not None and quantization.recipe == "int4":
+        return "Use a smaller checkpoint, or a device with more memory."
+    layout: Layout = "cuda" if device.type == "cuda" else "cpu"
+    plain = dtype if layout == "cuda" else torch.float32
     try:
-        small = model_bytes(shapes, Quantization.of("int4"), torch.float32)
+        quantization_of(replace(config, quantization=None), "int4", device)
+        small = model_bytes(parameter_shapes(config), Quantization.of("int4", layout), plain)
     except SettingsError:
-        return "Use a smaller checkpoint, a 16-bit --dtype, or a machine with more memory."
-    return f"With --quantization int4 they need {small / memory.GIB:.2f} GiB; or use a machine with more memory."
+        return "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
+    original = " of the original checkpoint" if config.quantization else ""
+    return (
+        f"With --quantization int4{original} they need {small / memory.GIB:.2f} GiB; or use a "
+        f"{'GPU' if layout == 'cuda' else 'machine'} with more memory."
+    )
+
+
+def _smaller(config: ModelConfig, quantization: Quantization | None, device: torch.device) -> tuple[str, ...]:
+    """The flag that would make weights smaller, where there is one for this checkpoint."""
+    if (quantization is not None and quantization.recipe == "int4") or config.quantization is not None:
+        return ()
+    try:
+        bits_of(parameter_shapes(config), quantization_of(config, "int4", device) or Quantization.of("int4"))
+    except SettingsError:
+        return ()
+    return ("--quantization int4",)
+
+
+_KV_WORDS = {torch.float8_e4m3fn: "fp8"}
+
+
+def _weights(quantization: Quantization | None, dtype: torch.dtype) -> str:
+    if quantization is None:
+        return _word(dtype)
+    return (
+        f"{quantization.recipe} weights"
+        if quantization.layout == "cpu"
+        else (f"{quantization.recipe} experts, {_word(dtype)}")
+    )
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _step_seconds(settings: Settings, device: torch.device) -> float:
@@ -198,7 +241,8 @@ def _step_seconds(settings: Settings, device: torch.device) -> float:
     return 0.5 if device.type == "cpu" else 0.0
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
+    """The device of a setting's word. Raises `SettingsError` for one that is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():

@@ -202,6 +202,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
 
     device: str
     dtype: str
+    kv_dtype: str = ""
     weight_bytes: int
     kv_bytes: int
     num_blocks: int

@@ -15,14 +15,16 @@ from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import quantizer
 from ernie_serve.model.loading import load
 from ernie_serve.model.quantize import model_bytes, shapes_of
 from ernie_serve.model.quantize_folder import quantize_folder
 from ernie_serve.model.quantize_report import LogitError, MatrixError, Measured, logit_errors
-from ernie_serve.model.recipes import Quantization, Recipe
+from ernie_serve.model.recipes import Layout, Quantization, Recipe
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.cores import usable_cores
@@ -31,9 +33,18 @@ CPU = torch.device("cpu")
 
 
 def quantize(
-    source: str, folder: Path, recipe: Recipe, *, revision: str | None, threads: int | None, report_tokens: int
+    source: str,
+    folder: Path,
+    recipe: Recipe,
+    layout: Layout = "cpu",
+    *,
+    revision: str | None,
+    threads: int | None,
+    report_tokens: int,
 ) -> None:
-    """Write `folder` from a checkpoint; with tokens for a report, compare the two afterwards. Raises `StartupError`."""
+    """Write `folder` from a checkpoint, for a CPU or a GPU, which need not be there; with tokens for a report, compare
+    the two afterwards. Raises `StartupError`."""
+    quantization = Quantization.of(recipe, layout)
     signal.signal(signal.SIGTERM, _end)  # what is half written goes with us
     torch.set_num_threads(threads or usable_cores())
     console = Console(stderr=True, highlight=False)
@@ -44,7 +55,7 @@ def quantize(
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    measured = Measured(CpuKernels().quantize)
+    measured = Measured(quantizer(CpuKernels(), CPU))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         source = launch.with_checkpoint(Settings(model=source)).model
@@ -54,12 +65,13 @@ def quantize(
         num_bytes = quantize_folder(
             original,
             folder,
-            Quantization.of(recipe),
+            quantization,
             lambda done, what: bar.update(task, completed=done, description=what),
             quantize=measured if report_tokens else None,
         )
     console.print(
-        f"{folder}: {recipe}, {num_bytes / 1e9:.2f} GB of weights. Serve it with: ernie-serve serve {folder}",
+        f"{folder}: {recipe}, {num_bytes / 1e9:.2f} GB of weights. Serve it with: ernie-serve serve {folder}"
+        + (" --device cuda" if layout == "cuda" else ""),
         soft_wrap=True,
     )
     if report_tokens:
@@ -73,7 +85,8 @@ def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] |
     """Distances of the two folders' predictions; text says why there are none."""
     plain, packed = ModelConfig.from_folder(original), ModelConfig.from_folder(folder)
     with torch.device("meta"):
-        ours, theirs = (Ernie(config, cpu_kernels(), torch.float32) for config in (packed, plain))
+        kernels = ReferenceKernels() if packed.quantization and packed.quantization.layout == "cuda" else cpu_kernels()
+        ours, theirs = (Ernie(config, kernels, torch.float32) for config in (packed, plain))
     needed = sum(model_bytes(shapes_of(each), each.config.quantization, torch.float32) for each in (ours, theirs))
     if needed > (free := memory.free_bytes(CPU)):
         return (

@@ -26,7 +26,7 @@ from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
-from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -42,7 +42,7 @@ def random_model(layers: int, dtype: torch.dtype) -> Ernie:
     values = {**GEOMETRIES["21b"], "num_hidden_layers": layers, "moe_layer_end_index": layers - 1}
     config = ModelConfig.from_dict(values, source="21b")
     with torch.device("meta"):
-        model = Ernie(config, CpuKernels(), dtype)
+        model = Ernie(config, cpu_kernels_for(dtype), dtype)
     model.to_empty(device="cpu")
     pool = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     for index, (name, parameter) in enumerate(sorted(model.named_parameters())):

@@ -14,6 +14,7 @@ import torch
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import build_engine
+from ernie_serve.kernels import cpu, native
 from ernie_serve.messages import EngineRequest, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.text.tokenizer import Tokenizer
@@ -41,13 +42,18 @@ def engine(folder: str, threads: int, cache_tokens: int) -> EngineCore:
     return core
 
 
+def request(request_id: str, prompt: list[int], new: int) -> EngineRequest:
+    """A greedy one, of so many new tokens."""
+    sampling = SamplingParams(max_tokens=new, seed=0, temperature=0.0)
+    return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
+
+
 def steps(core: EngineCore, num_streams: int, input_len: int, new: int) -> list[tuple[int, float]]:
     """Tokens made and seconds of each step of some requests that start together."""
     chance = torch.Generator().manual_seed(num_streams)
     prompts = torch.randint(5, 100_000, (num_streams, input_len), generator=chance).tolist()
     for index, prompt in enumerate(prompts):
-        sampling = SamplingParams(max_tokens=new, seed=index, temperature=0.0)
-        core.add(EngineRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling))
+        core.add(request(str(index), prompt, new))
     found = []
     while core.has_work:
         began = time.perf_counter()
@@ -107,6 +113,61 @@ def experts_reached(core: EngineCore, num_streams: int) -> float:
     return statistics.mean(seen[-layers:])
 
 
+class Timed:
+    """The CPU's operators, with the seconds that were spent in them."""
+
+    def __init__(self, operators: Any) -> None:
+        self.operators = operators
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        operator = getattr(self.operators, name)
+
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            answer = operator(*arguments)
+            self.seconds += time.perf_counter() - began
+            return answer
+
+        return timed
+
+
+def share_outside(core: EngineCore) -> float:
+    """Of the time of decode steps of one stream, what the kernels do not take: scheduler, Python, calls, sampling."""
+    timed = Timed(native.operators())
+    model: Any = core.runner.model  # type: ignore[attr-defined]
+    kept = cpu.operators
+    cpu.operators = lambda: timed  # type: ignore[assignment]
+    model.kernels._ops = timed
+    shares = []
+    core.add(request("outside", [5] * 16, 33))
+    while core.has_work:
+        timed.seconds, began = 0.0, time.perf_counter()
+        core.step()
+        shares.append(1 - timed.seconds / (time.perf_counter() - began))
+    cpu.operators = kept
+    model.kernels._ops = timed.operators
+    return statistics.median(shares[1:])
+
+
+def stall(core: EngineCore, input_len: int) -> dict[str, float]:
+    """One stream decodes and a prompt arrives: seconds of its usual step, and of the longest while the prompt runs."""
+    core.add(request("stream", [5] * 16, CONTEXT - input_len - 64))
+    alone, beside = [], []
+    for _ in range(12):
+        began = time.perf_counter()
+        core.step()
+        alone.append(time.perf_counter() - began)
+    core.add(request("prompt", [7] * input_len, 1))
+    running = True
+    while running:
+        began = time.perf_counter()
+        running = not any(output.request_id == "prompt" and output.finish_reason for output in core.step())
+        beside.append(time.perf_counter() - began)
+    core.abort("stream")
+    return {"alone_s": statistics.median(alone[2:]), "longest_s": max(beside), "steps": len(beside)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
@@ -128,6 +189,8 @@ def main() -> None:
         found["decode_1"] = decode_speed(core, 1, 64)
         found["prefill_512"] = prefill_speed(core, 512)
         found["decode_16"] = decode_speed(core, 16, 17)
+        found["outside_kernels"] = round(share_outside(core), 4)
+        found["stall"] = stall(core, 2000)
         found["experts_per_layer"] = round(experts_reached(core, 16), 1)
     print(json.dumps(found))
 

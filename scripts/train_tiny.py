@@ -32,7 +32,7 @@ STOPS = ["</s>", "<|im_end|>"]
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Training time in all, pauses and earlier runs included.")] = 105.0,
+    minutes: Annotated[float, typer.Option(help="Training time in all, pauses and earlier runs included.")] = 180.0,
     work: Annotated[Path, typer.Option(help="Where the state is kept between runs.")] = Path("build/ernie-tiny"),
     out: Annotated[Path, typer.Option(help="Where the model is exported to.")] = BUNDLED,
     seed: int = 45,

@@ -1,5 +1,6 @@
 """The doctor's figures follow from the config and the probe, and its advice from the figures."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from ernie_serve import doctor
 from ernie_serve.errors import StartupError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.worker import fitting
+from ernie_serve.worker.card import Card
 from ernie_serve.worker.cores import usable_cores
 
 GIB = 1 << 30
@@ -19,13 +23,13 @@ CARD = ModelConfig.from_dict(GEOMETRIES["21b"])
 
 
 def told(free: float, *, total: float = 1000, disk: float = 1e12, compiler: bool = True) -> str:
-    forms = doctor.forms_of(CARD)
+    forms = fitting.forms_of(CARD)
     lines = doctor.advice(forms, CARD, free=int(free * GIB), total=int(total * GIB), disk=int(disk), compiler=compiler)
     return "\n".join(lines)
 
 
 def test_the_21b_in_4_bits_fits_a_machine_of_16_gb_and_reads_2_gb_a_token() -> None:
-    forms = {form.name: form for form in doctor.forms_of(CARD)}
+    forms = {form.name: form for form in fitting.forms_of(CARD)}
     assert list(forms) == ["bfloat16", "int8", "mixed", "int4"]
     assert 43e9 < forms["bfloat16"].weight_bytes < 44e9
     assert 11.5e9 < forms["int4"].weight_bytes < 11.9e9
@@ -36,22 +40,22 @@ def test_the_21b_in_4_bits_fits_a_machine_of_16_gb_and_reads_2_gb_a_token() -> N
 
 def test_a_model_without_experts_reads_all_its_weights_but_an_untied_embedding() -> None:
     dense = ModelConfig.from_dict(GEOMETRIES["0.3b"])
-    (plain, *_) = doctor.forms_of(dense)
+    (plain, *_) = fitting.forms_of(dense)
     assert plain.token_bytes == plain.weight_bytes
     untied = ModelConfig.from_dict(GEOMETRIES["0.3b"] | {"tie_word_embeddings": False})
-    (plain, *_) = doctor.forms_of(untied)
+    (plain, *_) = fitting.forms_of(untied)
     assert plain.token_bytes == plain.weight_bytes - 103424 * 1024 * 2
 
 
 def test_widths_that_cannot_be_packed_leave_the_plain_form() -> None:
-    assert [form.name for form in doctor.forms_of(ModelConfig.from_dict(GEOMETRIES["tiny"]))] == ["bfloat16"]
+    assert [form.name for form in fitting.forms_of(ModelConfig.from_dict(GEOMETRIES["tiny"]))] == ["bfloat16"]
 
 
 def test_a_quantized_folder_has_one_form() -> None:
     values = {"quant_method": "ernie_serve", "format_version": 1, "recipe": "int8", "group_size": 32}
     values["bits"] = dict.fromkeys(("attention", "dense", "shared", "experts", "head"), 8)
     config = ModelConfig.from_dict(GEOMETRIES["21b"] | {"quantization_config": values})
-    assert [form.name for form in doctor.forms_of(config)] == ["int8"]
+    assert [form.name for form in fitting.forms_of(config)] == ["int8"]
 
 
 def test_what_to_change_depends_on_what_lacks() -> None:
@@ -105,3 +109,53 @@ def test_a_quota_bounds_the_cores(tmp_path: Path) -> None:
 
 def test_shapes_of_the_card_are_those_of_its_parameters() -> None:
     assert sum(shape.numel() for shape in parameter_shapes(CARD).values()) == pytest.approx(21.8e9, rel=0.01)
+
+
+GPU = torch.device("cuda:0")
+
+
+def card(total: float, free: float, capability: tuple[int, int] = (8, 9), speed: float = 1008e9) -> Card:
+    return Card("A card", int(total * GIB), int(free * GIB), capability, speed, is_measured=True)
+
+
+def test_on_a_gpu_of_24_gb_the_21b_fits_in_int4_and_not_as_it_is() -> None:
+    forms = {form.name: form for form in fitting.forms_of(CARD, GPU)}
+    assert list(forms) == ["bfloat16", "int8", "fp8", "mixed", "int4"]
+    assert 43e9 < forms["bfloat16"].weight_bytes < 44e9
+    assert 12.5e9 < forms["int4"].weight_bytes < 13e9
+    assert forms["int4"].needed_bytes < forms["mixed"].needed_bytes < 22 * GIB < forms["int8"].needed_bytes
+    assert forms["int8"].weight_bytes == forms["fp8"].weight_bytes
+    said = doctor.gpu_advice(list(forms.values()), CARD, card(24, 23.5))
+    assert said.startswith("As it is it needs 4")
+    assert said.endswith("set --quantization int8." if forms["int8"].needed_bytes < 23.5 * GIB else "mixed.")
+    assert "set --quantization mixed" in doctor.gpu_advice(list(forms.values()), CARD, card(24, 20))
+    assert "int4 needs" in doctor.gpu_advice(list(forms.values()), CARD, card(12, 11))
+    assert "faster" in doctor.gpu_advice(list(forms.values()), CARD, card(141, 139))
+
+
+def test_a_gpus_speed_follows_from_what_a_step_reads() -> None:
+    forms = {form.name: form for form in fitting.forms_of(CARD, GPU)}
+    assert forms["bfloat16"].token_bytes == pytest.approx(6.4e9, rel=0.1)
+    assert forms["int4"].token_bytes < forms["fp8"].token_bytes < forms["bfloat16"].token_bytes
+    everything = forms["bfloat16"].weight_bytes + 64 * fitting.CONTEXT * 2 * 28 * 4 * 128 * 2
+    assert forms["bfloat16"].many_bytes == pytest.approx(everything, rel=0.01)
+    assert forms["bfloat16"].many_bytes < everything
+
+
+def test_a_gpu_is_described_with_where_its_speed_comes_from() -> None:
+    shown = "\n".join(doctor.card_lines(card(24, 23.5)))
+    assert "A card, compute capability 8.9" in shown
+    assert "24.0 GiB, 23.5 free; read at 1,008 GB/s, measured" in shown
+    assert "no fp8, which needs 8.9" in "\n".join(doctor.card_lines(card(24, 23.5, (8, 6))))
+    assert "unknown speed" in "\n".join(doctor.card_lines(card(24, 23.5, speed=0)))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(doctor.gpu_table(fitting.forms_of(CARD, GPU), card(24, 20)))
+    rows = {line.split()[0]: line for line in console.export_text().splitlines() if line}
+    assert "no" in rows["bfloat16"].split()
+    assert "yes" in rows["int4"].split()
+
+
+def test_a_model_without_experts_has_one_form_on_a_gpu() -> None:
+    dense = ModelConfig.from_dict(GEOMETRIES["0.3b"])
+    assert [form.name for form in fitting.forms_of(dense, GPU)] == ["bfloat16"]
+    assert doctor.gpu_advice(fitting.forms_of(dense, GPU), dense, card(24, 23)) == "It can be served as it is."

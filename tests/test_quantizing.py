@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.kernels import cpu, fused, nibbles
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.quantize import model_bytes
+from ernie_serve.model.quantize import copying_bytes, loading_bytes, model_bytes, repacking_bytes
 from ernie_serve.model.random_checkpoint import parameter_shapes
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import memory
@@ -64,6 +65,34 @@ def test_a_quantized_folder_says_what_quantizing_while_loading_says(folder: Path
     assert text_of(packable, quantization="int8") == tokens
 
 
+def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What the last engine was planned with, filled when one is built."""
+    counted: dict[str, int] = {}
+    require, plan = memory.require_room, memory.plan_cache
+
+    def require_room(weights: int, device: torch.device, passing: int = 0, advice: str = "") -> None:
+        counted.update(weights=weights, passing=passing)
+        require(weights, device, passing, advice)
+
+    def plan_cache(*args: Any, mapped_bytes: int = 0, **kwargs: Any) -> memory.CachePlan:
+        counted["mapped"] = mapped_bytes
+        return plan(*args, mapped_bytes=mapped_bytes, **kwargs)
+
+    monkeypatch.setattr(memory, "require_room", require_room)
+    monkeypatch.setattr(memory, "plan_cache", plan_cache)
+    return counted
+
+
+def test_with_a_compiler_the_engine_counts_a_folder_as_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cpu.operators() is None:
+        pytest.skip("no C++ compiler")
+    counted = counting(monkeypatch)
+    assert len(text_of(folder)) == 12
+    shapes = parameter_shapes(ModelConfig.from_folder(folder))
+    size = model_bytes(shapes, Quantization.of("int8"), torch.float32)
+    assert counted == {"weights": size, "passing": 0, "mapped": size}
+
+
 @pytest.mark.skipif(not nibbles.available(), reason="this torch has no 4-bit product")
 @pytest.mark.parametrize("recipe", ["int4", "int8", "mixed"])
 def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
@@ -75,13 +104,17 @@ def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
 ) -> None:
     for module in (cpu, fused):
         monkeypatch.setattr(module, "operators", lambda: None)
+    counted = counting(monkeypatch)
+    config = ModelConfig.from_folder(packable)
+    shapes, quantization = parameter_shapes(config), Quantization.of(recipe)
+    size = model_bytes(shapes, quantization, torch.float32) + repacking_bytes(shapes, quantization)
+    passing = copying_bytes(shapes, quantization)
     assert len(text_of(packable, quantization=recipe)) == 12
-    planned: dict[str, int] = {}
-    plan = memory.plan_cache
-    monkeypatch.setattr(memory, "plan_cache", lambda *args, **kwargs: planned.update(kwargs) or plan(*args, **kwargs))
+    assert counted == {"weights": size, "passing": passing + loading_bytes(shapes, config, quantization), "mapped": 0}
     caplog.clear()
     assert len(text_of(folder)) == 12
-    assert planned["mapped_bytes"] == 0
+    assert counted["passing"] == copying_bytes(shapes, Quantization.of("int8"))
+    assert counted["mapped"] == 0
     assert re.search(r"copied for torch's own product: 0\.\d\d GiB, of this process alone, instead of", caplog.text)
 
 
@@ -113,7 +146,7 @@ def test_a_quantization_that_is_none_is_told_with_those_that_are(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert "it is int4, int8 or mixed" in capsys.readouterr().err
+    assert "it is int4, int8, mixed or fp8" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,3 +173,16 @@ def test_mapped_weights_count_as_used(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_recipe_that_contradicts_the_folder_is_refused_before_the_weights_are_read(folder: Path) -> None:
     with pytest.raises(SettingsError, match="quantized already"):
         build_engine(Settings(model=str(folder), quantization="int4"), 600, lambda share, what: None)
+
+
+def test_a_folder_for_a_gpu_is_written_without_one_and_refused_without_one(packable: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("--quantization", "fp8", "--device", "cuda", "--report", "--report-tokens", "12")
+    done = run("quantize", str(packable), str(out), *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"ernie-serve serve {out} --device cuda" in done.stderr
+    for word in ("experts", "shared", "fp8", "its own text"):
+        assert word in done.stdout
+    assert "attention" not in done.stdout
+    with pytest.raises(SettingsError, match="quantized for --device cuda, and the device is cpu"):
+        build_engine(Settings(model=str(out), device="cpu", **SMALL), 600, lambda share, what: None)

@@ -1,8 +1,8 @@
 // The verbs of reference.py that a CPU does best in C++, as operators of torch.
 //
-// Knows tensors and the format of packed.py. Knows no layer, no request and no page of Python. One source for every
-// processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the products of
-// 8-bit integers, a screen below, are written for AVX2, for AVX-512-VNNI, and without either.
+// Knows tensors and the formats of packed.py and panels.py. Knows no layer, no request and no page of Python. One
+// source for every processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the
+// products of 8-bit integers, a screen below, are written for AVX2, for AVX-512-VNNI, and without either.
 //
 // What is computed for a token never depends on the tokens beside it, nor on how many threads there are: each row's
 // sums run in one order. So the same text comes out however requests are batched.
@@ -134,11 +134,13 @@ inline f8 silu(f8 x) { return x / (1.0f + exponential(-x)); }
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-// f(0) .. f(n - 1), on torch's threads. Each thread walks through neighbours, so that it reads memory in order; one
-// that is done early takes from the others.
+constexpr int64_t WORTH = 1 << 17;  // multiply-adds that are worth waking a thread for
+
+// f(0) .. f(n - 1), which come to about `products` multiply-adds, on torch's threads. Each thread walks through
+// neighbours, so that it reads memory in order; one that is done early takes from the others.
 template <class F>
-void share(int64_t n, const F& f) {
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
+void share(int64_t n, int64_t products, const F& f) {
+  const int64_t threads = std::min({static_cast<int64_t>(at::get_num_threads()), n, products / WORTH});
   if (threads <= 1 || at::in_parallel_region()) {
     for (int64_t i = 0; i < n; i++) f(i);
     return;
@@ -159,6 +161,11 @@ void share(int64_t n, const F& f) {
         for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) f(i);
       }
   });
+}
+
+template <class F>
+void share(int64_t n, const F& f) {
+  share(n, std::numeric_limits<int64_t>::max(), f);
 }
 
 template <class T>
@@ -372,6 +379,9 @@ inline Bytes high(const Bytes& w) {
 constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
 constexpr int64_t AHEAD = 1024;  // bytes that are asked for before they are needed: the machine's own guess is shorter
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
+constexpr int RUN = 8;           // blocks of 8 rows at once, at most: 64 rows
+
+using Sums = f8[TOKENS];  // of one block of 8 rows, for each token
 
 // out[t] = 8 rows times token t, without the rows' scales. `data` is one block of rows, `units` its units.
 template <int BITS, int T>
@@ -406,8 +416,25 @@ inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, 
   for (int t = 0; t < T; t++) out[t] = sums[t];
 }
 
+constexpr int64_t PIECE = 48 << 10;  // bytes of weights that a thread takes at a time, and keeps while tokens pass
+
+// x [T, C] as rows of so many cells, each written by f(row, columns, its cells)
+template <class Cell, class S, class F>
+std::unique_ptr<Cell[]> each_row(const S* x, int64_t tokens, int64_t columns, int64_t cells, const F& f) {
+  const int64_t some = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
+  auto out = room<Cell>(tokens * cells);
+  share((tokens + some - 1) / some, tokens * columns, [&](int64_t i) {
+    for (int64_t t = i * some; t < std::min(tokens, (i + 1) * some); t++)
+      f(x + t * columns, columns, out.get() + t * cells);
+  });
+  return out;
+}
+
 // A packed matrix, or a stack of them.
 struct Matrix {
+  using Cell = Group;  // what a row of activations is made of
+  static constexpr int64_t CELL = GROUP;
+
   const uint8_t* data;
   const float* scales;
   int64_t bits, blocks, units, members;
@@ -430,16 +457,34 @@ struct Matrix {
   f8 scale(int64_t member, int64_t b) const { return load(scales + (member * blocks + b) * 8); }
 
   int64_t at_once() const { return bits == 4 ? TOKENS : 4; }
+  int64_t piece() const { return std::max<int64_t>(1, PIECE / block_bytes()); }
 
-  // Rows 8b .. 8b + 7 of a member times `count` tokens, at most at_once().
-  __attribute__((noinline)) void times(int64_t member, int64_t b, const Group* const* x, int64_t count, f8* out) const {
+  // Rows 8b .. 8(b + n) - 1 of a member times `count` tokens, at most at_once().
+  void times(int64_t member, int64_t b, int64_t n, const Group* const* x, int64_t count, Sums* out) const {
+    for (int64_t i = 0; i < n; i++) times_block(member, b + i, x, count, out[i]);
+  }
+
+  // x [T, C] in 8 bits, a row of groups for each token
+  template <class S>
+  static std::unique_ptr<Group[]> prepared(const S* x, int64_t tokens, int64_t columns) {
+    return each_row<Group>(x, tokens, columns, columns / GROUP, quantize_row<S>);
+  }
+
+  // 32 numbers of a row, as the next product takes them
+  template <class S>
+  static void keep(const f8 (&numbers)[4], Group* to) {
+    quantize_group(numbers, *to);
+  }
+
+ private:
+  __attribute__((noinline)) void times_block(int64_t member, int64_t b, const Group* const* x, int64_t count,
+                                             f8* out) const {
     const uint8_t* at = block(member, b);
     bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, 4>(at, x, count, out);
     const f8 s = scale(member, b);
     for (int64_t t = 0; t < count; t++) out[t] *= s;
   }
 
- private:
   template <int BITS, int T>
   void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
     if (count == T) return multiply<BITS, T>(at, units, x, out);
@@ -447,19 +492,117 @@ struct Matrix {
   }
 };
 
-constexpr int64_t PIECE = 48 << 10;  // bytes of weights that a thread takes at a time, and keeps while tokens pass
+// ---- 16 rows of bfloat16 by a few tokens ----------------------------------------------------------------------------
+//
+// A panel is 16 rows: for each column 8 pairs, row i beside row 8 + i, so that one load brings 16 rows their next
+// column, and a shift and a mask make floats of them: with 6 tokens that costs nothing beside their products. Every sum
+// is one chain in the order of the columns, so that it has the same bits whatever is computed beside it.
 
-// x [T, C] in 8 bits, a row of groups for each token
-template <class S>
-std::unique_ptr<Group[]> quantized(const S* x, int64_t tokens, int64_t columns) {
-  const int64_t groups = columns / GROUP, some = std::max<int64_t>(1, 16384 / columns);
-  auto out = room<Group>(tokens * groups);
-  share((tokens + some - 1) / some, [&](int64_t i) {
-    for (int64_t t = i * some; t < std::min(tokens, (i + 1) * some); t++)
-      quantize_row(x + t * columns, columns, out.get() + t * groups);
-  });
-  return out;
+inline f8 add_product(f8 sum, f8 a, f8 b) {
+#if defined(ERNIE_AVX2) && defined(__FMA__)
+  return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;  // fused in every instance or in none, as the processor is
+#endif
 }
+
+constexpr int64_t PANEL = 16;
+
+// out[2p], out[2p + 1] = the rows of panel p times each token. P panels lie one behind the other.
+template <int P, int T>
+__attribute__((noinline)) void multiply_panels(const uint16_t* data, int64_t columns, const float* const* x,
+                                               Sums* out) {
+  f8 sums[2 * P][T] = {};
+  for (int64_t c = 0; c < columns; c++)
+    for (int p = 0; p < P; p++) {
+      const uint16_t* at = data + (p * columns + c) * PANEL;
+      if constexpr (T <= 2) __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + AHEAD);
+      const u8 pairs = read<u8>(at);
+      const f8 first = (f8)(pairs << 16), second = (f8)(pairs & 0xffff0000u);
+      for (int t = 0; t < T; t++) {
+        const f8 number = all(x[t][c]);
+        sums[2 * p][t] = add_product(sums[2 * p][t], first, number);
+        sums[2 * p + 1][t] = add_product(sums[2 * p + 1][t], second, number);
+      }
+    }
+  for (int i = 0; i < 2 * P; i++)
+    for (int t = 0; t < T; t++) out[i][t] = sums[i][t];
+}
+
+template <class S>
+void widen_row(const S* x, int64_t columns, float* out) {
+  int64_t c = 0;
+  for (; c + 8 <= columns; c += 8) store(out + c, load(x + c));
+  for (; c < columns; c++) out[c] = static_cast<float>(x[c]);
+}
+
+// A matrix in panels, or several of one shape, each in memory of its own.
+struct Panels {
+  using Cell = float;
+  static constexpr int64_t CELL = 1;
+
+  std::vector<const uint16_t*> data;
+  int64_t blocks = 0, members, width = 0;  // blocks of 8 rows, two to a panel
+
+  explicit Panels(at::TensorList matrices) : members(static_cast<int64_t>(matrices.size())) {
+    for (const Tensor& d : matrices) {
+      TORCH_CHECK(d.dim() == 4 && d.size(2) == 8 && d.size(3) == 2 && d.scalar_type() == at::kBFloat16 &&
+                      d.is_contiguous(),
+                  "a matrix in panels is bfloat16 [R / 16, C, 8, 2]");
+      TORCH_CHECK(d.sizes() == matrices[0].sizes(), "matrices of one stack have one shape");
+      data.push_back(reinterpret_cast<const uint16_t*>(d.const_data_ptr<bf16>()));
+      blocks = 2 * d.size(0), width = d.size(1);
+    }
+  }
+
+  int64_t columns() const { return width; }
+  const uint16_t* panel(int64_t member, int64_t p) const { return data[member] + p * width * PANEL; }
+
+  int64_t at_once() const { return TOKENS; }
+  int64_t piece() const { return RUN * std::max<int64_t>(1, PIECE / (RUN * 8 * 2 * std::max<int64_t>(width, 1))); }
+
+  // Rows 8b .. 8(b + n) - 1 of a member times `count` tokens, at most at_once(). Both b and n are even.
+  void times(int64_t member, int64_t b, int64_t n, const float* const* x, int64_t count, Sums* out) const {
+    for (int64_t i = 0; i < n;) {
+      const uint16_t* at = panel(member, (b + i) / 2);
+      // A sum waits for its last product. With few tokens it takes several panels to have others meanwhile.
+      const int64_t most = count == 1 ? 4 : count == 2 ? 2 : 1, left = (n - i) / 2;
+      const int64_t taken = left >= most ? most : left >= 2 && most >= 2 ? 2 : 1;
+      if (taken == 4)
+        multiply_panels<4, 1>(at, width, x, out + i);
+      else if (taken == 2 && count == 1)
+        multiply_panels<2, 1>(at, width, x, out + i);
+      else if (taken == 2)
+        multiply_panels<2, 2>(at, width, x, out + i);
+      else
+        one_panel<TOKENS>(at, x, count, out + i);
+      i += 2 * taken;
+    }
+  }
+
+  template <class S>
+  static std::unique_ptr<float[]> prepared(const S* x, int64_t tokens, int64_t columns) {
+    return each_row<float>(x, tokens, columns, columns, widen_row<S>);
+  }
+
+  template <class S>
+  static void keep(const f8 (&numbers)[4], float* to) {
+    for (int i = 0; i < 4; i++) {
+      S rounded[8];
+      store(rounded, numbers[i]);
+      store(to + 8 * i, load(rounded));
+    }
+  }
+
+ private:
+  template <int T>
+  void one_panel(const uint16_t* at, const float* const* x, int64_t count, Sums* out) const {
+    if (count == T) return multiply_panels<1, T>(at, width, x, out);
+    if constexpr (T > 1) return one_panel<T - 1>(at, x, count, out);
+  }
+};
+
+// ---- linear ---------------------------------------------------------------------------------------------------------
 
 template <class S>
 void store_rows(S* out, f8 v, int64_t count) {
@@ -467,32 +610,52 @@ void store_rows(S* out, f8 v, int64_t count) {
   for (int64_t i = 0; i < count; i++) out[i] = static_cast<S>(v[i]);
 }
 
-Tensor linear(const Tensor& x_, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows) {
-  const Matrix w(data, scales, bits);
+// `tokens` rows of activations, `stride` cells apart from `base`, in the order of `index` if there is one
+template <class Cell>
+void point(const Cell* base, const int32_t* index, int64_t count, int64_t stride, const Cell** out) {
+  for (int64_t k = 0; k < count; k++) out[k] = base + (index ? index[k] : k) * stride;
+}
+
+template <class M>
+Tensor times_all(const Tensor& x_, const M& w, int64_t rows) {
   const Tensor x = x_.contiguous();
   TORCH_CHECK(x.dim() == 2 && x.size(1) == w.columns(), "the weight has ", w.columns(), " columns, x ", x.sizes());
-  TORCH_CHECK(w.members == 1 && rows <= w.blocks * 8 && rows > w.blocks * 8 - 8, "rows do not fit the packed matrix");
-  const int64_t T = x.size(0), groups = w.columns() / GROUP;
+  const int64_t T = x.size(0), cells = w.columns() / M::CELL;
   Tensor y = at::empty({T, rows}, x.options());
   ERNIE_DISPATCH(x.scalar_type(), S, [&] {
-    const auto q = quantized(x.const_data_ptr<S>(), T, w.columns());
+    const auto in = M::prepared(x.const_data_ptr<S>(), T, w.columns());
     S* out = y.data_ptr<S>();
-    const int64_t some = std::max<int64_t>(1, PIECE / w.block_bytes());
-    share((w.blocks + some - 1) / some, [&](int64_t i) {
+    const int64_t some = w.piece();
+    share((w.blocks + some - 1) / some, T * rows * w.columns(), [&](int64_t i) {
       const int64_t last = std::min(w.blocks, (i + 1) * some);
       for (int64_t t = 0; t < T; t += w.at_once()) {
         const int64_t count = std::min(w.at_once(), T - t);
-        const Group* tokens[TOKENS];
-        for (int64_t k = 0; k < count; k++) tokens[k] = q.get() + (t + k) * groups;
-        for (int64_t b = i * some; b < last; b++) {
-          f8 sums[TOKENS];
-          w.times(0, b, tokens, count, sums);
-          for (int64_t k = 0; k < count; k++) store_rows(out + (t + k) * rows + 8 * b, sums[k], rows - 8 * b);
+        const typename M::Cell* tokens[TOKENS];
+        point(in.get() + t * cells, nullptr, count, cells, tokens);
+        for (int64_t b = i * some; b < last; b += RUN) {
+          const int64_t n = std::min<int64_t>(RUN, last - b);
+          Sums sums[RUN];
+          w.times(0, b, n, tokens, count, sums);
+          for (int64_t k = 0; k < count; k++)
+            for (int64_t j = 0; j < n; j++)
+              store_rows(out + (t + k) * rows + 8 * (b + j), sums[j][k], rows - 8 * (b + j));
         }
       }
     });
   });
   return y;
+}
+
+Tensor linear(const Tensor& x, const Tensor& data, const Tensor& scales, int64_t bits, int64_t rows) {
+  const Matrix w(data, scales, bits);
+  TORCH_CHECK(w.members == 1 && rows <= w.blocks * 8 && rows > w.blocks * 8 - 8, "rows do not fit the packed matrix");
+  return times_all(x, w, rows);
+}
+
+Tensor panel_linear(const Tensor& x, const Tensor& data, int64_t rows) {
+  const Panels w(data);
+  TORCH_CHECK(rows <= w.blocks * 8 && rows > w.blocks * 8 - PANEL, "rows do not fit the panels");
+  return times_all(x, w, rows);
 }
 
 // ---- experts --------------------------------------------------------------------------------------------------------
@@ -501,74 +664,75 @@ constexpr int64_t PASS = 1024;  // tokens that go through the experts together, 
 
 // One expert's share of a pass: its matrices, and its rows, which lie together in the order of their tokens. The
 // shared MLP is one more, that every token goes to with weight 1.
+template <class M>
 struct Job {
-  const Matrix *gate_up, *down;
+  const M *gate_up, *down;
   int64_t member, first, count;  // of its rows, among all rows of the pass
-  int64_t width, hidden;         // I, and where its rows begin among the groups of all hidden rows
+  int64_t width, hidden;         // I, and where its rows begin among the cells of all hidden rows
 };
 
-// `rows` of one job, at most `count` of them: their groups, `stride` apart from `base`.
-inline void point(const Group* base, const int32_t* index, int64_t count, int64_t stride, const Group** out) {
-  for (int64_t k = 0; k < count; k++) out[k] = base + (index ? index[k] : k) * stride;
-}
+constexpr int64_t HIDDEN = 32;  // hidden units that are made together
 
-// silu(gate) * up of 32 hidden units for all rows of a job, in 8 bits. The 64 rows of weights stay in the cache.
-void hidden_units(const Job& job, int64_t piece, const Group* x, const int32_t* token, int64_t groups, Group* hidden) {
-  const Matrix& w = *job.gate_up;
-  const int64_t up = job.width / 8;
+// silu(gate) * up of 32 hidden units for all rows of a job, rounded as the next product takes them. The 64 rows of
+// weights stay in the cache.
+template <class M, class S>
+void hidden_units(const Job<M>& job, int64_t piece, const typename M::Cell* x, const int32_t* token, int64_t cells,
+                  typename M::Cell* hidden) {
+  const M& w = *job.gate_up;
+  const int64_t up = job.width / 8, blocks = HIDDEN / 8;
   for (int64_t r = 0; r < job.count; r += w.at_once()) {
     const int64_t count = std::min(w.at_once(), job.count - r);
-    const Group* tokens[TOKENS];
-    point(x, token + job.first + r, count, groups, tokens);
-    f8 out[4][TOKENS], gate[TOKENS];
-    for (int64_t i = 0; i < 4; i++) {
-      w.times(job.member, 4 * piece + i, tokens, count, gate);
-      w.times(job.member, up + 4 * piece + i, tokens, count, out[i]);
-      for (int64_t k = 0; k < count; k++) out[i][k] *= silu(gate[k]);
-    }
+    const typename M::Cell* tokens[TOKENS];
+    point(x, token + job.first + r, count, cells, tokens);
+    Sums gate[blocks], out[blocks];
+    w.times(job.member, blocks * piece, blocks, tokens, count, gate);
+    w.times(job.member, up + blocks * piece, blocks, tokens, count, out);
     for (int64_t k = 0; k < count; k++) {
-      const f8 unit[4] = {out[0][k], out[1][k], out[2][k], out[3][k]};
-      quantize_group(unit, hidden[job.hidden + (r + k) * (job.width / GROUP) + piece]);
+      f8 units[blocks];
+      for (int64_t i = 0; i < blocks; i++) units[i] = out[i][k] * silu(gate[i][k]);
+      M::template keep<S>(units, hidden + job.hidden + ((r + k) * job.width + piece * HIDDEN) / M::CELL);
     }
   }
 }
 
 // sums [T, 8 blocks] += weight * down of all rows of a job, for some blocks of its output.
-void add_down(const Job& job, int64_t first, int64_t blocks, const Group* hidden, const int32_t* token,
+template <class M>
+void add_down(const Job<M>& job, int64_t first, int64_t blocks, const typename M::Cell* hidden, const int32_t* token,
               const float* weight, float* sums) {
-  const Matrix& w = *job.down;
-  const int64_t groups = job.width / GROUP;
+  const M& w = *job.down;
+  const int64_t cells = job.width / M::CELL;
   for (int64_t r = 0; r < job.count; r += w.at_once()) {
     const int64_t count = std::min(w.at_once(), job.count - r);
-    const Group* rows[TOKENS];
-    point(hidden + job.hidden + r * groups, nullptr, count, groups, rows);
-    for (int64_t b = 0; b < blocks; b++) {
-      f8 out[TOKENS];
-      w.times(job.member, first + b, rows, count, out);
+    const typename M::Cell* rows[TOKENS];
+    point(hidden + job.hidden + r * cells, nullptr, count, cells, rows);
+    for (int64_t b = 0; b < blocks; b += RUN) {
+      const int64_t n = std::min<int64_t>(RUN, blocks - b);
+      Sums out[RUN];
+      w.times(job.member, first + b, n, rows, count, out);
       for (int64_t k = 0; k < count; k++) {
         const int64_t row = job.first + r + k;
         float* sum = sums + (token[row] * blocks + b) * 8;
-        store(sum, load(sum) + out[k] * weight[row]);
+        for (int64_t i = 0; i < n; i++) store(sum + 8 * i, load(sum + 8 * i) + out[i][k] * weight[row]);
       }
     }
   }
 }
 
 // One pass: x [T, N] to y [T, N]. `ids` and `weights` are [T, A]. Sums are taken in the order of the experts.
-template <class S>
-void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, const Matrix& gate_up,
-         const Matrix& down, const Matrix* shared_gate_up, const Matrix* shared_down, int64_t N, S* y) {
-  const int64_t E = gate_up.members, groups = N / GROUP;
+template <class M, class S>
+void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, const M& gate_up, const M& down,
+         const M* shared_gate_up, const M* shared_down, int64_t N, S* y) {
+  const int64_t E = gate_up.members;
   std::vector<int64_t> counts(E + 1);
   for (int64_t i = 0; i < T * A; i++)
     if (ids[i] >= 0) counts[ids[i]]++;
-  std::vector<Job> jobs;
+  std::vector<Job<M>> jobs;
   std::vector<int64_t> next(E);  // the place of each expert's next row
-  int64_t rows = 0, hidden_groups = 0;
-  auto add = [&](const Matrix& g, const Matrix& d, int64_t member, int64_t count) {
-    jobs.push_back({&g, &d, member, rows, count, d.columns(), hidden_groups});
+  int64_t rows = 0, hidden_cells = 0;
+  auto add = [&](const M& g, const M& d, int64_t member, int64_t count) {
+    jobs.push_back({&g, &d, member, rows, count, d.columns(), hidden_cells});
     rows += count;
-    hidden_groups += count * d.columns() / GROUP;
+    hidden_cells += count * d.columns() / M::CELL;
   };
   for (int64_t e = 0; e < E; e++) {
     next[e] = rows;
@@ -586,45 +750,38 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
   if (shared_gate_up)
     for (int64_t t = 0; t < T; t++) token[rows - T + t] = static_cast<int32_t>(t);
 
-  const auto q = quantized(x, T, N);
-  const auto hidden = room<Group>(hidden_groups);
+  const auto in = M::prepared(x, T, N);
+  const auto hidden = room<typename M::Cell>(hidden_cells);
   std::vector<int64_t> ends;  // of the jobs' pieces
-  for (const Job& job : jobs) ends.push_back((ends.empty() ? 0 : ends.back()) + job.width / GROUP);
-  share(ends.empty() ? 0 : ends.back(), [&](int64_t i) {
+  for (const Job<M>& job : jobs) ends.push_back((ends.empty() ? 0 : ends.back()) + job.width / HIDDEN);
+  const int64_t products = N * hidden_cells * M::CELL;  // of down; gate and up have twice as many
+  share(ends.empty() ? 0 : ends.back(), 2 * products, [&](int64_t i) {
     const int64_t j = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
-    hidden_units(jobs[j], i - (j ? ends[j - 1] : 0), q.get(), token.data(), groups, hidden.get());
+    hidden_units<M, S>(jobs[j], i - (j ? ends[j - 1] : 0), in.get(), token.data(), N / M::CELL, hidden.get());
   });
 
-  const int64_t blocks = N / 8, some = std::max<int64_t>(1, PIECE / down.block_bytes());
-  share((blocks + some - 1) / some, [&](int64_t i) {
+  const int64_t blocks = N / 8, some = down.piece();
+  share((blocks + some - 1) / some, products, [&](int64_t i) {
     const int64_t first = i * some, mine = std::min(some, blocks - first);
     const std::unique_ptr<float[]> sums(new float[T * mine * 8]());
-    for (const Job& job : jobs) add_down(job, first, mine, hidden.get(), token.data(), weight.data(), sums.get());
+    for (const Job<M>& job : jobs) add_down(job, first, mine, hidden.get(), token.data(), weight.data(), sums.get());
     for (int64_t t = 0; t < T; t++)
       for (int64_t b = 0; b < mine; b++) store(y + t * N + (first + b) * 8, load(sums.get() + (t * mine + b) * 8));
   });
 }
 
-Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, const Tensor& gate_up_data,
-               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
-               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
-               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
-               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
-               int64_t shared_down_bits) {
-  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
-  std::optional<Matrix> shared_gate_up, shared_down;
-  if (shared_gate_up_data) {
-    shared_gate_up.emplace(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits);
-    shared_down.emplace(*shared_down_data, *shared_down_scales, shared_down_bits);
-  }
+template <class M>
+Tensor mix_all(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, const M& gate_up, const M& down,
+               const M* shared_gate_up, const M* shared_down) {
   const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
   TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.scalar_type() == at::kLong && weights.sizes() == ids.sizes() &&
                   ids.size(0) == x.size(0),
               "x is [T, N], weights and ids are [T, A]");
   const int64_t T = x.size(0), N = x.size(1), A = ids.size(1);
-  auto fits = [&](const Matrix& g, const Matrix& d) {
+  auto fits = [&](const M& g, const M& d) {
     TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
                 "gate_up is [E, 2I, N] and down [E, N, I] for x of width ", N);
+    TORCH_CHECK(d.columns() % HIDDEN == 0, "the width of an expert is a multiple of ", HIDDEN, ", not ", d.columns());
   };
   fits(gate_up, down);
   if (shared_gate_up) fits(*shared_gate_up, *shared_down);
@@ -634,10 +791,31 @@ Tensor experts(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, con
   ERNIE_DISPATCH(x.scalar_type(), S, [&] {
     for (int64_t t = 0; t < T; t += PASS)
       mix(x.const_data_ptr<S>() + t * N, weights.const_data_ptr<S>() + t * A, id + t * A, std::min(PASS, T - t), A,
-          gate_up, down, shared_gate_up ? &*shared_gate_up : nullptr, shared_down ? &*shared_down : nullptr, N,
-          y.data_ptr<S>() + t * N);
+          gate_up, down, shared_gate_up, shared_down, N, y.data_ptr<S>() + t * N);
   });
   return y;
+}
+
+Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& gate_up_data,
+               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
+               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
+               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
+               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
+               int64_t shared_down_bits) {
+  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
+  if (!shared_gate_up_data) return mix_all<Matrix>(x, weights, ids, gate_up, down, nullptr, nullptr);
+  const Matrix shared_gate_up(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits),
+      shared_down(*shared_down_data, *shared_down_scales, shared_down_bits);
+  return mix_all(x, weights, ids, gate_up, down, &shared_gate_up, &shared_down);
+}
+
+Tensor panel_experts(const Tensor& x, const Tensor& weights, const Tensor& ids, at::TensorList gate_up_,
+                     at::TensorList down_, const std::optional<Tensor>& shared_gate_up_,
+                     const std::optional<Tensor>& shared_down_) {
+  const Panels gate_up(gate_up_), down(down_);
+  if (!shared_gate_up_) return mix_all<Panels>(x, weights, ids, gate_up, down, nullptr, nullptr);
+  const Panels shared_gate_up(*shared_gate_up_), shared_down(*shared_down_);
+  return mix_all(x, weights, ids, gate_up, down, &shared_gate_up, &shared_down);
 }
 
 // ---- making packed matrices -----------------------------------------------------------------------------------------
@@ -766,6 +944,46 @@ Tensor embedding(const Tensor& ids_, const Tensor& data, const Tensor& scales, i
       else
         unpack_row<8>(w.block(0, id / 8), w.units, id % 8, scale, line.get());
       for (int64_t c = 0; c < C; c += 8) store(y.data_ptr<S>() + t * C + c, load(line.get() + c));
+    }
+  });
+  return y;
+}
+
+// weight [R, C] of bfloat16 in panels, its rows padded with zeros
+Tensor panels(const Tensor& weight_) {
+  const Tensor weight = weight_.contiguous();
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kBFloat16, "panels are made of a bfloat16 matrix");
+  const int64_t R = weight.size(0), C = weight.size(1), count = (R + PANEL - 1) / PANEL;
+  Tensor data = at::empty({count, C, 8, 2}, weight.options());
+  const auto* from = reinterpret_cast<const uint16_t*>(weight.const_data_ptr<bf16>());
+  auto* to = reinterpret_cast<uint16_t*>(data.data_ptr<bf16>());
+  const std::vector<uint16_t> zeros(C);
+  share(count, [&](int64_t p) {
+    const uint16_t* rows[PANEL];
+    for (int64_t i = 0; i < PANEL; i++) rows[i] = PANEL * p + i < R ? from + (PANEL * p + i) * C : zeros.data();
+    uint16_t* out = to + p * C * PANEL;
+    for (int64_t c = 0; c < C; c++, out += PANEL)
+      for (int64_t i = 0; i < 8; i++) {
+        out[2 * i] = rows[i][c];
+        out[2 * i + 1] = rows[8 + i][c];
+      }
+  });
+  return data;
+}
+
+Tensor panel_embedding(const Tensor& ids_, const Tensor& data, int64_t rows, at::ScalarType dtype) {
+  const Panels w(data);
+  TORCH_CHECK(rows <= w.blocks * 8 && rows > w.blocks * 8 - PANEL, "rows do not fit the panels");
+  const Tensor ids = ids_.contiguous();
+  const int64_t T = ids.numel(), C = w.columns();
+  Tensor y = at::empty({T, C}, data.options().dtype(dtype));
+  const auto* numbers = data.const_data_ptr<bf16>();
+  ERNIE_DISPATCH(dtype, S, [&] {
+    for (int64_t t = 0; t < T; t++) {
+      const int64_t id = ids.const_data_ptr<int64_t>()[t];
+      TORCH_CHECK_INDEX(id >= 0 && id < rows, "token id ", id, " is outside of the ", rows, " rows of the embedding");
+      const bf16* from = numbers + id / PANEL * C * PANEL + id % 8 * 2 + id / 8 % 2;
+      for (int64_t c = 0; c < C; c++) y.data_ptr<S>()[t * C + c] = static_cast<S>(from[c * PANEL]);
     }
   });
   return y;
@@ -1010,9 +1228,10 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   auto heads_of = [&](int64_t piece) { return static_cast<int>(std::min(each, group - piece * each)); };
 
   std::vector<Piece> work;
-  int64_t slots = 0;
+  int64_t slots = 0, products = 0;
   for (int64_t r = 0; r < R; r++) {
     const int64_t n = starts[r + 1] - starts[r];
+    products += 2 * n * contexts[r] * H * D;
     if (n <= FEW)
       for (int64_t i = 0; i < n; i++) {
         const int64_t context = row(r, i).context, length = part_length(context);
@@ -1024,7 +1243,7 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   const int64_t size = HEADS * D;
   const auto memory = room<float>(slots * lanes * size);
   const auto states = room<Softmax>(slots * lanes);
-  share(static_cast<int64_t>(work.size()) * K, [&](int64_t index) {
+  share(static_cast<int64_t>(work.size()) * K, products, [&](int64_t index) {
     const Piece& w = work[index / K];
     const int64_t k = index % K;
     const Attention<S, Q> a = of(w.request);
@@ -1178,7 +1397,7 @@ std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const T
     const S* in = x.const_data_ptr<S>();
     const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
     const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
-    share(tiles * slices, [&](int64_t i) {
+    share(tiles * slices, T * E * N, [&](int64_t i) {
       const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
       for (int64_t e = first; e < std::min(E, first + experts); e++) {
         float* out = logits.get() + t * E + e;
@@ -1296,6 +1515,13 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
       "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
       experts);
+  m.def("panels(Tensor weight) -> Tensor", panels);
+  m.def("panel_linear(Tensor x, Tensor data, int rows) -> Tensor", panel_linear);
+  m.def(
+      "panel_experts(Tensor x, Tensor weights, Tensor ids, Tensor[] gate_up, Tensor[] down, Tensor? shared_gate_up, "
+      "Tensor? shared_down) -> Tensor",
+      panel_experts);
+  m.def("panel_embedding(Tensor ids, Tensor data, int rows, ScalarType dtype) -> Tensor", panel_embedding);
   m.def("quantize(Tensor weight, int bits, bool search, Tensor(a!) data, Tensor(b!) scales) -> ()", quantize);
   m.def(
       "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor query_starts, "

@@ -1,12 +1,12 @@
-"""The verbs as plain torch does them best on a CPU, and those of packed matrices as `cpu.cpp` does.
+"""The verbs as plain torch does them best on a CPU, and those of packed matrices and of panels as `cpu.cpp` does.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
 Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
 can be compiled, packed matrices are repacked for torch's own 4-bit product; those that are not, and where torch has
-none, are turned into numbers slice by slice, which is right and slow.
+none, are turned into numbers slice by slice, which is right and slow. There are no panels then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import operators
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
+from ernie_serve.kernels.panels import PANEL, Panels
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -41,14 +42,15 @@ class CpuKernels(ReferenceKernels):
         """bfloat16, where oneDNN knows it: in its blocked order one row takes about half the time."""
         return dtype == torch.bfloat16 and _HAS_ONEDNN_BF16
 
-    def pack(self, weight: Tensor) -> Matrices:
-        """oneDNN's blocked order, matrix by matrix."""
+    def pack(self, weight: Tensor) -> Matrix | Matrices:
+        """The order that is read fastest, matrix by matrix."""
         if not self.packs(weight.dtype):
             return weight
-        if weight.dim() == 3:
-            return [torch.ops.mkldnn._reorder_linear_weight(matrix.detach()) for matrix in weight]
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        return packed
+        return [self._packed(matrix) for matrix in weight] if weight.dim() == 3 else self._packed(weight)
+
+    def _packed(self, matrix: Tensor) -> Tensor | Panels:
+        blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())
+        return blocked
 
     def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
         """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
@@ -71,6 +73,9 @@ class CpuKernels(ReferenceKernels):
         if isinstance(weight, Packed) and (ops := operators()) is not None:
             y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
             return y
+        if isinstance(weight, Panels) and (ops := operators()) is not None:
+            rows: Tensor = ops.panel_embedding(ids, weight.data, weight.rows, dtype)
+            return rows
         return super().embedding(ids, weight, dtype)
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
@@ -86,6 +91,11 @@ class CpuKernels(ReferenceKernels):
             return packed_y
         if isinstance(weight, Nibbles):
             return weight.product(x)
+        if isinstance(weight, Panels):
+            if (ops := operators()) is None:
+                return super().linear(x, weight)
+            panels_y: Tensor = ops.panel_linear(x, weight.data, weight.rows)
+            return panels_y
         assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -133,8 +143,8 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Packed matrices go through one operator. Others: rows are sorted by expert, so that each expert has a slice
-        and nothing is scattered.
+        Packed matrices and panels go through one operator. Others: rows are sorted by expert, so that each expert has a
+        slice and nothing is scattered.
         """
         if (
             isinstance(gate_up, Packed)
@@ -145,6 +155,9 @@ class CpuKernels(ReferenceKernels):
             matrices = (gate_up, down, *(shared or (None, None)))
             packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
             return packed_y
+        if (panels := _whole_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
+            panels_y: Tensor = ops.panel_experts(x, weights, ids, *panels)
+            return panels_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -173,6 +186,27 @@ class CpuKernels(ReferenceKernels):
 
 _HAS_ONEDNN = bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_ONEDNN_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def multiplies_in_panels(dtype: torch.dtype) -> bool:
+    """Whether plain matrices of this dtype are best multiplied by operators of our own, if they can be compiled."""
+    return dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16
+
+
+def _whole_panels(
+    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
+) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None] | None:
+    """How the operator is handed experts in panels; none of others, nor of widths that are not whole panels."""
+    if not (isinstance(gate_up, Sequence) and isinstance(down, Sequence)):
+        return None
+    ups, downs = ([matrix for matrix in stack if isinstance(matrix, Panels)] for stack in (gate_up, down))
+    beside = [matrix for matrix in shared or () if isinstance(matrix, Panels)]
+    if len(ups) < len(gate_up) or len(downs) < len(down) or len(beside) < len(shared or ()):
+        return None
+    if downs[0].rows % PANEL or any(matrix.rows % (4 * PANEL) for matrix in (ups[0], *beside[:1])):
+        return None
+    both = (beside[0].data, beside[1].data) if beside else (None, None)
+    return [matrix.data for matrix in ups], [matrix.data for matrix in downs], *both
 
 
 def _slices(weight: Packed) -> Iterator[Packed]:

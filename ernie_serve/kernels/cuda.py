@@ -16,6 +16,7 @@ from ernie_serve.kernels import kv_format
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 from ernie_serve.kernels.triton import attention, experts, norm, rope, router, sampling
@@ -145,7 +146,7 @@ _MOST_BY_TRITON = 512  # tokens; above, an expert has so many rows that arithmet
 
 def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:
     """Whether both are of one format, so that one kernel reads them."""
-    if isinstance(shared, Packed | Nibbles):  # those of a CPU
+    if isinstance(shared, Packed | Panels | Nibbles):  # those of a CPU
         return False
     return experts.format_of(shared) == experts.format_of(stack) and _element(shared) == _element(stack)
 

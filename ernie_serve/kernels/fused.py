@@ -8,11 +8,28 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.cpu import CpuKernels, multiplies_in_panels
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.native import Operators, operators
+from ernie_serve.kernels.native import Operators, is_compiled, operators
+from ernie_serve.kernels.panels import Panels
 
 _WIDE = 16  # floats: sizes that are no multiple of it are left to plain torch
+
+
+def cpu_kernels_for(dtype: torch.dtype, *, has_packed: bool = False, num_bytes: int | None = None) -> CpuKernels:
+    """The best for `num_bytes` of weights in a dtype and, perhaps, something in 4 or 8 bits.
+
+    Where torch multiplies as fast as our operators nothing is compiled, and neither is it for a small model alone: so
+    the first start of one answers at once.
+    """
+    if has_packed:
+        return cpu_kernels()
+    if not multiplies_in_panels(dtype) or (num_bytes is not None and num_bytes < _SMALL and not is_compiled()):
+        return CpuKernels()
+    return cpu_kernels()
+
+
+_SMALL = 256 << 20
 
 
 def cpu_kernels() -> CpuKernels:
@@ -22,11 +39,23 @@ def cpu_kernels() -> CpuKernels:
 
 
 class FusedCpuKernels(CpuKernels):
-    """What `CpuKernels` does, in fewer calls. With packed matrices no token's numbers depend on its neighbours."""
+    """What `CpuKernels` does, in fewer calls.
+
+    With packed matrices or panels no token's numbers depend on its neighbours.
+    """
 
     def __init__(self, ops: Operators) -> None:
         super().__init__()
         self._ops = ops
+
+    def packs(self, dtype: torch.dtype) -> bool:
+        """bfloat16: in oneDNN's order or, where it has none, in panels."""
+        return super().packs(dtype) or multiplies_in_panels(dtype)
+
+    def _packed(self, matrix: Tensor) -> Tensor | Panels:
+        if multiplies_in_panels(matrix.dtype):
+            return Panels(self._ops.panels(matrix.detach()), matrix.shape[0])
+        return super()._packed(matrix)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x` [T, N] over its root mean square, rounded to its dtype, then times `weight` [N]."""

@@ -43,15 +43,31 @@ def operators() -> Operators | None:
         return None
 
 
+def is_compiled() -> bool:
+    """Whether the operators are there without compiling."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if root is None:
+        from torch.utils import cpp_extension  # slow to import
+
+        root = cpp_extension.get_default_build_root()
+    name, _ = _build(os.environ.get("ERNIE_SERVE_PORTABLE") == "1", ())
+    return (Path(root) / name / "whole").exists()
+
+
 def load(*, portable: bool = False, extra_flags: tuple[str, ...] = ()) -> Operators:
     """Compile, or find in the cache, one build of the source, and load it into this process."""
-    native = "" if portable else _NATIVE.get(platform.machine(), "")
-    flags = [*FLAGS, *extra_flags, *([native] if native else ["-DERNIE_PORTABLE"])]
-    name = f"ernie_serve_cpu_{_fingerprint(flags)}"
-    flags.append(f"-DERNIE_NAMESPACE={name}")
+    name, flags = _build(portable, extra_flags)
     if not hasattr(getattr(torch.ops, name), "linear"):
         _compile(name, flags)
     return getattr(torch.ops, name)
+
+
+def _build(portable: bool, extra_flags: tuple[str, ...]) -> tuple[str, list[str]]:
+    """A build's name, which says all that it depends on, and its flags."""
+    native = "" if portable else _NATIVE.get(platform.machine(), "")
+    flags = [*FLAGS, *extra_flags, *([native] if native else ["-DERNIE_PORTABLE"])]
+    name = f"ernie_serve_cpu_{_fingerprint(flags)}"
+    return name, [*flags, f"-DERNIE_NAMESPACE={name}"]
 
 
 def _compile(name: str, flags: list[str]) -> None:

@@ -61,6 +61,15 @@ class Quantized:
         return (q * self.scales[..., None].float()).flatten(-2).to(dtype)
 
 
+def require_quantizable(columns: int, format: Format, name: str = "A matrix") -> None:
+    """Raise `SettingsError` unless rows of so many columns can have this format."""
+    if format == "int4" and columns % UNIT:
+        raise SettingsError(
+            f"{name} has {columns} columns; int4 experts on a GPU need a multiple of {UNIT}. "
+            "Set --quantization int8, or serve this checkpoint without it."
+        )
+
+
 def quantize(weight: Tensor, format: Format) -> Quantized:
     """The nearest matrix to `weight` [.., rows, columns] in this format, by the largest magnitude of row or group."""
     if format == "int4":
@@ -74,12 +83,7 @@ def quantize(weight: Tensor, format: Format) -> Quantized:
 
 def _quantize_int4(weight: Tensor) -> Quantized:
     """Each group's largest magnitude becomes -8: the longer end of four bits serves whichever sign needs it."""
-    columns = weight.shape[-1]
-    if columns % UNIT:
-        raise SettingsError(
-            f"A matrix has {columns} columns; int4 experts on a GPU need a multiple of {UNIT}. "
-            "Set --quantization int8, or serve this checkpoint without it."
-        )
+    require_quantizable(weight.shape[-1], "int4")
     groups = weight.float().reshape(*weight.shape[:-1], -1, GROUP)  # [.., groups, 64]
     at = groups.abs().argmax(-1, keepdim=True)
     scales = (groups.gather(-1, at)[..., 0] / -8).to(torch.bfloat16)

@@ -14,12 +14,13 @@ from ernie_serve.kernels import kv_format, packed
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import ROWS, Bits, Packed
+from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.quantized import Quantized
 
-Matrix = Tensor | Packed | Quantized | Nibbles
+Matrix = Tensor | Packed | Quantized | Panels | Nibbles
 """A matrix [out, in]."""
 
-Matrices = Tensor | Packed | Quantized | Nibbles | Sequence[Tensor]
+Matrices = Tensor | Packed | Quantized | Nibbles | Sequence[Tensor | Panels]
 """A stack of matrices [E, out, in], or each by itself."""
 
 # T tokens, R requests, N hidden size, H query heads, K key/value heads, D head size,
@@ -50,7 +51,7 @@ class ReferenceKernels:
         """Whether matrices of this dtype have an order that `linear` and `experts` read faster than the plain one."""
         return False
 
-    def pack(self, weight: Tensor) -> Matrices:
+    def pack(self, weight: Tensor) -> Matrix | Matrices:
         """`weight` [out, in], or a stack of such, in that order; for a dtype that has none, the same object."""
         return weight
 
@@ -75,6 +76,8 @@ class ReferenceKernels:
             return blocks.dequantized(dtype)[torch.arange(len(ids), device=ids.device), ids % ROWS]
         if isinstance(weight, Quantized):
             return weight.dequantized(dtype)[ids]
+        if isinstance(weight, Panels):
+            return weight.lookup(ids).to(dtype)
         assert isinstance(weight, Tensor), "rows are looked up where there are rows"
         return F.embedding(ids, weight).to(dtype)
 
@@ -82,6 +85,8 @@ class ReferenceKernels:
         """`x` [T, in] by `weight` [out, in]: [T, out]."""
         if isinstance(weight, Packed | Quantized):
             return F.linear(x.float(), weight.dequantized()).to(x.dtype)
+        if isinstance(weight, Panels):
+            return F.linear(x.float(), weight.numbers().float()).to(x.dtype)
         if isinstance(weight, Nibbles):
             return weight.product(x)
         return F.linear(x, weight)

@@ -13,8 +13,13 @@ from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.packing import load_packed
 from ernie_serve.model.placing import Progress
 from ernie_serve.model.quantize import load_quantized
-from ernie_serve.model.quantized_files import load_mapped
-from ernie_serve.model.recipes import Quantization, Recipe
+from ernie_serve.model.quantized_files import load_mapped, load_read
+from ernie_serve.model.recipes import Layout, Quantization, Recipe
+
+_CPU = torch.device("cpu")
+
+FP8_CAPABILITY = (8, 9)
+"""The least compute capability (Ada, then Hopper) that fp8 compiles for."""
 
 
 def load(
@@ -25,16 +30,22 @@ def load(
     *,
     device: torch.device,
 ) -> None:
-    """Fill a model on the meta device: mapped where the folder is quantized, quantized as it is read, or as it is.
+    """Fill a model on the meta device: a quantized folder is mapped on a CPU and read into a GPU, a plain one is
+    quantized as it is read, or taken as it is.
 
     Raises what `load_weights` raises.
     """
-    if model.config.quantization is not None:
-        load_mapped(model, folder, model.config.quantization, progress)
+    stored = model.config.quantization
+    if stored is not None and stored.layout == "cpu":
+        load_mapped(model, folder, stored, progress)
+    elif stored is not None:
+        load_read(model, folder, stored, progress, device=device)
     elif quantization is not None:
-        load_quantized(model, folder, quantization, progress)
+        load_quantized(model, folder, quantization, progress, device=device)
     else:
         load_packed(model, folder, progress, device=device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what rounding took is the KV cache's
 
 
 def quantization_of(config: ModelConfig, wanted: Recipe | None, device: torch.device) -> Quantization | None:
@@ -45,28 +56,52 @@ def quantization_of(config: ModelConfig, wanted: Recipe | None, device: torch.de
             f"--quantization {wanted}: this checkpoint is quantized already ({stored.recipe}). Leave the flag out, or "
             f"name the original checkpoint."
         )
-    found = stored or (Quantization.of(wanted) if wanted else None)
-    if found is not None and device.type != "cpu":
-        source = "This checkpoint's" if stored else "--quantization"
+    layout: Layout = "cuda" if device.type == "cuda" else "cpu"
+    if stored is not None and stored.layout != layout:
         raise SettingsError(
-            f"{source} {found.recipe} weights are served on a CPU only, and the device is {device}. "
-            "Use --device cpu, or " + ("the original checkpoint." if stored else "leave --quantization out.")
+            f"This checkpoint was quantized for --device {stored.layout}, and the device is {device}. Use --device "
+            f"{stored.layout}, or quantize the original with `ernie-serve quantize --device {layout}`."
         )
-    return found
+    if stored is not None or wanted is None:
+        return stored
+    if layout == "cuda" and not config.moe_num_experts:
+        raise SettingsError(
+            f"--quantization {wanted}: on a GPU it is for experts, and this checkpoint has none. Leave it out."
+        )
+    return Quantization.of(wanted, layout)
 
 
 def dtypes_of(
-    config: ModelConfig, quantization: Quantization | None, arithmetic: str, cache: str
+    config: ModelConfig, quantization: Quantization | None, arithmetic: str, cache: str, device: torch.device = _CPU
 ) -> tuple[torch.dtype, torch.dtype]:
     """The dtype of numbers between operators, and that of the KV cache (int8 for 8 bits), by the settings' words.
 
-    Beside quantized matrices "auto" arithmetic is float32, which needs nothing of the processor, and the cache keeps
-    the checkpoint's dtype. Raises `SettingsError` for what no kernel takes.
+    On a CPU "auto" arithmetic beside quantized matrices is float32, which needs nothing of the processor, and the cache
+    keeps the checkpoint's dtype. Raises `SettingsError` for what no kernel takes.
     """
-    if quantization is not None and arithmetic == "float16":
-        raise SettingsError("--dtype float16: quantized matrices multiply float32 or bfloat16. Leave --dtype out.")
     own: torch.dtype = getattr(torch, config.dtype)
-    dtype = getattr(torch, arithmetic) if arithmetic != "auto" else torch.float32 if quantization is not None else own
+    is_packed = quantization is not None and quantization.layout == "cpu"
+    dtype = getattr(torch, arithmetic) if arithmetic != "auto" else torch.float32 if is_packed else own
+    if quantization is not None and dtype == torch.float16:
+        change = (
+            "Leave --dtype out." if arithmetic != "auto" else "Set --dtype bfloat16: auto is this checkpoint's own."
+        )
+        raise SettingsError(f"--dtype {arithmetic}: quantized matrices multiply float32 or bfloat16. {change}")
+    if cache == "fp8":
+        if device.type != "cuda":
+            raise SettingsError(f"--kv-cache-dtype fp8: only a GPU reads it; on {device} use --kv-cache-dtype int8.")
+        return dtype, torch.float8_e4m3fn
     if cache == "int8":
         return dtype, torch.int8
-    return dtype, own if quantization is not None and arithmetic == "auto" else dtype
+    return dtype, own if is_packed and arithmetic == "auto" else dtype
+
+
+def require_fp8(quantization: Quantization | None, cache_dtype: torch.dtype, capability: tuple[int, int]) -> None:
+    """Raise `SettingsError` where fp8 is to be read by a GPU of a compute capability without it."""
+    if capability >= FP8_CAPABILITY:
+        return
+    has = f"fp8 needs a GPU of compute capability 8.9; this one has {capability[0]}.{capability[1]}."
+    if quantization is not None and "fp8" in quantization.bits.values():
+        raise SettingsError(f"--quantization fp8: {has} Set --quantization int8, from the original checkpoint.")
+    if cache_dtype == torch.float8_e4m3fn:
+        raise SettingsError(f"--kv-cache-dtype fp8: {has} Set --kv-cache-dtype int8.")

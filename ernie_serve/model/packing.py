@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, Matrix
 from ernie_serve.model.ernie import Ernie, Experts, Linear
 from ernie_serve.model.placing import Progress, into_matrices, into_parameters
@@ -17,19 +18,20 @@ from ernie_serve.model.weights import load_weights
 def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *, device: torch.device) -> None:
     """Fill a model on the meta device from a checkpoint, packing each matrix as soon as it is read.
 
-    No stack of experts is ever there twice: beside the weights themselves a few matrices take memory, and for good a
-    second copy of a tied embedding, since rows are looked up in the plain one. Raises what `load_weights` raises.
+    No stack of experts is ever there twice: beside the weights themselves a few matrices take memory, and a second copy
+    of a tied embedding: for a moment, or for good where rows cannot be looked up in the packed one. Raises what
+    `load_weights` raises.
     """
     dtype = model.embed_tokens.dtype
     if not model.kernels.packs(dtype):
         load_weights(model, folder, progress, device=device)
         return
     shapes = {name: model.get_parameter(name).shape for name in matrices(model)}
-    experts: dict[str, dict[int, Tensor]] = {name: {} for name, shape in shapes.items() if len(shape) == 3}
+    experts: dict[str, dict[int, Tensor | Panels]] = {name: {} for name, shape in shapes.items() if len(shape) == 3}
 
     def keep(name: str, expert: int | None, matrix: Tensor) -> None:
         packed = model.kernels.pack(matrix)
-        assert isinstance(packed, Tensor), "one matrix is packed as one"
+        assert isinstance(packed, Tensor | Panels), "one matrix is packed as one"
         if expert is None:
             set_matrix(model, name, packed)
         else:
@@ -70,8 +72,11 @@ def set_matrix(model: Ernie, name: str, matrix: Matrix | Matrices) -> None:
 
 
 def _pack_head(model: Ernie) -> None:
-    """Keep a packed copy of a tied embedding beside its rows, for the logits."""
+    """Pack a tied embedding for the logits: in its place, or beside its rows where they cannot be looked up in it."""
     if model.config.tie_word_embeddings:
         packed = model.kernels.pack(model.get_parameter("embed_tokens.weight").detach())
+        if isinstance(packed, Panels):
+            return set_matrix(model, "embed_tokens.weight", packed)
         assert isinstance(packed, Tensor), "one matrix is packed as one"
         model.embed_tokens.head = packed
+    return None

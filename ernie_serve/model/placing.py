@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -49,15 +50,23 @@ Keep = Callable[[str, int | None, Tensor], None]
 """Takes a whole matrix: which parameter it is, or which expert of it. Several threads call it."""
 
 
-def into_parameters(model: nn.Module, device: torch.device, apart: frozenset[str] = frozenset()) -> Put:
-    """Give the parameters memory where they have none, but for those `apart`, and copy each tensor there."""
+def into_parameters(
+    model: nn.Module,
+    device: torch.device,
+    apart: frozenset[str] = frozenset(),
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Put:
+    """Give the parameters memory where they have none, but for those `apart`, and copy each tensor there.
+
+    What lies `beside` them is filled by its name too.
+    """
     for path, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_meta and path not in apart:
             owner, _, name = path.rpartition(".")
             empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             filled = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
             setattr(model.get_submodule(owner), name, filled)
-    parameters = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    parameters = {name: tensor.detach() for name, tensor in model.state_dict().items()} | dict(beside)
     copy = _Copier()
 
     def put(place: Place, stored: StoredTensor, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """Puts 4-bit and 8-bit matrices in the places of a model's parameters, quantized as they are read.
 
-Knows which parameters are matrices, how many bits each gets, and what that takes. Knows neither how bits lie in a unit
+Knows which parameters are matrices, which form each gets, and what that takes. Knows neither how bits lie in a form
 nor what a file looks like; the page of the network learns nothing of it.
 """
 
@@ -12,25 +12,29 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels.nibbles import nibble_bytes
-from ernie_serve.kernels.packed import Bits, Packed, empty, padded, require_packable, unit_bytes
+from ernie_serve.model import forms
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import Form, Kept, Quantize
 from ernie_serve.model.packing import set_matrix
 from ernie_serve.model.placing import Progress, Put, into_matrices, into_parameters
 from ernie_serve.model.recipes import Quantization, class_of
-from ernie_serve.model.repacking import Repacked
+from ernie_serve.model.repacking import Repacked, is_repacked
 from ernie_serve.model.weights import load_weights
 
 Shapes = Mapping[str, torch.Size]
 
-Quantize = Callable[[str, Tensor, Bits], Packed]
-"""From a matrix [out, in] of the parameter of that name to its packed form."""
+Keep = Callable[[str, int | None, Kept], None]
+"""Takes a quantized matrix: which parameter it is, or which expert of it. Several threads call it."""
 
-KeepPacked = Callable[[str, int | None, Packed], None]
-"""Takes a packed matrix: which parameter it is, or which expert of it. Several threads call it."""
+_CPU = torch.device("cpu")
 
 READING_BYTES = 320 << 20
 """About what quantizing takes beside the finished model and its largest matrix: buffers to read and to round in."""
+
+
+ROUNDING_BYTES = 32
+"""About what rounding on a GPU takes for each number of the matrix that is being rounded, all copies together."""
 
 
 def load_quantized(
@@ -40,44 +44,44 @@ def load_quantized(
     progress: Progress | None = None,
     *,
     quantize: Quantize | None = None,
+    device: torch.device = _CPU,
 ) -> None:
-    """Fill a model on the meta device from a plain checkpoint, each matrix in its bits as soon as it is read.
+    """Fill a model on the meta device from a plain checkpoint, each matrix in its form as soon as it is read.
 
-    Stacks of experts are made once and filled; beside them only the matrices being read are there in full. Rows of
-    the embedding are looked up in its packed form too, which a tied head shares unless the kernels repack matrices.
-    Raises what `load_weights` raises, and `SettingsError` for a width that cannot be packed, before anything is read.
+    Stacks of experts are made once on the device and filled; beside them only the matrices being read are there in
+    full, on the CPU, and the one being rounded on the device. Rows of the embedding are looked up in its packed form
+    too, which a tied head shares unless the kernels repack matrices. Raises what `load_weights` raises, and
+    `SettingsError` for a width that a form cannot have, before anything is read.
     """
-    bits = bits_of(shapes_of(model), quantization)
-    rest = into_parameters(model, torch.device("cpu"), frozenset(bits))
-    if model.kernels.repacks():
+    shapes = shapes_of(model)
+    bits = bits_of(shapes, quantization)
+    rest = into_parameters(model, device, frozenset(bits))
+    quantize = quantize or forms.quantizer(model.kernels, device)
+    if is_repacked(quantization, model.kernels):
         repacked = Repacked(model, bits)
         read_quantized(model, folder, bits, repacked.keep, rest, progress, quantize=quantize)
         repacked.finish()
         return
-    made: dict[str, Packed] = {
-        name: empty(shape[1], shape[2], bits[name], shape[0])
-        for name, shape in shapes_of(model).items()
-        if name in bits and len(shape) == 3
-    }
+    made = {name: forms.empty(shapes[name], form, device) for name, form in bits.items() if len(shapes[name]) == 3}
 
-    def keep(name: str, expert: int | None, packed: Packed) -> None:
+    def keep(name: str, expert: int | None, matrix: Kept) -> None:
         if expert is None:
-            made[name] = packed
+            made[name] = matrix
             return
-        place = made[name][expert]
-        place.data.copy_(packed.data)
-        place.row_scales.copy_(packed.row_scales)
+        place = forms.tensors_of(made[name][expert])
+        for part, tensor in forms.tensors_of(matrix).items():
+            place[part].copy_(tensor)
 
     read_quantized(model, folder, bits, keep, rest, progress, quantize=quantize)
-    for name, packed in made.items():
-        set_matrix(model, name, packed)
+    for name, matrix in made.items():
+        set_matrix(model, name, matrix)
 
 
 def read_quantized(
     model: Ernie,
     folder: Path,
-    bits: Mapping[str, Bits],
-    keep: KeepPacked,
+    bits: Mapping[str, Form],
+    keep: Keep,
     rest: Put,
     progress: Progress | None = None,
     *,
@@ -85,16 +89,16 @@ def read_quantized(
 ) -> None:
     """Read a plain checkpoint and give each matrix that has bits to `keep` when it is whole; others go to `rest`.
 
-    `quantize` is the kernels' unless given.
+    `quantize` is the CPU's unless given.
     """
     shapes = {name: shape for name, shape in shapes_of(model).items() if name in bits}
     dtype: torch.dtype = getattr(torch, model.config.dtype)
+    made = quantize or forms.quantizer(model.kernels, _CPU)
 
-    def packed(name: str, expert: int | None, matrix: Tensor) -> None:
-        made = quantize(name, matrix, bits[name]) if quantize else model.kernels.quantize(matrix, bits[name])
-        keep(name, expert, made)
+    def whole(name: str, expert: int | None, matrix: Tensor) -> None:
+        keep(name, expert, made(name, matrix, bits[name]))
 
-    load_weights(model, folder, progress, put=into_matrices(shapes, dtype, packed, rest))
+    load_weights(model, folder, progress, put=into_matrices(shapes, dtype, whole, rest))
 
 
 def shapes_of(model: Ernie) -> dict[str, torch.Size]:
@@ -102,49 +106,53 @@ def shapes_of(model: Ernie) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def bits_of(shapes: Shapes, quantization: Quantization) -> dict[str, Bits]:
-    """The bits of every matrix. Raises `SettingsError` for one whose width cannot be packed."""
-    bits: dict[str, Bits] = {}
+def bits_of(shapes: Shapes, quantization: Quantization) -> dict[str, Form]:
+    """The bits, or the GPU's format, of every matrix that has some. Raises `SettingsError` for a width without."""
+    bits: dict[str, Form] = {}
     for name, shape in shapes.items():
-        if (kind := class_of(name)) is not None:
-            require_packable(shape[-1], f"{name} of this checkpoint")
-            bits[name] = quantization.bits[kind]
+        kind = class_of(name)
+        if kind is not None and kind in quantization.bits:
+            form = quantization.bits[kind]
+            forms.require(form, shape[-1], f"{name} of this checkpoint")
+            bits[name] = form
     return bits
 
 
-def packed_bytes(shape: torch.Size, bits: Bits) -> int:
-    """Memory of a matrix, or of a stack, once packed."""
-    return _padded_rows(shape) * (shape[-1] // 64 * unit_bytes(bits) // 8 + 4)
+def parameter_bytes(name: str, shape: torch.Size, form: Form | None, dtype: torch.dtype) -> int:
+    """Memory of a parameter in its form, or in `dtype`; routers are float32."""
+    if form is not None:
+        return forms.num_bytes(shape, form)
+    return math.prod(shape) * (4 if ".router." in name else dtype.itemsize)
 
 
 def model_bytes(shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype) -> int:
-    """Memory of all parameters: matrices in their bits, or in `dtype`; routers in float32."""
+    """Memory of all parameters: matrices in their form, or in `dtype`; routers in float32."""
     bits = bits_of(shapes, quantization) if quantization else {}
-    return sum(
-        packed_bytes(shape, bits[name])
-        if name in bits
-        else math.prod(shape) * (4 if ".router." in name else dtype.itemsize)
-        for name, shape in shapes.items()
-    )
+    return sum(parameter_bytes(name, shape, bits.get(name), dtype) for name, shape in shapes.items())
 
 
 def repacking_bytes(shapes: Shapes, quantization: Quantization) -> int:
-    """What the same takes more where the kernels repack matrices, and look rows of the embedding up as they were."""
+    """What a model for a CPU takes more where the kernels repack matrices, and look rows up in them as they were."""
     more = 0
-    for name, bits in bits_of(shapes, quantization).items():
+    for name, form in bits_of(shapes, quantization).items():
+        assert isinstance(form, int), "what a GPU reads is not repacked"
         *stack, rows, columns = shapes[name]
         if name != "embed_tokens.weight":
-            more += math.prod(stack) * nibble_bytes(rows, columns, bits) - packed_bytes(shapes[name], bits)
+            more += math.prod(stack) * nibble_bytes(rows, columns, form) - forms.num_bytes(shapes[name], form)
         elif "lm_head.weight" not in shapes:
-            more += nibble_bytes(rows, columns, bits)
+            more += nibble_bytes(rows, columns, form)
     return more
 
 
-def loading_bytes(shapes: Shapes, config: ModelConfig) -> int:
-    """What quantizing a plain checkpoint takes for a while beside the model it makes."""
-    largest = max(math.prod(shape[-2:]) for name, shape in shapes.items() if class_of(name))
+def copying_bytes(shapes: Shapes, quantization: Quantization) -> int:
+    """What repacking takes for a while: the largest matrix as it was, and no more than that again to reorder it in."""
+    bits = bits_of(shapes, quantization)
+    return 2 * max(forms.num_bytes(shapes[name][-2:], form) for name, form in bits.items())
+
+
+def loading_bytes(shapes: Shapes, config: ModelConfig, quantization: Quantization) -> int:
+    """What quantizing a plain checkpoint takes for a while beside the model it makes, where the model is made."""
+    largest = max(math.prod(shape[-2:]) for name, shape in shapes.items() if class_of(name) in quantization.bits)
+    if quantization.layout == "cuda":
+        return largest * ROUNDING_BYTES
     return int(largest * getattr(torch, config.dtype).itemsize) + READING_BYTES
-
-
-def _padded_rows(shape: torch.Size) -> int:
-    return math.prod(shape[:-2]) * padded(shape[-2])

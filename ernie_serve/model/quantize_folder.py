@@ -15,9 +15,10 @@ from ernie_serve.errors import SettingsError
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import Quantize
 from ernie_serve.model.new_folder import new_folder
 from ernie_serve.model.placing import Progress, into_parameters
-from ernie_serve.model.quantize import Quantize, bits_of, model_bytes, read_quantized, shapes_of
+from ernie_serve.model.quantize import bits_of, model_bytes, read_quantized, shapes_of
 from ernie_serve.model.quantized_files import SHARD_BYTES, QuantizedWriter
 from ernie_serve.model.recipes import Quantization
 

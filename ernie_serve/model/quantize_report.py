@@ -5,7 +5,6 @@ Knows matrices, logits and distances. Knows nothing of files or of how numbers a
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from ernie_serve.kernels import packed
 from ernie_serve.kernels.layout import Layout, Span
-from ernie_serve.kernels.packed import Bits, Packed
+from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import Form, Kept, Quantize
 from ernie_serve.model.recipes import MatrixClass, class_of
 
 _BLOCKS = 8  # of 8 rows, and one more, measured of a matrix: each row is rounded by itself
@@ -25,11 +26,12 @@ _MATRICES = 16  # of a class
 class MatrixError:
     """Distance of rounded weights over the size of the weights, over all matrices of a class that were measured.
 
-    `plain` is what rounding by the largest magnitude of each group would give, at the same size.
+    `plain` is what rounding by the largest magnitude of each group would give, at the same size; a GPU's formats are
+    rounded so.
     """
 
     kind: MatrixClass
-    bits: Bits
+    bits: Form
     num_matrices: int
     written: float
     plain: float
@@ -53,14 +55,14 @@ class LogitError:
 class Measured:
     """Quantizes as the function it is given does, and measures some of the matrices. Safe for threads."""
 
-    def __init__(self, quantize: Callable[[Tensor, Bits], Packed]) -> None:
+    def __init__(self, quantize: Quantize) -> None:
         self._quantize = quantize
         self._lock = threading.Lock()
-        self._found: dict[tuple[MatrixClass, Bits], list[tuple[float, float, float]]] = defaultdict(list)
+        self._found: dict[tuple[MatrixClass, Form], list[tuple[float, float, float]]] = defaultdict(list)
 
-    def __call__(self, name: str, matrix: Tensor, bits: Bits) -> Packed:
-        """The packed matrix of a parameter."""
-        made = self._quantize(matrix, bits)
+    def __call__(self, name: str, matrix: Tensor, bits: Form) -> Kept:
+        """The quantized matrix of a parameter."""
+        made = self._quantize(name, matrix, bits)
         kind = class_of(name)
         assert kind is not None, f"{name} is no matrix"
         with self._lock:
@@ -70,9 +72,13 @@ class Measured:
         blocks = torch.tensor(sorted({last * each // _BLOCKS for each in range(_BLOCKS + 1)}))
         rows = (blocks[:, None] * packed.ROWS + torch.arange(packed.ROWS)).flatten()
         weights = matrix[rows].float()
-        scales = made.row_scales.view(-1, packed.ROWS)[blocks].flatten()
-        ours = Packed(made.data[blocks], scales, bits, len(rows)).dequantized()
-        largest = packed.quantize(weights, bits, search=False).dequantized()
+        if isinstance(made, Packed):
+            scales = made.row_scales.view(-1, packed.ROWS)[blocks].flatten()
+            ours = Packed(made.data[blocks], scales, made.bits, len(rows)).dequantized()
+            largest = packed.quantize(weights, made.bits, search=False).dequantized()
+        else:
+            data = made.data.view(torch.uint8)[rows].view(made.data.dtype)
+            ours = largest = Quantized(data, made.scales[rows], made.format).dequantized()
         size, written, plain = (
             float(each.double().square().sum()) for each in (weights, ours - weights, largest - weights)
         )

@@ -1,10 +1,11 @@
-"""The quantized form of a checkpoint on disk: sharded safetensors that are mapped instead of read.
+"""The quantized form of a checkpoint on disk: sharded safetensors that are mapped, or read into a GPU.
 
 Knows names, offsets and files. Knows nothing of rounding, nor of the network beyond the names and shapes of its
 parameters. The folder is one of safetensors with a `quantization_config` of ours in `config.json`; the tensors are
 
     NAME                          norms, routers and their bias, as they are
-    NAME.data, NAME.row_scales    a packed matrix or stack of NAME, as `kernels.packed` defines it
+    NAME.data, NAME.row_scales    a packed matrix or stack of NAME for a CPU, as `kernels.packed` defines it
+    NAME.data, NAME.scales        one for a GPU, as `kernels.quantized` defines it
     padding.0, padding.1, …       bytes that make the next tensor begin at a multiple of 64
 
 Every size is known from `config.json`, so the files have their full size before the first matrix is read, and a disk
@@ -27,21 +28,23 @@ import torch
 from torch import Tensor, nn
 
 from ernie_serve.errors import CheckpointError
-from ernie_serve.kernels.packed import COLUMNS, ROWS, Bits, Packed, padded, unit_bytes
+from ernie_serve.model import forms
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import Form, Kept
 from ernie_serve.model.packing import set_matrix
-from ernie_serve.model.placing import Progress
+from ernie_serve.model.placing import Place, Progress, into_parameters, read_all
 from ernie_serve.model.quantize import Shapes, bits_of, shapes_of
 from ernie_serve.model.recipes import Quantization
-from ernie_serve.model.repacking import Repacked
+from ernie_serve.model.repacking import Repacked, is_repacked
 from ernie_serve.model.safetensors_file import StoredTensor
 from ernie_serve.model.shards import INDEX, SINGLE, Shards, some
 
 ALIGNMENT = 64
 SHARD_BYTES = 5 * 10**9
 
-_WORDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_DTYPES = {word: dtype for dtype, word in _WORDS.items()}
+_PLAIN = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = _PLAIN | {"U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
+_WORDS = {dtype: word for word, dtype in _DTYPES.items()}
 _PIECE = 256 << 20  # mapped at a time, between two reports
 
 
@@ -61,7 +64,7 @@ class QuantizedWriter:
     """
 
     def __init__(
-        self, folder: Path, shapes: Shapes, bits: Mapping[str, Bits], plain: torch.dtype, shard_bytes: int = SHARD_BYTES
+        self, folder: Path, shapes: Shapes, bits: Mapping[str, Form], plain: torch.dtype, shard_bytes: int = SHARD_BYTES
     ) -> None:
         self._bits = bits
         self._at: dict[str, tuple[int, int, _Entry]] = {}  # file, offset, what it is
@@ -91,10 +94,10 @@ class QuantizedWriter:
         os.pwrite(handle, header, 0)
         self._at |= {name: (handle, offsets[name], entry) for name, entry in entries.items()}
 
-    def put(self, name: str, expert: int | None, packed: Packed) -> None:
-        """Write a packed matrix of a parameter, or of one expert of it."""
-        self._write(f"{name}.data", expert, packed.data)
-        self._write(f"{name}.row_scales", expert, packed.row_scales)
+    def put(self, name: str, expert: int | None, matrix: Kept) -> None:
+        """Write a quantized matrix of a parameter, or of one expert of it."""
+        for part, tensor in forms.tensors_of(matrix).items():
+            self._write(f"{name}.{part}", expert, tensor)
 
     def put_plain(self, name: str, tensor: Tensor) -> None:
         """Write a parameter that stays as it is."""
@@ -138,17 +141,23 @@ def load_mapped(model: Ernie, folder: Path, quantization: Quantization, progress
         path, _, attribute = name.rpartition(".")
         dtype = model.get_parameter(name).dtype
         setattr(model.get_submodule(path), attribute, nn.Parameter(tensor.to(dtype, copy=True), requires_grad=False))
-    if model.kernels.repacks():
-        _repack(model, matrices, list(maps.values()), progress)
+    if is_repacked(quantization, model.kernels):
+        _repack(model, matrices, bits, list(maps.values()), progress)
         return
     _fetch_all(maps, progress)
     for name, packed in matrices.items():
         set_matrix(model, name, packed)
 
 
-def _repack(model: Ernie, matrices: Mapping[str, Packed], maps: list[mmap.mmap], progress: Progress) -> None:
+def _repack(
+    model: Ernie,
+    matrices: Mapping[str, Kept],
+    bits: Mapping[str, Form],
+    maps: list[mmap.mmap],
+    progress: Progress,
+) -> None:
     """Copy the matrices, one after the other, without keeping the pages that they are copied from."""
-    repacked = Repacked(model, {name: packed.bits for name, packed in matrices.items()})
+    repacked = Repacked(model, bits)
     total, done = sum(packed.nbytes for packed in matrices.values()), 0
     for name, packed in matrices.items():
         experts = range(len(packed)) if packed.data.dim() == 4 else [None]
@@ -171,9 +180,33 @@ def _fetch_all(maps: Mapping[Path, mmap.mmap], progress: Progress) -> None:
             progress(done / total, f"mapping {path.name}")
 
 
+def load_read(
+    model: Ernie, folder: Path, quantization: Quantization, progress: Progress | None = None, *, device: torch.device
+) -> None:
+    """Fill a model on the meta device from a quantized folder, tensor by tensor into the device's own memory.
+
+    Raises `CheckpointError` when a file is absent, truncated, or of other shapes.
+    """
+    shapes = shapes_of(model)
+    bits = bits_of(shapes, quantization)
+    with Shards(folder) as shards:
+        stored = {name: tensor for name, tensor in shards.tensors.items() if not name.startswith("padding.")}
+        _check(folder, stored, shapes, bits)
+        matrices = {name: forms.empty(shapes[name], form, device) for name, form in bits.items()}
+        beside = {
+            f"{name}.{part}": tensor
+            for name, kept in matrices.items()
+            for part, tensor in forms.tensors_of(kept).items()
+        }
+        work = [(Place(name, each.shape, 0, each.shape[0]), each) for name, each in stored.items()]
+        read_all(work, _DTYPES, into_parameters(model, device, frozenset(bits), beside), progress or (lambda *_: None))
+    for name, kept in matrices.items():
+        set_matrix(model, name, kept)
+
+
 def _mapped(
-    folder: Path, shapes: Shapes, bits: Mapping[str, Bits]
-) -> tuple[dict[Path, mmap.mmap], dict[str, Packed], dict[str, Tensor]]:
+    folder: Path, shapes: Shapes, bits: Mapping[str, Form]
+) -> tuple[dict[Path, mmap.mmap], dict[str, Kept], dict[str, Tensor]]:
     """A folder's files as memory, its packed matrices and its other parameters, all in that memory."""
     with Shards(folder) as shards:
         stored = {name: tensor for name, tensor in shards.tensors.items() if not name.startswith("padding.")}
@@ -181,13 +214,15 @@ def _mapped(
         maps = {file.path: file.map() for file in dict.fromkeys(tensor.file for tensor in stored.values())}
         tensors = {name: _tensor(maps[tensor.file.path], tensor) for name, tensor in stored.items()}
     matrices = {
-        name: Packed(tensors[f"{name}.data"], tensors[f"{name}.row_scales"], bits[name], shapes[name][-2])
-        for name in bits
+        name: forms.made_of(
+            {part: tensors[f"{name}.{part}"] for part in forms.parts(shapes[name], form)}, shapes[name], form
+        )
+        for name, form in bits.items()
     }
     return maps, matrices, {name: tensors[name] for name in shapes if name not in bits}
 
 
-def _check(folder: Path, stored: Mapping[str, StoredTensor], shapes: Shapes, bits: Mapping[str, Bits]) -> None:
+def _check(folder: Path, stored: Mapping[str, StoredTensor], shapes: Shapes, bits: Mapping[str, Form]) -> None:
     expected = _entries(shapes, bits, torch.float32)
     wrong = [
         f"{name} is {stored[name].dtype} {list(stored[name].shape)} instead of {entry.dtype} {list(entry.shape)}"
@@ -196,7 +231,7 @@ def _check(folder: Path, stored: Mapping[str, StoredTensor], shapes: Shapes, bit
         and (stored[name].shape != entry.shape or (stored[name].dtype != entry.dtype and name not in shapes))
     ]
     wrong += [
-        f"{name} is {stored[name].dtype}" for name in shapes if name in stored and stored[name].dtype not in _DTYPES
+        f"{name} is {stored[name].dtype}" for name in shapes if name in stored and stored[name].dtype not in _PLAIN
     ]
     uneven = [name for name, tensor in stored.items() if tensor.start % ALIGNMENT]
     problems = [
@@ -215,7 +250,7 @@ def _check(folder: Path, stored: Mapping[str, StoredTensor], shapes: Shapes, bit
         )
 
 
-def _entries(shapes: Shapes, bits: Mapping[str, Bits], plain: torch.dtype) -> dict[str, _Entry]:
+def _entries(shapes: Shapes, bits: Mapping[str, Form], plain: torch.dtype) -> dict[str, _Entry]:
     """Every tensor of the folder, in order."""
     entries = {}
     for name, shape in shapes.items():
@@ -223,11 +258,8 @@ def _entries(shapes: Shapes, bits: Mapping[str, Bits], plain: torch.dtype) -> di
             dtype = torch.float32 if ".router." in name else plain
             entries[name] = _Entry(_WORDS[dtype], tuple(shape), math.prod(shape) * dtype.itemsize)
             continue
-        *stack, rows, columns = shape
-        data = (*stack, padded(rows) // ROWS, columns // COLUMNS, unit_bytes(bits[name]))
-        scales = (*stack, padded(rows))
-        entries[f"{name}.data"] = _Entry("U8", data, math.prod(data))
-        entries[f"{name}.row_scales"] = _Entry("F32", scales, math.prod(scales) * 4)
+        for part, (dtype, each) in forms.parts(shape, bits[name]).items():
+            entries[f"{name}.{part}"] = _Entry(_WORDS[dtype], each, math.prod(each) * dtype.itemsize)
     return entries
 
 
@@ -270,10 +302,9 @@ def _header(entries: Mapping[str, _Entry]) -> tuple[bytes, dict[str, int], int]:
 
 
 def _tensor(memory: mmap.mmap, stored: StoredTensor) -> Tensor:
-    dtype = torch.uint8 if stored.dtype == "U8" else _DTYPES[stored.dtype]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # and nothing writes there
-        flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(stored.shape), offset=stored.start)
+        flat = torch.frombuffer(memory, dtype=_DTYPES[stored.dtype], count=math.prod(stored.shape), offset=stored.start)
     return flat.view(stored.shape)
 
 

@@ -33,11 +33,14 @@ def write_random_packed(
             chance = np.random.default_rng(zlib.crc32(f"{seed}/{name}".encode()))
             if name not in bits:
                 writer.put_plain(name, _plain(name, shape, chance))
-            elif len(shape) == 2:
-                writer.put(name, None, random_packed(shape[0], shape[1], bits[name], chance))
-            else:
-                for expert in range(shape[0]):
-                    writer.put(name, expert, random_packed(shape[1], shape[2], bits[name], chance))
+                continue
+            form = bits[name]
+            assert isinstance(form, int), "random weights are made for a CPU"
+            if len(shape) == 2:
+                writer.put(name, None, random_packed(shape[0], shape[1], form, chance))
+                continue
+            for expert in range(shape[0]):
+                writer.put(name, expert, random_packed(shape[1], shape[2], form, chance))
         writer.finish()
 
 

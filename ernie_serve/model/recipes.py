@@ -1,16 +1,20 @@
-"""Which matrices of the network there are, and how many bits a recipe gives to each kind.
+"""Which matrices of the network there are, and what a recipe makes of each kind, on a CPU and on a GPU.
 
-Knows parameter names, numbers of weights and bits. Knows no torch and no layout: the API process reads a config that
+Knows parameter names, bits and names of formats. Knows no torch and no layout: the API process reads a config that
 names a recipe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Recipe = Literal["int4", "int8", "mixed"]
+from ernie_serve.errors import SettingsError
+
+Recipe = Literal["int4", "int8", "mixed", "fp8"]
 MatrixClass = Literal["attention", "dense", "shared", "experts", "head"]
+Layout = Literal["cpu", "cuda"]
 Bits = Literal[4, 8]
+Format = Literal["int8", "fp8", "int4"]
 
 CLASSES: tuple[MatrixClass, ...] = get_args(MatrixClass)
 
@@ -20,31 +24,53 @@ RECIPES: dict[Recipe, dict[MatrixClass, Bits]] = {
     # The dense MLP is 0.4 % of the 21B's weights, and its error goes through every layer after it.
     "mixed": {"attention": 8, "dense": 8, "shared": 8, "experts": 4, "head": 8},
 }
+"""Those of a CPU."""
+
+GPU_RECIPES: dict[Recipe, dict[MatrixClass, Format]] = {
+    "int4": {"experts": "int4", "shared": "int4"},
+    "int8": {"experts": "int8", "shared": "int8"},
+    "fp8": {"experts": "fp8", "shared": "fp8"},
+    # Every token takes the shared MLP. In another form than the experts it is multiplied by itself, so it stays plain.
+    "mixed": {"experts": "int4"},
+}
+"""Those of a GPU. What is not named here keeps the checkpoint's dtype: no kernel of ours multiplies it."""
 
 METHOD = "ernie_serve"
-FORMAT_VERSION = 1
+_VERSIONS: dict[Layout, int] = {"cpu": 1, "cuda": 2}
+_GROUPS: dict[Layout, int] = {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """What `quantization_config` says of a checkpoint that `ernie-serve quantize` wrote."""
+    """How matrices are kept, and for which kind of device; what `quantization_config` says of a folder of ours.
+
+    A class of matrices that has no bits stays in the checkpoint's dtype.
+    """
 
     recipe: Recipe
-    bits: Mapping[MatrixClass, Bits]
+    bits: Mapping[MatrixClass, Bits | Format]
+    layout: Layout = "cpu"
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Quantization":
-        """A recipe as this version has it."""
+    def of(cls, recipe: Recipe, layout: Layout = "cpu") -> "Quantization":
+        """A recipe as this version has it. Raises `SettingsError` for one that the device does not read."""
+        if layout == "cuda":
+            return cls(recipe, GPU_RECIPES[recipe], layout)
+        if recipe not in RECIPES:
+            raise SettingsError(
+                f"--quantization {recipe}: on a CPU it is {', '.join(RECIPES)}. Use one of these, or --device cuda."
+            )
         return cls(recipe, RECIPES[recipe])
 
     def as_config(self) -> dict[str, object]:
         """The entry of `config.json`."""
         return {
             "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
+            "format_version": _VERSIONS[self.layout],
+            **({} if self.layout == "cpu" else {"device": self.layout}),
             "recipe": self.recipe,
-            "group_size": 32,
-            "bits": dict(self.bits),
+            "group_size": _GROUPS[self.layout],
+            ("bits" if self.layout == "cpu" else "formats"): dict(self.bits),
         }
 
 
@@ -66,16 +92,24 @@ def read_config(entry: object) -> Quantization | str:
     if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
         method = entry.get("quant_method") if isinstance(entry, dict) else entry
         return f'is of the method {method!r}; only what `ernie-serve quantize` writes ("{METHOD}") is served.'
-    if (version := entry.get("format_version")) != FORMAT_VERSION:
+    version = entry.get("format_version")
+    layout = next((each for each, known in _VERSIONS.items() if known == version), None)
+    if layout is None or entry.get("device", "cpu") != layout:
+        where = f" for {entry['device']!r}" if "device" in entry else ""
         return (
-            f"has format_version {version!r}; this version reads {FORMAT_VERSION}. "
+            f"has format_version {version!r}{where}; this version reads 1, for a CPU, and 2 for 'cuda'. "
             "Quantize the original checkpoint again with this version."
         )
-    recipe, bits = entry.get("recipe"), entry.get("bits")
-    if recipe not in RECIPES or not isinstance(bits, dict) or entry.get("group_size") != 32:
-        return (
-            f"has the recipe {recipe!r} in groups of {entry.get('group_size')!r}; {', '.join(RECIPES)} in 32 are known."
-        )
-    if set(bits) != set(CLASSES) or any(type(each) is not int or each not in (4, 8) for each in bits.values()):
-        return f"has the bits {bits!r}; each of {', '.join(CLASSES)} has 4 or 8."
-    return Quantization(recipe, bits)
+    group = entry.get("group_size")
+    known: Collection[Recipe] = RECIPES if layout == "cpu" else GPU_RECIPES
+    bits = entry.get("bits" if layout == "cpu" else "formats")
+    word = entry.get("recipe")
+    recipe = next((each for each in known if each == word), None)
+    if recipe is None or not isinstance(bits, dict) or group != _GROUPS[layout]:
+        return f"has the recipe {word!r} in groups of {group!r}; {', '.join(known)} in {_GROUPS[layout]} are known."
+    if layout == "cpu":
+        if set(bits) != set(CLASSES) or any(type(each) is not int or each not in (4, 8) for each in bits.values()):
+            return f"has the bits {bits!r}; each of {', '.join(CLASSES)} has 4 or 8."
+    elif not bits or not set(bits) <= {"experts", "shared"} or any(v not in get_args(Format) for v in bits.values()):
+        return f"has the formats {bits!r}; experts and shared have one of {', '.join(get_args(Format))}."
+    return Quantization(recipe, bits, layout)

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 
 from ernie_serve.kernels import nibbles
 from ernie_serve.kernels.nibbles import Nibbles
-from ernie_serve.kernels.packed import Bits, Packed
+from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.forms import Form, Kept
 from ernie_serve.model.packing import matrices, set_matrix
+from ernie_serve.model.recipes import Quantization
+
+
+def is_repacked(quantization: Quantization, kernels: ReferenceKernels) -> bool:
+    """Whether these kernels read matrices of this quantization in an order of their own. What a GPU reads has none."""
+    return quantization.layout == "cpu" and kernels.repacks()
 
 
 class Repacked:
@@ -19,19 +27,20 @@ class Repacked:
     embedding is copied as it is, for its rows; where the head is tied there is a repacked one beside it.
     """
 
-    def __init__(self, model: Ernie, bits: Mapping[str, Bits]) -> None:
+    def __init__(self, model: Ernie, bits: Mapping[str, Form]) -> None:
         self._model = model
         self._multiplied = frozenset(matrices(model))
         self._whole: dict[str, Packed | Nibbles] = {}
         self._stacks: dict[str, Nibbles] = {
-            name: nibbles.empty(shape[1], shape[2], bits[name], shape[0])
-            for name in self._multiplied
-            if len(shape := model.get_parameter(name).shape) == 3
+            name: nibbles.empty(shape[1], shape[2], form, shape[0])
+            for name, form in bits.items()
+            if len(shape := model.get_parameter(name).shape) == 3 and isinstance(form, int)
         }
         self._head: Nibbles | None = None
 
-    def keep(self, name: str, expert: int | None, packed: Packed) -> None:
+    def keep(self, name: str, expert: int | None, packed: Kept) -> None:
         """Repack the matrix of a parameter, or of one expert of it."""
+        assert isinstance(packed, Packed), "what a GPU reads is not repacked"
         if expert is not None:
             self._stacks[name][expert].copy_(self._repack(packed))
         elif name in self._multiplied:

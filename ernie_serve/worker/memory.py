@@ -59,6 +59,7 @@ def plan_cache(
     gpu_memory_utilization: float = 0.92,
     cache_dtype: torch.dtype | None = None,
     mapped_bytes: int = 0,
+    smaller: tuple[str, ...] = (),
 ) -> CachePlan:
     """Decide the cache, once the weights are in memory.
 
@@ -67,7 +68,8 @@ def plan_cache(
 
     A given `kv_cache_memory_bytes` is taken at its word. Otherwise the cache gets what the device has left beside the
     largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the checkpoint allows and
-    the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change.
+    the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change; `smaller` are flags that would
+    make the weights smaller.
     """
     limit = config.max_position_embeddings
     kept = cache_dtype or dtype
@@ -75,18 +77,26 @@ def plan_cache(
     if budget is None:
         free = max(0, free_bytes(device) - mapped_bytes)
         if device.type == "cuda":
-            total = torch.cuda.mem_get_info(device)[1]
-            free -= int(total * (1 - gpu_memory_utilization))
+            free = max(0, free - int(device_bytes(device) * (1 - gpu_memory_utilization)))
         step = step_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)
         if step >= free:
             raise NotEnoughMemory(
                 f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_gib(step)} "
-                f"beside the weights; {_gib(free)} are free. Lower --max-num-batched-tokens or --max-num-seqs."
+                f"beside the weights; {_gib(free)} are free. Lower --max-num-batched-tokens or --max-num-seqs"
+                + (f", or set {' or '.join(smaller)}." if smaller else ".")
             )
         budget = free - step
         if device.type == "cpu":
             budget = min(4 * GIB, int(0.9 * budget))
-    num_blocks = blocks_that_fit(config, kept, budget, block_size=block_size, max_model_len=max_model_len)
+    flags = smaller if kept.itemsize == 1 else ("--kv-cache-dtype int8", *smaller)
+    num_blocks = blocks_that_fit(
+        config,
+        kept,
+        budget,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        instead=flags if device.type == "cuda" and kv_cache_memory_bytes is None else None,
+    )
     length = max_model_len or min(limit, num_blocks * block_size)
     if kv_cache_memory_bytes is None:
         num_blocks = min(num_blocks, max_num_seqs * blocks_for(length, block_size))
@@ -94,9 +104,18 @@ def plan_cache(
 
 
 def blocks_that_fit(
-    config: ModelConfig, dtype: torch.dtype, num_bytes: int, *, block_size: int, max_model_len: int | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    num_bytes: int,
+    *,
+    block_size: int,
+    max_model_len: int | None = None,
+    instead: tuple[str, ...] | None = None,
 ) -> int:
-    """Blocks of KV cache in `num_bytes`. Raises `NotEnoughMemory` if one text of `max_model_len` would not fit."""
+    """Blocks of KV cache in `num_bytes`. Raises `NotEnoughMemory` if one text of `max_model_len` would not fit.
+
+    `num_bytes` can be raised by a flag, unless they are all there is: then `instead` are the flags that help.
+    """
     each = bytes_per_block(config, dtype, block_size)
     num_blocks = num_bytes // each
     needed = blocks_for(max_model_len or 1, block_size)
@@ -104,9 +123,13 @@ def blocks_that_fit(
         room = (
             f"or lower --max-model-len to {num_blocks * block_size}" if num_blocks else "or use --kv-cache-dtype int8"
         )
+        remedy = f"Raise --kv-cache-memory-bytes to {needed * each}, {room}."
+        if instead is not None:
+            shorter = (f"--max-model-len {num_blocks * block_size}",) if num_blocks else ()
+            remedy = f"Set {' or '.join((*shorter, *instead) or ('a higher --gpu-memory-utilization',))}."
         raise NotEnoughMemory(
             f"The KV cache of one text of {max_model_len or block_size} tokens needs {_gib(needed * each)}; "
-            f"{_gib(num_bytes)} are there for it. Raise --kv-cache-memory-bytes to {needed * each}, {room}."
+            f"{_gib(num_bytes)} are there for it. {remedy}"
         )
     return num_blocks
 
@@ -138,6 +161,11 @@ def total_bytes(root: Path = Path("/")) -> int:
     lines = _text(root / "proc/meminfo").splitlines()
     known = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
     return min(known + _limits(root), default=0)
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a GPU."""
+    return int(torch.cuda.mem_get_info(device)[1])
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:

@@ -20,6 +20,9 @@ Draw = Callable[[Words], list[Pieces]]
 DECISION = 3.0
 """The weight of the first token of each of the model's turns, where it decides between words and a call, and of the
 first of a called tool's name, where it decides for one of the list."""
+PROMPT_LATER = 0.1
+"""What is left at the end of the share of a prompt's tokens that are learned too: what tools and questions look like
+is soon known, and from then on it would drown what the model has to decide."""
 NAME_FOLLOWS = '{"name":\u2581"'
 
 
@@ -56,21 +59,21 @@ def contrast(words: Words) -> list[Pieces]:
 
 
 SOURCES = [
-    Source(lambda w: [copying.lesson(w)], 8.0, 1.0),
-    Source(lambda w: [plain(w)], 0.6, 1.0),
+    Source(lambda w: [copying.lesson(w)], 8.0, 0.6),
+    Source(lambda w: [plain(w)], 0.6, 0.8),
     Source(told(talk.small_talk), 1.0, 1.8),
     Source(told(talk.identity), 0.3, 0.8),
-    Source(told(talk.memory), 2.0, 1.6),
-    Source(told(talk.persona), 0.5, 0.7),
-    Source(told(talk.task), 1.0, 1.3),
-    Source(told(lambda w: tooluse.single(w, size=1)), 2.0, 0.3),
-    Source(told(tooluse.single), 1.0, 2.5),
+    Source(told(talk.memory), 2.0, 1.0),
+    Source(told(talk.persona), 0.5, 0.6),
+    Source(told(talk.task), 1.0, 1.0),
+    Source(told(lambda w: tooluse.single(w, size=1)), 2.0, 0.4),
+    Source(told(tooluse.single), 1.0, 3.0),
     Source(told(tooluse.parallel), 0.3, 1.6),
-    Source(told(tooluse.together), 0.1, 0.5),
+    Source(told(tooluse.together), 0.1, 0.4),
     Source(told(tooluse.no_tool), 0.8, 2.5),
-    Source(told(tooluse.session), 0.2, 1.5),
-    Source(contrast, 0.6, 2.5),
-    Source(told(tooluse.drill), 0.3, 5.0),
+    Source(told(tooluse.session), 0.2, 1.2),
+    Source(contrast, 0.6, 3.5),
+    Source(told(tooluse.drill), 0.3, 7.0),
 ]
 
 
@@ -90,19 +93,21 @@ class Batches:
         """About `tokens` tokens in micro-batches; `progress` from 0 to 1 is the place in the curriculum."""
         rng = random.Random(self.seed * 1_000_003 + number)
         words = Words(rng)
-        shares = [s.first + (s.last - s.first) * min(1.0, progress) for s in SOURCES]
+        place = min(1.0, progress)
+        shares = [s.first + (s.last - s.first) * place for s in SOURCES]
+        prompt_share = self.prompt_share * (1.0 + (PROMPT_LATER - 1.0) * place)
         documents: list[Document] = []
         total = 0
         while total < self.tokens:
             drawn = rng.choices(SOURCES, shares, k=16)
-            for document in self.encode([pieces for source in drawn for pieces in source.draw(words)], rng):
+            for document in self.encode([p for source in drawn for p in source.draw(words)], rng, prompt_share):
                 if len(document.ids) <= self.longest:
                     documents.append(document)
                     total += len(document.ids)
         return list(self.grouped(documents))
 
-    def encode(self, drawn: list[Pieces], rng: random.Random) -> Iterator[Document]:
-        """Each list of pieces as a document. Of the prompt, a random share of the tokens is learned too."""
+    def encode(self, drawn: list[Pieces], rng: random.Random, prompt_share: float) -> Iterator[Document]:
+        """Each list of pieces as a document. Of the prompt, `prompt_share` of the tokens is learned too."""
         flat = self.tokenizer.encode_batch_fast(
             [text for pieces in drawn for text, _ in pieces], add_special_tokens=False
         )
@@ -118,7 +123,7 @@ class Batches:
                     after = zip([None, *part], part, strict=False)
                     weights += [DECISION if before == self.name_follows else 1.0 for before, _ in after]
                 else:
-                    weights += [float(rng.random() < self.prompt_share) for _ in part]
+                    weights += [float(rng.random() < prompt_share) for _ in part]
                 if own and start:
                     weights[start] = DECISION
             yield Document(ids, weights)

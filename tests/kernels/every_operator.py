@@ -25,7 +25,21 @@ def main() -> None:
         members = [matrix(bits, rows, columns) for _ in range(5)]
         return torch.stack([m[0] for m in members]), torch.stack([m[1] for m in members]), bits
 
+    def in_panels(rows: int, columns: int) -> torch.Tensor:
+        return ops.panels(torch.randn(rows, columns).bfloat16())
+
     for dtype in (torch.float32, torch.bfloat16):
+        for rows, columns in ((45, 51), (16, 8), (100, 1), (700, 200)):  # the last one is shared by two threads
+            panels = in_panels(rows, columns)
+            ops.panel_embedding(torch.tensor([0, rows - 1, 7]), panels, rows, dtype)
+            for tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13):
+                ops.panel_linear(torch.randn(tokens, columns).to(dtype), panels, rows)
+        stacks = [[in_panels(64, 48) for _ in range(5)], [in_panels(48, 32) for _ in range(5)]]
+        for tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13):
+            x, ids = torch.randn(tokens, 48).to(dtype), torch.randint(-1, 4, (tokens, 3))
+            weights = torch.rand(tokens, 3).to(dtype)
+            ops.panel_experts(x, weights, ids, *stacks, in_panels(192, 48), in_panels(48, 96))
+            ops.panel_experts(x, weights, ids, *stacks, None, None)
         for bits in (4, 8):
             weight = matrix(bits, 45, 192)
             ops.embedding(torch.tensor([0, 44, 7]), *weight, 45, dtype)

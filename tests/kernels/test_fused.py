@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import cpu, kv_format
 from ernie_serve.kernels.fused import FusedCpuKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.packed import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.packing import matrices, set_matrix
+from ernie_serve.model.packing import matrices, pack, set_matrix
 
 REFERENCE = ReferenceKernels()
 DTYPES = [torch.float32, torch.bfloat16]
@@ -178,32 +178,65 @@ CONFIG = ModelConfig.from_dict(
 )
 
 
-@pytest.mark.parametrize("cache", [torch.bfloat16, torch.int8], ids=str)
-def test_a_packed_models_logits_do_not_depend_on_the_schedule(fused, noise, cache):
+def model_of(fused, noise):
     model = Ernie(CONFIG, fused, torch.bfloat16)
     for parameter in model.parameters():
         parameter.copy_(noise(*parameter.shape) / parameter.shape[-1] ** 0.5)
-    for name in matrices(model):
-        set_matrix(model, name, quantize(model.get_parameter(name).detach(), 4))
-    set_matrix(model, "embed_tokens.weight", quantize(model.embed_tokens.weight, 8))
-    ids = torch.randint(0, 96, (40,))
+    return model
 
-    def run(*pieces):
-        kept = [fused.empty_cache(8, 8, 2, 16, cache, torch.device("cpu")) for _ in range(3)]
-        logits, start = [], 0
-        for count in pieces:
-            stop = start + count
-            layout = laid_out([(count, stop)], 8, 8)
-            positions = torch.arange(start, stop)
-            table = layout.block_tables[0].long()
-            slots = table[positions // 8] * 8 + positions % 8
-            layout = Layout(
-                positions, slots, layout.block_tables, layout.query_starts, layout.context_lens, layout.spans, 8
+
+@pytest.fixture(params=["4 bits", "bfloat16"])
+def model(request, fused, noise, monkeypatch):
+    made = model_of(fused, noise)
+    if request.param == "4 bits":
+        for name in matrices(made):
+            set_matrix(made, name, quantize(made.get_parameter(name).detach(), 4))
+        set_matrix(made, "embed_tokens.weight", quantize(made.embed_tokens.weight, 8))
+    else:
+        monkeypatch.setattr(cpu, "operators", lambda: fused._ops)
+        monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
+        pack(made)
+    return made
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, torch.int8], ids=str)
+def test_a_models_logits_do_not_depend_on_the_schedule(model, fused, cache):
+    texts = [torch.randint(0, 96, (40,)) for _ in range(3)]
+
+    def run(*steps):
+        """The logits of each text's tokens; a step is how many of each come next. A negative count starts it again."""
+        kept = [fused.empty_cache(24, 8, 2, 16, cache, torch.device("cpu")) for _ in range(3)]
+        done, logits = [0] * 3, [torch.zeros(40, 96, dtype=torch.bfloat16) for _ in range(3)]
+        for step in steps:
+            done = [0 if count < 0 else start for start, count in zip(done, step, strict=True)]
+            rows = [(text, done[text], done[text] + abs(count)) for text, count in enumerate(step) if count]
+            layout = laid_out([(40, 40)] * 3, 8, 24)
+            tables = layout.block_tables[[text for text, _, _ in rows]]
+            positions = torch.cat([torch.arange(start, stop) for _, start, stop in rows])
+            slots = torch.cat(
+                [
+                    layout.block_tables[text].long()[torch.arange(start, stop) // 8] * 8 + torch.arange(start, stop) % 8
+                    for text, start, stop in rows
+                ]
             )
-            logits.append(model(ids[start:stop], layout, kept, torch.arange(count)))
-            start = stop
+            starts = torch.tensor([0, *(stop - start for _, start, stop in rows)]).cumsum(0).int()
+            contexts = torch.tensor([stop for _, _, stop in rows]).int()
+            layout = Layout(positions, slots, tables, starts, contexts, (), 8)
+            ids = torch.cat([texts[text][start:stop] for text, start, stop in rows])
+            made = model(ids, layout, kept, torch.arange(len(ids)))
+            for (text, start, stop), part in zip(rows, made.split(starts.diff().tolist()), strict=True):
+                logits[text][start:stop] = part
+                done[text] = stop
         return torch.cat(logits)
 
     with torch.inference_mode():
-        assert torch.equal(run(40), run(*[1] * 40))
-        assert torch.equal(run(40), run(17, 1, 22))
+        alone = run((40, 0, 0), (0, 40, 0), (0, 0, 40))
+        assert torch.equal(run((40, 40, 40)), alone)  # in a batch
+        assert torch.equal(run(*[(1, 1, 1)] * 40), alone)  # token by token
+        assert torch.equal(run((17, 40, 0), (1, 0, 3), (22, 0, 37)), alone)  # a prompt in pieces beside others
+        assert torch.equal(run((30, 0, 40), (-35, 40, 0), (5, 0, 0)), alone)  # preempted and computed again
+        torch.set_num_threads(2)
+        try:
+            assert torch.equal(run((40, 40, 40)), alone)
+        finally:
+            torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.loading import dtypes_of, quantization_of
+from ernie_serve.model.loading import dtypes_of, quantization_of, require_fp8
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import Quantization
 
@@ -29,11 +29,50 @@ def test_a_quantized_checkpoint_needs_no_flag_and_takes_no_other() -> None:
         quantization_of(STORED, "int8", CPU)
 
 
-@pytest.mark.parametrize(("config", "wanted"), [(PLAIN, "int4"), (STORED, None)])
-def test_the_formats_of_a_cpu_are_refused_on_a_gpu(config: ModelConfig, wanted: str | None) -> None:
-    with pytest.raises(SettingsError, match=r"int4 weights are served on a CPU only.*cuda:0.*--device cpu"):
-        quantization_of(config, wanted, GPU)
+def test_each_kind_of_device_has_its_own_layout_of_the_same_word() -> None:
     assert quantization_of(PLAIN, None, GPU) is None
+    found = quantization_of(PLAIN, "int4", GPU)
+    assert found == Quantization.of("int4", "cuda")
+    assert found != INT4
+    assert quantization_of(replace(PLAIN, quantization=found), None, GPU) == found
+
+
+def test_a_folder_for_another_device_is_refused_with_both_names() -> None:
+    with pytest.raises(SettingsError, match=r"quantized for --device cpu, and the device is cuda:0.*--device cuda"):
+        quantization_of(STORED, None, GPU)
+    for_gpu = replace(PLAIN, quantization=Quantization.of("fp8", "cuda"))
+    with pytest.raises(SettingsError, match=r"quantized for --device cuda, and the device is cpu.*--device cpu`"):
+        quantization_of(for_gpu, None, CPU)
+
+
+def test_a_word_that_a_device_does_not_read_is_refused_with_those_it_does() -> None:
+    with pytest.raises(SettingsError, match=r"--quantization fp8: on a CPU it is int4, int8, mixed\. .*--device cuda"):
+        quantization_of(PLAIN, "fp8", CPU)
+    dense = ModelConfig.from_dict(GEOMETRIES["0.3b"])
+    with pytest.raises(SettingsError, match="this checkpoint has none"):
+        quantization_of(dense, "fp8", GPU)
+
+
+def test_on_a_gpu_arithmetic_keeps_the_checkpoints_dtype_and_the_cache_may_be_fp8() -> None:
+    int4 = Quantization.of("int4", "cuda")
+    assert dtypes_of(PLAIN, int4, "auto", "auto", GPU) == (torch.bfloat16, torch.bfloat16)
+    assert dtypes_of(PLAIN, int4, "auto", "fp8", GPU) == (torch.bfloat16, torch.float8_e4m3fn)
+    assert dtypes_of(PLAIN, None, "auto", "int8", GPU) == (torch.bfloat16, torch.int8)
+    with pytest.raises(SettingsError, match=r"--kv-cache-dtype fp8: only a GPU.*--kv-cache-dtype int8"):
+        dtypes_of(PLAIN, None, "auto", "fp8", CPU)
+    with pytest.raises(SettingsError, match=r"--dtype auto.*Set --dtype bfloat16"):
+        dtypes_of(replace(PLAIN, dtype="float16"), int4, "auto", "auto", GPU)
+
+
+def test_an_older_gpu_is_told_that_it_has_no_fp8() -> None:
+    fp8, int4 = Quantization.of("fp8", "cuda"), Quantization.of("int4", "cuda")
+    with pytest.raises(SettingsError, match=r"--quantization fp8: .*this one has 8\.6.*--quantization int8"):
+        require_fp8(fp8, torch.bfloat16, (8, 6))
+    with pytest.raises(SettingsError, match=r"--kv-cache-dtype fp8: .*--kv-cache-dtype int8"):
+        require_fp8(int4, torch.float8_e4m3fn, (8, 6))
+    require_fp8(int4, torch.int8, (8, 6))
+    require_fp8(fp8, torch.float8_e4m3fn, (8, 9))
+    require_fp8(fp8, torch.float8_e4m3fn, (9, 0))
 
 
 def test_between_quantized_matrices_numbers_are_float32_and_the_cache_keeps_the_checkpoints_dtype() -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ernie_serve.kernels import cpu
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -70,6 +73,22 @@ def test_what_has_no_better_order_is_read_straight_into_its_parameters(
     load_packed(model, tiny_checkpoint, device=CPU)
     assert set(matrices(model)) < dict(model.named_parameters()).keys()
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_tied_embedding_in_panels_is_there_once(
+    tiny_checkpoint: Path, logits_of: Logits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
+    if not (kernels := cpu_kernels()).packs(torch.bfloat16):
+        pytest.skip("no C++ compiler")
+    model, plain = empty_model(tiny_checkpoint, kernels), empty_model(tiny_checkpoint, ReferenceKernels())
+    load_packed(model, tiny_checkpoint, device=CPU)
+    load_weights(plain, tiny_checkpoint)
+    assert model.config.tie_word_embeddings
+    assert isinstance(model.embed_tokens.weight, Panels)
+    assert model.embed_tokens.head is None
+    assert torch.equal(model.embed_tokens.weight.numbers(), plain.embed_tokens.weight)
+    torch.testing.assert_close(logits_of(model, IDS), logits_of(plain, IDS), rtol=0.05, atol=0.05)
 
 
 def test_no_stack_of_experts_is_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

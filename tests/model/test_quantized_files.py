@@ -139,7 +139,12 @@ def test_a_truncated_shard_is_named(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format_version": 2}, r"format_version 2; this version reads 1\. Quantize the original"),
+        (
+            {"format_version": 3},
+            r"format_version 3; this version reads 1, for a CPU, and 2 for 'cuda'\. Quantize the original",
+        ),
+        ({"format_version": 2}, "format_version 2;"),
+        ({"device": "tpu"}, "format_version 1 for 'tpu'"),
         ({"quant_method": "gptq"}, "gptq"),
         ({"recipe": "int3"}, "int3"),
         ({"bits": {"attention": 4}}, "attention"),

@@ -13,12 +13,13 @@ from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import FusedCpuKernels
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import Packed
+from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import load
 from ernie_serve.model.packing import matrices
-from ernie_serve.model.quantize import model_bytes, repacking_bytes, shapes_of
+from ernie_serve.model.quantize import bits_of, model_bytes, repacking_bytes, shapes_of
 from ernie_serve.model.quantize_folder import quantize_folder
 from ernie_serve.model.random_checkpoint import GEOMETRIES, write_random_checkpoint
 from ernie_serve.model.recipes import RECIPES, Quantization
@@ -101,6 +102,17 @@ def test_nothing_of_a_repacked_folder_stays_mapped(folders: dict[str, Path]) -> 
     model = loaded(folders["int4"], CpuKernels())
     assert isinstance(model.embed_tokens.weight, Packed)
     assert str(folders["int4"]) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_the_formats_of_a_gpu_are_left_as_they_are(packable_checkpoint: Path) -> None:
+    with torch.device("meta"):
+        model = Ernie(ModelConfig.from_folder(packable_checkpoint), CpuKernels(), torch.float32)
+    quantization = Quantization.of("int8", "cuda")
+    names = list(bits_of(shapes_of(model), quantization))
+    load(model, packable_checkpoint, quantization, device=CPU)
+    assert names
+    assert all(isinstance(of(model, name), Quantized) for name in names)
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -119,11 +119,20 @@ def test_every_character_of_a_held_out_chinese_word_is_seen_in_training():
 def test_the_tokens_that_decide_weigh_most():
     tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
     drawn = batches.Batches(tokenizer, 5, 4000, 2048, 512, 0.0)
-    (document,) = drawn.encode([[("hello", False), ('good {"name": "Rome"}', True)]], random.Random(1))
+    (document,) = drawn.encode([[("hello", False), ('good {"name": "Rome"}', True)]], random.Random(1), 0.0)
     start, name = len(tokenizer.encode("hello").ids), len(tokenizer.encode('hellogood {"name": "').ids)
     expected = [0.0] * start + [1.0] * (len(document.ids) - start)
     expected[start] = expected[name] = batches.DECISION
     assert document.weights == expected
+
+
+def test_prompts_are_learned_less_and_less():
+    tokenizer = Tokenizer.from_file(str(ERNIE_TINY / "tokenizer.json"))
+    drawn = batches.Batches(tokenizer, 5, 4000, 2048, 512, 1.0)
+    first, last = ([d.weights for group in drawn.step(3, place) for d in group] for place in (0.0, 1.0))
+    assert all(all(weights) for weights in first)
+    left_out = [weight == 0 for weights in last for weight in weights]
+    assert sum(left_out) > len(left_out) / 2
 
 
 def test_same_seed_same_documents():

@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ernie_serve.engine_process import advice_for
 from ernie_serve.errors import NotEnoughMemory, SettingsError
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.quantize import model_bytes
+from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import memory
 
 CPU = torch.device("cpu")
@@ -129,3 +134,55 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
     memory.require_room(999, CPU)
     with pytest.raises(NotEnoughMemory):
         memory.require_room(5000, CPU)
+
+
+CARD = ModelConfig.from_dict(GEOMETRIES["21b"])
+GPU = torch.device("cuda:0")
+
+
+def on_a_card(monkeypatch, quantization, kept=torch.bfloat16, gib=24, **settings):
+    """Pretend a GPU of so many GiB that has taken the weights, with the settings' defaults."""
+    total = gib << 30
+    weights = model_bytes(parameter_shapes(CARD), quantization, torch.bfloat16)
+    monkeypatch.setattr(memory, "device_bytes", lambda device: total)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20))
+    memory.require_room(weights, GPU, advice=advice_for(CARD, quantization, torch.bfloat16, GPU))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20) - weights)
+    sizes = {"block_size": 16, "max_num_seqs": 64, "max_num_batched_tokens": 2048} | settings
+    smaller = () if quantization else ("--quantization int4",)
+    return memory.plan_cache(CARD, torch.bfloat16, GPU, cache_dtype=kept, smaller=smaller, **sizes)
+
+
+def test_the_21b_in_int4_fits_a_gpu_of_24_gb_with_a_long_context(monkeypatch):
+    plan = on_a_card(monkeypatch, Quantization.of("int4", "cuda"))
+    assert plan.max_model_len == 131072
+    assert plan.num_bytes > 7 << 30
+
+
+def test_the_21b_as_it_is_is_told_what_it_needs_and_what_would_fit(monkeypatch):
+    with pytest.raises(NotEnoughMemory) as caught:
+        on_a_card(monkeypatch, None)
+    message = str(caught.value)
+    assert (
+        "The weights need 40.66 GiB; 23.50 GiB are free on cuda:0. With --quantization int4 they need 11.91 GiB;"
+        in message
+    )
+    assert message.endswith("or use a GPU with more memory.")
+
+
+def test_a_cache_of_8_bits_holds_twice_the_text(monkeypatch):
+    int4 = Quantization.of("int4", "cuda")
+    plain = on_a_card(monkeypatch, int4, kv_cache_memory_bytes=4 << 30)
+    eight = on_a_card(monkeypatch, int4, torch.float8_e4m3fn, kv_cache_memory_bytes=4 << 30)
+    assert eight.num_blocks == 2 * plain.num_blocks
+
+
+def test_on_a_gpu_that_has_no_more_the_flags_that_help_are_told(monkeypatch):
+    with pytest.raises(
+        NotEnoughMemory, match=r"Set --max-model-len \d+ or --kv-cache-dtype int8 or --quantization int4"
+    ):
+        on_a_card(monkeypatch, None, gib=46, max_model_len=131072)
+    with pytest.raises(NotEnoughMemory, match=r"Set --max-model-len \d+\.$"):
+        on_a_card(monkeypatch, Quantization.of("int4", "cuda"), torch.float8_e4m3fn, gib=15, max_model_len=131072)
+    with pytest.raises(NotEnoughMemory, match=r"--max-num-seqs, or set --quantization int4"):
+        on_a_card(monkeypatch, None, gib=44)
