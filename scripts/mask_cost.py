@@ -103,15 +103,15 @@ class LastLayer:
     def __init__(self, model: Ernie, clock: Clock) -> None:
         self.seconds: list[float] = []
         layer = model.layers[-1]
-        forward = layer.forward
 
-        def timed(*inputs: Any) -> Any:
-            began = clock()
-            outputs = forward(*inputs)
-            self.seconds.append(clock() - began)
-            return outputs
+        class Timed(type(layer)):  # type: ignore[misc]  # a class that is known when it runs
+            def forward(itself, *inputs: Any) -> Any:
+                began = clock()
+                outputs = super().forward(*inputs)
+                self.seconds.append(clock() - began)
+                return outputs
 
-        layer.forward = timed  # type: ignore[method-assign]
+        layer.__class__ = Timed
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -28,9 +28,9 @@ class Part(nn.Module):
     A decode step calls hundreds of modules between products of which each empties the processor's caches.
     """
 
-    def __call__(self, *inputs: Any) -> Any:
-        """What `forward` says."""
-        return self.forward(*inputs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__call__ = cls.forward  # type: ignore[method-assign]  # which torch declares as a value
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
