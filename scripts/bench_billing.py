@@ -22,7 +22,8 @@ from typing import Any
 import httpx
 
 STEP_SECONDS = 0.050
-TOKENS = 16
+TOKENS = range(8, 25)
+"""Answers have so many tokens in turn, so that of 64 in flight about four end with a step."""
 
 
 async def serve(url: str) -> None:
@@ -83,19 +84,23 @@ async def serve(url: str) -> None:
     await meter.close()
 
 
-Times = tuple[float, float, float]
+Times = tuple[float, float, float, float]
 
 
-async def ask(client: httpx.AsyncClient, *, stream: bool) -> Times:
-    """Seconds to the first token, to the last, and to the end of one request."""
-    body = {"model": "bench", "prompt": [7] * 64, "max_tokens": TOKENS, "stream": stream}
+async def ask(client: httpx.AsyncClient, tokens: int, *, stream: bool) -> Times:
+    """Seconds to the first token, to the last, to the end, and from the engine's last step to the end.
+
+    The last is what a median tells best: it has neither the answer's length nor the wait for the next step in it.
+    """
+    body = {"model": "bench", "prompt": [7] * 64, "max_tokens": tokens, "stream": stream}
     began = time.perf_counter()
     arrivals = []
     async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
         async for _ in response.aiter_raw():
             arrivals.append(time.perf_counter() - began)
-    return arrivals[0], arrivals[max(0, len(arrivals) - 2)], arrivals[-1]
+    late = time.monotonic() % STEP_SECONDS  # the engine steps by the same clock
+    return arrivals[0], arrivals[max(0, len(arrivals) - 2)], arrivals[-1], late
 
 
 async def load(port: int, key: str, streams: int, requests: int, *, stream: bool) -> list[Times]:
@@ -106,11 +111,11 @@ async def load(port: int, key: str, streams: int, requests: int, *, stream: bool
     url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=60) as client:
 
-        async def one() -> Times:
+        async def one(index: int) -> Times:
             async with gate:
-                return await ask(client, stream=stream)
+                return await ask(client, TOKENS[index % len(TOKENS)], stream=stream)
 
-        return await asyncio.gather(*(one() for _ in range(requests)))
+        return await asyncio.gather(*(one(index) for index in range(requests)))
 
 
 def flush_ms(folder: Path, count: int = 200) -> list[float]:
@@ -183,7 +188,10 @@ def main() -> None:
         ms = {kind: statistics.fmean(each[index] for each in cpu[kind]) * 1e3 / given.requests for kind in servers}
         report[what] = {kind: round(value, 2) for kind, value in ms.items()}
         report[what]["added"] = round(ms["with"] - ms["without"], 2)
-    for stream, parts in ((True, {"first": 0, "last_token": 1, "end": 2}), (False, {"end": 2})):
+    for stream, parts in (
+        (True, {"first": 0, "last_token": 1, "end": 2, "after_step": 3}),
+        (False, {"end": 2, "after_step": 3}),
+    ):
         for what, index in parts.items():
             p50 = {kind: statistics.median(each[index] for each in times[kind, stream]) * 1e3 for kind in servers}
             name = f"{'stream' if stream else 'body'}_{what}_ms_p50"

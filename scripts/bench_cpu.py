@@ -150,13 +150,14 @@ def run(*command: object, environ: dict[str, str] | None = None) -> None:
 
 def child(*command: object) -> tuple[str, float]:
     """What a command printed, and its peak of resident memory in GiB."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         if process.returncode:
-            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{out.read()}")
+            err.seek(0)
+            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{out.read()}{err.read()}")
         return out.read(), usage.ru_maxrss / 2**20
 
 
@@ -195,7 +196,9 @@ def show(found: dict[str, Any]) -> None:
     Console(highlight=False).print(table)
     Console(highlight=False).print(
         f"Peak memory {found['peak_rss_gib']['ours']} GiB (llama.cpp {found['peak_rss_gib']['llama.cpp']}); ready "
-        f"after {found['load_s']} s, file cached; {found['experts_per_layer']} experts a layer reached by 16 streams."
+        f"after {found['load_s']} s, file cached; {found['experts_per_layer']} experts a layer reached by 16 streams. "
+        f"Outside the kernels {found['outside_kernels']:.1%} of a step of one stream, whose longest takes "
+        f"{found['stall']['longest_s']:.2f} s instead of {found['stall']['alone_s']:.2f} beside a prompt of 2,000."
     )
 
 
@@ -231,7 +234,7 @@ def main() -> None:
     mine, other = [], []
     for number in range(1, options.rounds + 1):
         console.print(f"round {number} of {options.rounds}")
-        mine.append(ours.turn())
+        mine.append(ours.turn(*(["--details"] if number == options.rounds else [])))
         other.append(llama.turn())
         console.print(f"  ours {mine[-1]}\n  llama.cpp {other[-1]}", soft_wrap=True)
     ours.turn("--load-only")
@@ -242,7 +245,7 @@ def main() -> None:
             "ours": round(max(turn["peak_rss_gib"] for turn in mine), 2),
             "llama.cpp": round(max(turn["peak_rss_gib"] for turn in other), 2),
         },
-        "experts_per_layer": mine[-1]["experts_per_layer"],
+        **{name: mine[-1][name] for name in ("experts_per_layer", "outside_kernels", "stall")},
         "rounds": {"ours": mine, "llama.cpp": other},
     }
     if options.depth:

@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ CONTEXT = 4096  # tokens that the cache holds, so that the peak of memory is tha
 BLOCK = 16
 
 
-def engine(folder: str, threads: int, cache_tokens: int) -> EngineCore:
+def engine(folder: Path, threads: int, cache_tokens: int) -> EngineCore:
     """An engine whose cache holds so many tokens."""
     config = ModelConfig.from_folder(folder)
     blocks = cache_tokens // BLOCK
     settings = Settings(
-        model=folder,
+        model=str(folder),
         threads=threads,
         block_size=BLOCK,
         max_model_len=cache_tokens,
@@ -129,6 +130,7 @@ class Timed:
             self.seconds += time.perf_counter() - began
             return answer
 
+        setattr(self, name, timed)  # found at once from now on, so that measuring takes little itself
         return timed
 
 
@@ -170,10 +172,11 @@ def stall(core: EngineCore, input_len: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--began", type=float, default=time.time(), help="when this process was started")
     parser.add_argument("--load-only", action="store_true")
+    parser.add_argument("--details", action="store_true", help="also time outside the kernels, and a prompt's stall")
     parser.add_argument("--depths", help="decode after so many tokens, such as 1024,32768, and nothing else")
     options = parser.parse_args()
     depths = [int(depth) for depth in options.depths.split(",")] if options.depths else []
@@ -185,12 +188,13 @@ def main() -> None:
         for pair in core.runner.cache:  # type: ignore[attr-defined]
             for cache in pair:
                 cache.zero_()  # all of it is in memory, as after a text of that length
-        steps(core, 1, 16, 4)  # the first steps bring code and buffers into memory
+        steps(core, 1, 16, 32)  # the first steps bring code, buffers and mapped pages into memory
         found["decode_1"] = decode_speed(core, 1, 64)
         found["prefill_512"] = prefill_speed(core, 512)
         found["decode_16"] = decode_speed(core, 16, 17)
-        found["outside_kernels"] = round(share_outside(core), 4)
-        found["stall"] = stall(core, 2000)
+        if options.details:
+            found["outside_kernels"] = round(share_outside(core), 4)
+            found["stall"] = stall(core, 2000)
         found["experts_per_layer"] = round(experts_reached(core, 16), 1)
     print(json.dumps(found))
 

@@ -102,10 +102,16 @@ class LastLayer:
 
     def __init__(self, model: Ernie, clock: Clock) -> None:
         self.seconds: list[float] = []
-        self._began = 0.0
         layer = model.layers[-1]
-        layer.register_forward_pre_hook(lambda *_: setattr(self, "_began", clock()))
-        layer.register_forward_hook(lambda *_: self.seconds.append(clock() - self._began))
+
+        class Timed(type(layer)):  # type: ignore[misc]  # a class that is known when it runs
+            def forward(itself, *inputs: Any) -> Any:
+                began = clock()
+                outputs = super().forward(*inputs)
+                self.seconds.append(clock() - began)
+                return outputs
+
+        layer.__class__ = Timed
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

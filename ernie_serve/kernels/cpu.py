@@ -7,6 +7,7 @@ none, are turned into numbers slice by slice, which is right and slow. There are
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ class CpuKernels(ReferenceKernels):
         if isinstance(weight, Packed):
             if (ops := operators()) is None:
                 return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
-            packed_y: Tensor = ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
+            packed_y: Tensor = ops.linear(x, *weight.handed, weight.rows)
             return packed_y
         if isinstance(weight, Nibbles):
             return weight.product(x)
@@ -146,15 +147,11 @@ class CpuKernels(ReferenceKernels):
         Packed matrices and panels go through one operator. Others: rows are sorted by expert, so that each expert has a
         slice and nothing is scattered.
         """
-        if (
-            isinstance(gate_up, Packed)
-            and isinstance(down, Packed)
-            and (shared is None or all(isinstance(matrix, Packed) for matrix in shared))
-            and (ops := operators()) is not None
-        ):
-            matrices = (gate_up, down, *(shared or (None, None)))
-            packed_y: Tensor = ops.experts(x, weights, ids, *(part for matrix in matrices for part in _parts(matrix)))
-            return packed_y
+        if isinstance(gate_up, Packed) and isinstance(down, Packed) and (ops := operators()) is not None:
+            beside = _NONE * 2 if shared is None else _handed(*shared)
+            if beside is not None:
+                packed_y: Tensor = ops.experts(x, weights, ids, *gate_up.handed, *down.handed, *beside)
+                return packed_y
         if (panels := _whole_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
             panels_y: Tensor = ops.panel_experts(x, weights, ids, *panels)
             return panels_y
@@ -221,9 +218,15 @@ def _slices(weight: Packed) -> Iterator[Packed]:
 _SLICE = 1 << 21
 
 
-def _parts(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None, int]:
-    """How an operator is handed a packed matrix, or none."""
-    return (matrix.data, matrix.row_scales, matrix.bits) if isinstance(matrix, Packed) else (None, None, 0)
+_NONE = (None, None, 0)
+"""How an operator is handed no matrix."""
+
+
+def _handed(first: Matrix, second: Matrix) -> tuple[Any, ...] | None:
+    """How an operator is handed two packed matrices."""
+    if isinstance(first, Packed) and isinstance(second, Packed):
+        return first.handed + second.handed
+    return None
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

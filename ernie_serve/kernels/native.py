@@ -23,8 +23,18 @@ FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi
 _NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
 ADVICE = "Install a C++ compiler and ninja (Debian: apt install g++ ninja-build)."
 
-Operators = Any
-"""torch's namespace of the operators, `torch.ops.…`, which declares none of them."""
+
+class Operators:
+    """The operators of one build: torch's own callables, without the Python that `torch.ops` has around each."""
+
+    def __init__(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        packet = getattr(self._namespace, name)
+        operator = getattr(packet, "_op", packet)
+        setattr(self, name, operator)  # found at once from now on
+        return operator
 
 
 @functools.cache
@@ -59,7 +69,7 @@ def load(*, portable: bool = False, extra_flags: tuple[str, ...] = ()) -> Operat
     name, flags = _build(portable, extra_flags)
     if not hasattr(getattr(torch.ops, name), "linear"):
         _compile(name, flags)
-    return getattr(torch.ops, name)
+    return Operators(getattr(torch.ops, name))
 
 
 def _build(portable: bool, extra_flags: tuple[str, ...]) -> tuple[str, list[str]]:

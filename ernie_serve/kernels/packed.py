@@ -17,7 +17,7 @@ A weight is row_scale[row] * code[row, group] * q[row, column], a group being 32
 so one 256-bit load brings 8 rows their next columns. A stack of matrices has a dimension before these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -48,6 +48,11 @@ class Packed:
     row_scales: Tensor  # float32 [.., padded rows]
     bits: Bits
     rows: int
+    handed: tuple[Tensor, Tensor, int] = field(init=False, repr=False, compare=False)
+    """How an operator is handed it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "handed", (self.data, self.row_scales, self.bits))
 
     @property
     def columns(self) -> int:

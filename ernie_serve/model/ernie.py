@@ -5,6 +5,7 @@ kernels' that are handed in, and where tokens stand is the layout's.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,23 @@ KVCache = Iterable[tuple[Tensor, Tensor]]
 """Keys and values of one layer after the other, each [B, S, K, D], or wider where a row brings its scale."""
 
 
-class Ernie(nn.Module):
+class Part(nn.Module):
+    """A module that is called, and whose parts are found, without torch's detours: forward hooks never run here.
+
+    A decode step calls hundreds of modules between products of which each empties the processor's caches.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__call__ = cls.forward  # type: ignore[method-assign]  # which torch declares as a value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module):
+            self.__dict__[name] = value  # or it would be looked for, and missed, before torch's own lookup
+
+
+class Ernie(Part):
     """From token ids to logits. Parameters are empty until a loader fills them; no gradient is ever kept.
 
     Built under `torch.device("meta")` it takes no memory; `to_empty` then gives it some.
@@ -50,7 +67,7 @@ class Ernie(nn.Module):
         return self.embed_tokens.project(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
 
-class Block(nn.Module):
+class Block(Part):
     """Attention, then an MLP, each added to the stream that runs past them."""
 
     def __init__(self, config: ModelConfig, index: int, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -75,7 +92,7 @@ class Block(nn.Module):
         return residual, x
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """Grouped-query attention with rotary positions over a paged cache."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -94,7 +111,7 @@ class Attention(nn.Module):
         return y
 
 
-class MLP(nn.Module):
+class MLP(Part):
     """SwiGLU: down(silu(gate(x)) * up(x)), gate and up as one matrix."""
 
     def __init__(self, hidden_size: int, width: int, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -114,7 +131,7 @@ class MLP(nn.Module):
         return self.gate_up_proj.weight, self.down_proj.weight
 
 
-class MoE(nn.Module):
+class MoE(Part):
     """A few routed experts a token, and beside them one shared MLP that every token takes."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -131,7 +148,7 @@ class MoE(nn.Module):
         return y
 
 
-class Router(nn.Module):
+class Router(Part):
     """Chooses the experts of each token. Float32 whatever the model's dtype: a rounded score flips the choice."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
@@ -147,7 +164,7 @@ class Router(nn.Module):
         return self.kernels.route(x, self.weight, self.correction_bias, self.top_k, self.norm_min)
 
 
-class Experts(nn.Module):
+class Experts(Part):
     """E SwiGLU MLPs in two stacked matrices, gate rows before up rows."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -162,7 +179,7 @@ class Experts(nn.Module):
         return self.kernels.experts(x, weights, ids, self.gate_up, self.down, shared)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Part):
     """Adds what is pending to the stream, and norms the sum."""
 
     def __init__(self, size: int, eps: float, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -178,7 +195,7 @@ class RMSNorm(nn.Module):
         return self.kernels.add_rms_norm(residual, delta, self.weight, self.eps)
 
 
-class Linear(nn.Module):
+class Linear(Part):
     """A matrix [out, in] without bias."""
 
     def __init__(self, in_features: int, out_features: int, kernels: Kernels, dtype: torch.dtype) -> None:
@@ -191,7 +208,7 @@ class Linear(nn.Module):
         return self.kernels.linear(x, self.weight)
 
 
-class Embedding(nn.Module):
+class Embedding(Part):
     """A row for every token id, and, where the head is tied, the matrix of the logits.
 
     `head` is that matrix in an order of its own, where there is one.

@@ -240,7 +240,7 @@ def test_ten_thousand_random_operations_add_up(new_file: Callable[[], str]) -> N
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=50,
+            max_examples=54,
             stateful_step_count=220,
             deadline=None,
             derandomize=True,

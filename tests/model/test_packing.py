@@ -98,7 +98,7 @@ def test_no_stack_of_experts_is_there_twice(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     write_random_checkpoint(tmp_path / "warm", "tiny")
     program = """
-import resource, sys, torch
+import re, sys, torch
 from pathlib import Path
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
@@ -118,7 +118,7 @@ def load(folder):
     load_packed(model, Path(folder), device=torch.device("cpu"))
     return model, size
 
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) * 1024
 load(sys.argv[1])
 before = peak()
 model, size = load(sys.argv[2])
@@ -128,4 +128,4 @@ print(peak() - before, size)
     grown, size = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     stack = 64 * 2 * 768 * 1024 * 2
     assert size > 1.4 * stack
-    assert grown < size + stack / 4
+    assert 0.9 * size < grown < size + stack / 4

@@ -133,7 +133,7 @@ def test_the_plain_model_is_never_whole_in_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(GEOMETRIES, "tiny", GEOMETRIES["tiny"] | shape | {"moe_num_experts": 8, "num_hidden_layers": 2})
     write_random_checkpoint(tmp_path / "warm", "tiny")
     program = """
-import resource, sys, torch
+import re, sys, torch
 from pathlib import Path
 from ernie_serve.kernels.packed import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -150,7 +150,7 @@ def load(folder):
     load_quantized(model, Path(folder), int4, quantize=lambda name, matrix, bits: quantize(matrix, bits, False))
     return model, model_bytes(shapes, int4, torch.float32), model_bytes(shapes, None, torch.bfloat16)
 
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) * 1024
 load(sys.argv[1])
 before = peak()
 model, packed, whole = load(sys.argv[2])
@@ -159,4 +159,4 @@ print(peak() - before, packed, whole)
     command = [sys.executable, "-c", program, str(tmp_path / "warm"), str(tmp_path / "large")]
     grown, packed, whole = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     assert whole > 3 * packed
-    assert grown < packed + whole / 5
+    assert 0.9 * packed < grown < packed + whole / 4

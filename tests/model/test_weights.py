@@ -256,7 +256,7 @@ def test_loading_takes_little_memory_beside_the_weights(tmp_path: Path) -> None:
     folder = tmp_path / "large"
     write_random_checkpoint(folder, "0.3b", layers=1, shard_bytes=10**8)
     program = """
-import resource, sys, torch
+import re, sys, torch
 from pathlib import Path
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import placing
@@ -271,7 +271,7 @@ def load(folder, dtype):
     load_weights(model, folder)
     return model
 
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) * 1024
 load(Path(sys.argv[1]), torch.bfloat16)
 before = peak()
 model = load(Path(sys.argv[2]), getattr(torch, sys.argv[3]))
@@ -283,4 +283,4 @@ print(peak() - before, sum(tensor.nbytes for tensor in model.parameters()))
         command = [sys.executable, "-c", program, str(warm), str(folder), dtype]
         grown, size = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
         assert size > 200e6
-        assert grown < size + 100e6
+        assert 0.9 * size < grown < size + 100e6
