@@ -55,13 +55,8 @@ def operators() -> Operators | None:
 
 def is_compiled() -> bool:
     """Whether the operators are there without compiling."""
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if root is None:
-        from torch.utils import cpp_extension  # slow to import
-
-        root = cpp_extension.get_default_build_root()
     name, _ = _build(os.environ.get("ERNIE_SERVE_PORTABLE") == "1", ())
-    return (Path(root) / name / "whole").exists()
+    return (_folder(name) / "whole").exists()
 
 
 def load(*, portable: bool = False, extra_flags: tuple[str, ...] = ()) -> Operators:
@@ -80,11 +75,20 @@ def _build(portable: bool, extra_flags: tuple[str, ...]) -> tuple[str, list[str]
     return name, [*flags, f"-DERNIE_NAMESPACE={name}"]
 
 
+def _folder(name: str) -> Path:
+    """Where a build is kept."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if not root:
+        from torch.utils import cpp_extension  # slow to import
+
+        root = cpp_extension.get_default_build_root()
+    return Path(root) / name
+
+
 def _compile(name: str, flags: list[str]) -> None:
     from torch.utils import cpp_extension  # slow to import, and needs setuptools
 
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    folder = Path(root) / name
+    folder = _folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "ours").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
