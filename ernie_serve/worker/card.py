@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ernie_serve.model.loading import FP8_CAPABILITY
-
-GIB = 1 << 30
+from ernie_serve.worker.memory import GIB
 
 
 @dataclass(frozen=True, slots=True)
