@@ -31,7 +31,7 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import dtypes_of, load, quantization_of, require_fp8
-from ernie_serve.model.quantize import bits_of, copying_bytes, loading_bytes, model_bytes, repacking_bytes, shapes_of
+from ernie_serve.model.quantize import bits_of, copying_bytes, loading_bytes, model_bytes, repacking_bytes
 from ernie_serve.model.random_checkpoint import parameter_shapes
 from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
@@ -90,14 +90,14 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
     if device.type == "cuda":
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
-    weight_bytes = model_bytes(parameter_shapes(config), quantization, dtype)
+    shapes = parameter_shapes(config)
+    weight_bytes = model_bytes(shapes, quantization, dtype)
     has_packed = quantization is not None or cache_dtype == torch.int8
     kernels = _kernels(device, dtype, has_packed=has_packed, num_bytes=weight_bytes)
     with torch.device("meta"):
         model = Ernie(config, kernels, dtype)
     if quantization and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         logger.warning("This processor has no vector instructions that are known here; it will be slow.")
-    shapes = shapes_of(model)
     mapped_bytes = weight_bytes if config.quantization and device.type == "cpu" else 0
     passing_bytes = loading_bytes(shapes, config, quantization) if quantization and not config.quantization else 0
     advice = advice_for(config, quantization, dtype, device)
@@ -212,7 +212,9 @@ def _smaller(config: ModelConfig, quantization: Quantization | None, device: tor
     if (quantization is not None and quantization.recipe == "int4") or config.quantization is not None:
         return ()
     try:
-        bits_of(parameter_shapes(config), quantization_of(config, "int4", device) or Quantization.of("int4"))
+        int4 = quantization_of(config, "int4", device)
+        assert int4 is not None, "it was asked for"
+        bits_of(parameter_shapes(config), int4)
     except SettingsError:
         return ()
     return ("--quantization int4",)
