@@ -1,5 +1,5 @@
 """`python -m ernie_serve` is the command line."""
 
-from ernie_serve.cli import main
+from ernie_serve.cli import program
 
-main()
+program()

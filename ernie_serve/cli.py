@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 from ernie_serve import cli_billing, config
 from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.leaving import leave_after
 
 Origins = dict[str, str]
 
@@ -37,6 +38,11 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_billing.keys_app, name="keys")
 app.command()(cli_billing.usage)
 app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
+
+
+def program() -> NoReturn:
+    """The command line as a process of its own."""
+    leave_after(main)
 
 
 def main() -> None:

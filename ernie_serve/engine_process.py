@@ -25,6 +25,7 @@ from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.kernels.native import ADVICE
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.leaving import leave_after
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineInfo, EngineRequest, Failed, Loading, Ready, SamplingParams
 from ernie_serve.model import hub
@@ -267,4 +268,4 @@ def _throttled(report: Report) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    leave_after(lambda: main(int(sys.argv[1])))

@@ -8,6 +8,7 @@ same numbers as `-Paddle` has them. Both are made once a session. Whoever needs 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import pytest
 
 pytest_plugins = ["stores"]
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits, and longer on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Layout = Literal["pt", "paddle"]
 MakeCheckpoint = Callable[..., Path]
@@ -57,6 +58,16 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "interval-2": _SMALL_MOE | {"num_hidden_layers": 4, "moe_layer_start_index": 0, "moe_layer_interval": 2},
     "head-dim": _SMALL_MOE | {"hidden_size": 48, "head_dim": 32, "moe_num_experts": 6, "moe_k": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """An engine takes every core, and what runs after it would too.
+
+    Tensors here are so small that a second thread only waits, longest where the machine is shared.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

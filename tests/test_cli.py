@@ -43,3 +43,30 @@ def test_config_show_prints_values_and_origins_but_no_key() -> None:
     assert "environment ERNIE_SERVE_PORT" in lines["port"]
     assert "False" in lines["enable-prefix-caching"]
     assert "sk-secret" not in done.stdout
+
+
+def _leave(program: str) -> subprocess.CompletedProcess[str]:
+    code = f"from ernie_serve.leaving import leave_after\n{program}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=buffered)
+
+
+def test_a_process_ends_with_its_code_all_it_said_and_nothing_taken_down() -> None:
+    left = "import atexit, sys\natexit.register(print, 'taken down')\ndef main():\n    print('out', end='')\n    "
+    for end, code in (("return 3", 3), ("return None", 0), ("sys.exit(4)", 4), ("sys.exit()", 0)):
+        done = _leave(f"{left}{end}\nleave_after(main)")
+        assert (done.returncode, done.stdout, done.stderr) == (code, "out", "")
+
+
+def test_a_process_whose_reader_has_gone_ends_quietly() -> None:
+    gone = "import os\nreader, writer = os.pipe()\nos.close(reader)\nos.dup2(writer, 1)\n"
+    done = _leave(f"{gone}leave_after(lambda: print('to nobody'))")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_nobody_expects_still_shows_where_it_was() -> None:
+    done = _leave("def main():\n    raise ValueError('odd')\nleave_after(main)")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.rstrip().endswith("ValueError: odd")
+    assert _leave("import sys\nleave_after(lambda: sys.exit('told'))").stderr == "told\n"

@@ -56,7 +56,7 @@ def attend_last(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: An
 
 def test_the_last_position_of_a_full_context_agrees_with_transformers(checkpoint: Path) -> None:
     prompt = torch.randint(3, VOCAB_SIZE, (LENGTH,), generator=torch.Generator().manual_seed(1))
-    settings = Settings(model=str(checkpoint), dtype="float32", device="cpu", max_num_batched_tokens=8192)
+    settings = Settings(model=str(checkpoint), dtype="float32", device="cpu", threads=1, max_num_batched_tokens=8192)
     core, info = build_engine(settings, VOCAB_SIZE, lambda share, what: None)
     assert info.max_model_len == LENGTH
     sampling = SamplingParams(max_tokens=5, seed=0, temperature=0.0, logprobs=VOCAB_SIZE)

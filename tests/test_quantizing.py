@@ -28,7 +28,7 @@ SMALL = {"max_model_len": 128, "max_num_seqs": 4, "max_num_batched_tokens": 64, 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "ernie_serve", *arguments]
+    command = [sys.executable, "-m", "ernie_serve", *arguments, "--threads", "1"]
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=280)
 
 

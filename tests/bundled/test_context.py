@@ -29,7 +29,7 @@ def test_a_prompt_of_nearly_the_whole_context_agrees_with_transformers():
         prompt += tokenizer.encode(talk.plain(drawn) + "\n")
     prompt = prompt[:LENGTH]
     vocab_size = tokenizer.vocab_size
-    settings = Settings(model=str(ERNIE_TINY), dtype="float32", device="cpu", kv_cache_memory_bytes=64 << 20)
+    settings = Settings(model=str(ERNIE_TINY), dtype="float32", device="cpu", threads=1, kv_cache_memory_bytes=64 << 20)
     core, info = build_engine(settings, vocab_size, lambda share, what: None)
     assert info.max_model_len == CONTEXT
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=vocab_size)

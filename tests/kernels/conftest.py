@@ -1,17 +1,8 @@
-"""Tensors here are so small that a second thread only waits, longest where the machine is shared."""
+"""The operators of `cpu.cpp`, compiled once."""
 
 import pytest
-import torch
 
 from ernie_serve.kernels import native as operators
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

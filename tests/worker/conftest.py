@@ -35,15 +35,6 @@ TINY = ModelConfig(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tensors here are so small that a second thread only waits, longest where the machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def tiny_config():
     return TINY
