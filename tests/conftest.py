@@ -5,6 +5,7 @@ same numbers as `-Paddle` has them. Both are made once a session. Whoever needs 
 `tiny_checkpoint`; a test that asks for `every_checkpoint` runs once for each geometry.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -58,6 +59,12 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "interval-2": _SMALL_MOE | {"num_hidden_layers": 4, "moe_layer_start_index": 0, "moe_layer_interval": 2},
     "head-dim": _SMALL_MOE | {"hidden_size": 48, "head_dim": 32, "moe_num_experts": 6, "moe_k": 2},
 }
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every later collection of garbage, which would look through all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
