@@ -29,6 +29,7 @@ FREE_OF_TORCH = [
     "bench",
     "model/config.py",
     "model/hub.py",
+    "model/download.py",
 ]
 
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from ernie_serve.errors import CheckpointError
-from ernie_serve.model import hub
+from ernie_serve.model import download, hub
 
 COMMIT, OLD_COMMIT = "a" * 40, "b" * 40
 FILES = {
@@ -308,7 +308,7 @@ def test_a_disk_that_fills_up_is_said_to_be_full(monkeypatch: pytest.MonkeyPatch
     def full(*args: Any, **kwargs: Any) -> str:
         raise OSError(ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub, "snapshot_download", full)
+    monkeypatch.setattr(download, "snapshot_download", full)
     with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
         hub.resolve("baidu/ernie")
 
