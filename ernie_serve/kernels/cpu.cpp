@@ -1536,6 +1536,48 @@ Tensor add_rms_norm(Tensor& residual_, const std::optional<Tensor>& delta_, cons
   return y;
 }
 
+// silu(gate) * up of rows [gate, up]. Rounded where the reference rounds.
+Tensor swiglu(const Tensor& gate_up_) {
+  const Tensor gate_up = gate_up_.contiguous();
+  TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 16 == 0, "gate and up are [T, 2 I], I a multiple of 8");
+  const int64_t T = gate_up.size(0), I = gate_up.size(1) / 2;
+  Tensor y = at::empty({T, I}, gate_up.options());
+  ERNIE_DISPATCH(gate_up.scalar_type(), S, [&] {
+    const S* from = gate_up.const_data_ptr<S>();
+    S* out = y.data_ptr<S>();
+    share(T, T * I * 16, [&](int64_t t) {
+      for (int64_t i = 0; i < I; i += 8) {
+        S gate[8];
+        store(gate, silu(load(from + t * 2 * I + i)));
+        store(out + t * I + i, load(gate) * load(from + t * 2 * I + I + i));
+      }
+    });
+  });
+  return y;
+}
+
+// Cosine and sine of positions [T] times frequencies [D / 2]: [T, D / 2, 2]
+Tensor rotary(const Tensor& positions_, const Tensor& frequencies_) {
+  const Tensor positions = positions_.contiguous(), frequencies = frequencies_.contiguous();
+  TORCH_CHECK(positions.dim() == 1 && positions.scalar_type() == at::kLong && frequencies.dim() == 1 &&
+                  frequencies.scalar_type() == at::kFloat,
+              "positions are int64 [T], frequencies float32 [D / 2]");
+  const int64_t T = positions.size(0), D = frequencies.size(0);
+  const int64_t* position = positions.const_data_ptr<int64_t>();
+  const float* frequency = frequencies.const_data_ptr<float>();
+  Tensor y = at::empty({T, D, 2}, frequencies.options());
+  float* out = y.data_ptr<float>();
+  share((T + 15) / 16, T * D * 32, [&](int64_t i) {
+    for (int64_t t = i * 16; t < std::min(T, (i + 1) * 16); t++)
+      for (int64_t d = 0; d < D; d++) {
+        const float angle = static_cast<float>(position[t]) * frequency[d];
+        out[(t * D + d) * 2] = std::cos(angle);
+        out[(t * D + d) * 2 + 1] = std::sin(angle);
+      }
+  });
+  return y;
+}
+
 // A row of D numbers as a cache keeps it.
 inline void keep_row(const float* x, int64_t D, float* to) { std::copy(x, x + D, to); }
 inline void keep_row(const float* x, int64_t D, bf16* to) {
@@ -1643,6 +1685,8 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "Tensor context_lens) -> Tensor",
       attention);
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor", add_rms_norm);
+  m.def("swiglu(Tensor gate_up) -> Tensor", swiglu);
+  m.def("rotary(Tensor positions, Tensor frequencies) -> Tensor", rotary);
   m.def("route(Tensor x, Tensor weight, Tensor bias, int top_k, float norm_min) -> (Tensor, Tensor)", route);
   m.def(
       "rope_and_write(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads) "

@@ -15,7 +15,7 @@ from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, Matrix
 
-_WIDE = 16  # floats: rows that are no multiple of it are routed by plain torch
+_WIDE = 16  # floats: what comes in rows that are no multiple of it is left to plain torch
 
 
 def cpu_kernels_for(dtype: torch.dtype, *, has_packed: bool = False, num_bytes: int | None = None) -> CpuKernels:
@@ -104,6 +104,18 @@ class FusedCpuKernels(CpuKernels):
             y = self._ops.panel_moe(x, weight, correction_bias, top_k, norm_min, *panels)
             return y
         return super().moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of `gate_up` [T, 2I], gate first: [T, I]."""
+        if gate_up.shape[1] % _WIDE:
+            return super().swiglu(gate_up)
+        y: Tensor = self._ops.swiglu(gate_up)
+        return y
+
+    def rotary(self, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """Cosine and sine of position times frequency: [T, D / 2, 2] in float32, once a step."""
+        y: Tensor = self._ops.rotary(positions, frequencies)
+        return y
 
     def rope_and_write(
         self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int

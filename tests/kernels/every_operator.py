@@ -58,6 +58,7 @@ def main() -> None:
                 ops.experts(x, weights, ids, *routed[0], *routed[1], None, None, 0, None, None, 0)
                 router = torch.randn(5, 128), torch.randn(5), 3, 1e-12
                 ops.route(x, *router)
+                ops.swiglu(x)
                 ops.moe(x, *router, *routed[0], *routed[1], *shared[0], *shared[1])
                 ops.moe(x, *router, *routed[0], *routed[1], None, None, 0, None, None, 0)
                 for size in (128, 43, 5):
@@ -70,6 +71,7 @@ def main() -> None:
                 qkv = torch.randn(640, (heads + 2 * kv_heads) * head_dim).to(dtype)
                 rotary = torch.randn(640, head_dim // 2, 2)
                 q = ops.rope_and_write(qkv, rotary, *kept, torch.randperm(640), heads)
+                ops.rotary(torch.randint(0, 1 << 17, (37,)), torch.rand(head_dim // 2))
                 tables = torch.stack([torch.arange(20), torch.arange(20).flip(0), torch.arange(20)]).int()
                 starts, contexts = torch.tensor([0, 1, 20, 23]).int(), torch.tensor([640, 637, 3]).int()
                 ops.attention(q[:23], *kept, tables, starts, contexts)

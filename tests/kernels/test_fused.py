@@ -47,6 +47,21 @@ def test_norms(fused, noise, size, dtype):
         same(ours_normed, normed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 40, 24])
+def test_swiglu(fused, noise, size, dtype):
+    for tokens in (0, 1, 3, 33):
+        gate_up = 3 * noise(tokens, size, dtype=dtype)
+        same(fused.swiglu(gate_up), REFERENCE.swiglu(gate_up))
+
+
+def test_rotary(fused):
+    frequencies = 1.0 / 500000.0 ** (torch.arange(0, 128, 2) / 128)
+    for positions in (torch.arange(0), torch.tensor([131071]), torch.arange(0, 131072, 911)):
+        expected = REFERENCE.rotary(positions, frequencies)
+        torch.testing.assert_close(fused.rotary(positions, frequencies), expected, rtol=0, atol=1e-6)
+
+
 def test_a_norm_takes_rows_that_do_not_lie_together(fused, noise):
     wide, delta, weight = noise(3, 80), noise(3, 40), noise(40)
     total, normed = REFERENCE.add_rms_norm(wide[:, :40], delta, weight, 1e-5)
