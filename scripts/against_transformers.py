@@ -27,6 +27,7 @@ from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.kernels.fused import cpu_kernels_for
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -131,16 +132,17 @@ def theirs_generate(model: Ernie4_5_MoeForCausalLM, prompts: list[list[int]], ne
 def experts_reached(model: Ernie, prompts: list[list[int]], ours: Ours) -> float:
     """Distinct experts a layer that one decode step of these prompts reads, on average."""
     seen: list[int] = []
-    route = model.kernels.route
+    kernels, route = model.kernels, model.kernels.route
 
     def spy(*args: Any) -> Any:
         weights, ids = route(*args)
         seen.append(len(set(ids.flatten().tolist())))
         return weights, ids
 
-    model.kernels.route = spy  # type: ignore[method-assign]
+    kernels.route = spy  # type: ignore[method-assign]
+    kernels.moe = partial(ReferenceKernels.moe, kernels)  # type: ignore[method-assign]  # which asks `route`
     ours.generate(prompts, 3)
-    model.kernels.route = route  # type: ignore[method-assign]
+    del kernels.route, kernels.moe
     layers = model.config.num_hidden_layers - 1
     return statistics.mean(seen[-layers:])
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import build_engine
 from ernie_serve.kernels import cpu, native
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.messages import EngineRequest, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.text.tokenizer import Tokenizer
@@ -100,16 +102,17 @@ def experts_reached(core: EngineCore, num_streams: int) -> float:
     """Distinct experts a layer that one step of so many streams reads, on average."""
     model: Any = core.runner.model  # type: ignore[attr-defined]  # a real runner, not only what the engine needs of one
     seen: list[int] = []
-    route = model.kernels.route
+    kernels, route = model.kernels, model.kernels.route
 
     def spy(*arguments: Any) -> Any:
         weights, ids = route(*arguments)
         seen.append(len(set(ids.flatten().tolist())))
         return weights, ids
 
-    model.kernels.route = spy
+    kernels.route = spy
+    kernels.moe = partial(ReferenceKernels.moe, kernels)  # which asks `route`
     steps(core, num_streams, 16, 3)
-    model.kernels.route = route
+    del kernels.route, kernels.moe
     layers = sum(model.config.is_moe_layer(index) for index in range(model.config.num_hidden_layers))
     return statistics.mean(seen[-layers:])
 

@@ -74,6 +74,7 @@ class EngineCore:
     def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self._overlapping: Overlapping[object] | None = runner if isinstance(runner, Overlapping) else None
         self._admission = Admission(grammars)
         self._masks = MaskMaker(grammars.vocabulary.bytes_per_mask) if grammars else None
         self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
@@ -129,18 +130,18 @@ class EngineCore:
 
     def _launch(self, plan: StepPlan) -> _Flight[object] | None:
         """Start a step, if the runner does that and nothing binds its tokens."""
-        if not isinstance(self.runner, Overlapping) or self.scheduler.constraints(plan):
+        if self._overlapping is None or self.scheduler.constraints(plan):
             return None
-        ticket = self.runner.launch(plan)
+        ticket = self._overlapping.launch(plan)
         return None if ticket is None else _Flight(plan, ticket)
 
     def _collect(self, flight: _Flight[object]) -> list[Sampled]:
         """Start the step after this one, where it can be known, and then wait for this one."""
-        assert isinstance(self.runner, Overlapping), "only such a runner gives tickets"
+        assert self._overlapping is not None, "only such a runner gives tickets"
         if ahead := self.scheduler.schedule_ahead(flight.plan):
             self._flight = self._launch(ahead)
             assert self._flight, "what follows a recorded step can be recorded"
-        return self.runner.collect(flight.ticket)
+        return self._overlapping.collect(flight.ticket)
 
     def _admit(self) -> None:
         """Let in the requests whose grammars are ready; wait a moment for one when there is nothing else to do."""

@@ -658,6 +658,91 @@ Tensor panel_linear(const Tensor& x, const Tensor& data, int64_t rows) {
   return times_all(x, w, rows);
 }
 
+// ---- the router -----------------------------------------------------------------------------------------------------
+
+// logits[t] = w . x[t], float32, for up to four tokens; each token's sums are in the same order however many there are
+template <class S, int G>
+void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
+  f8 sums[G][2] = {};
+  for (int64_t n = 0; n < N; n += 16)
+    for (int i = 0; i < 2; i++) {
+      const f8 v = load(w + n + 8 * i);
+      for (int t = 0; t < G; t++) sums[t][i] += v * load(x + t * N + n + 8 * i);
+    }
+  for (int t = 0; t < G; t++) out[t * stride] = sum(sums[t][0] + sums[t][1]);
+}
+
+struct Router {
+  const float *weight, *bias;
+  int64_t E, N, A;
+  float norm_min;
+
+  Router(const Tensor& w, const Tensor& b, int64_t top_k, double norm_min)
+      : A(top_k), norm_min(static_cast<float>(norm_min)) {
+    TORCH_CHECK(w.dim() == 2 && w.is_contiguous() && w.scalar_type() == at::kFloat && b.is_contiguous() &&
+                    b.scalar_type() == at::kFloat && b.numel() == w.size(0) && w.size(1) % 16 == 0,
+                "the router's weight is [E, N] and its bias [E], both float32, N a multiple of 16");
+    weight = w.const_data_ptr<float>(), bias = b.const_data_ptr<float>();
+    E = w.size(0), N = w.size(1);
+    TORCH_CHECK(A > 0 && A <= E, "of ", E, " experts ", A, " are chosen");
+  }
+
+  // The experts of x [T, N]: weights and ids, both [T, A].
+  template <class S>
+  void choose(const S* x, int64_t T, S* weights, int64_t* ids) const {
+    const auto logits = room<float>(T * E);
+    const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
+    share(tiles * slices, T * E * N, [&](int64_t i) {
+      const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
+      for (int64_t e = first; e < std::min(E, first + experts); e++) {
+        float* out = logits.get() + t * E + e;
+        const S* rows = x + t * N;
+        if (count == 1)
+          scores_of<S, 1>(weight + e * N, rows, N, out, E);
+        else if (count == 2)
+          scores_of<S, 2>(weight + e * N, rows, N, out, E);
+        else if (count == 3)
+          scores_of<S, 3>(weight + e * N, rows, N, out, E);
+        else
+          scores_of<S, 4>(weight + e * N, rows, N, out, E);
+      }
+    });
+    std::vector<uint8_t> taken(E);
+    for (int64_t t = 0; t < T; t++) {
+      float* p = logits.get() + t * E;
+      const float top = *std::max_element(p, p + E);
+      float total = 0, chosen = 0;
+      for (int64_t e = 0; e < E; e++) total += p[e] = std::exp(p[e] - top);
+      for (int64_t e = 0; e < E; e++) p[e] /= total;
+      std::fill(taken.begin(), taken.end(), 0);
+      int64_t* id = ids + t * A;
+      for (int64_t a = 0; a < A; a++) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < E; e++)
+          if (!taken[e] && (best < 0 || p[e] + bias[e] > p[best] + bias[best])) best = e;
+        taken[best] = 1;
+        id[a] = best;
+        chosen += p[best];
+      }
+      const float divisor = std::max(chosen, norm_min);
+      for (int64_t a = 0; a < A; a++) weights[t * A + a] = static_cast<S>(p[id[a]] / divisor);
+    }
+  }
+};
+
+std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A,
+                                 double norm_min) {
+  const Tensor x = x_.contiguous();
+  const Router router(weight, bias, A, norm_min);
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == router.N, "the router reads rows of ", router.N, " numbers, x ", x.sizes());
+  const int64_t T = x.size(0);
+  Tensor weights = at::empty({T, A}, x.options()), ids = at::empty({T, A}, x.options().dtype(at::kLong));
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    router.choose(x.const_data_ptr<S>(), T, weights.data_ptr<S>(), ids.data_ptr<int64_t>());
+  });
+  return {weights, ids};
+}
+
 // ---- experts --------------------------------------------------------------------------------------------------------
 
 constexpr int64_t PASS = 1024;  // tokens that go through the experts together, so that memory stays bounded
@@ -770,30 +855,88 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
   });
 }
 
+// The matrices of a layer's experts, and of the MLP beside them if there is one, once they are known to fit.
 template <class M>
-Tensor mix_all(const Tensor& x_, const Tensor& weights_, const Tensor& ids_, const M& gate_up, const M& down,
-               const M* shared_gate_up, const M* shared_down) {
-  const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
-  TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.scalar_type() == at::kLong && weights.sizes() == ids.sizes() &&
-                  ids.size(0) == x.size(0),
-              "x is [T, N], weights and ids are [T, A]");
-  const int64_t T = x.size(0), N = x.size(1), A = ids.size(1);
-  auto fits = [&](const M& g, const M& d) {
-    TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
-                "gate_up is [E, 2I, N] and down [E, N, I] for x of width ", N);
-    TORCH_CHECK(d.columns() % HIDDEN == 0, "the width of an expert is a multiple of ", HIDDEN, ", not ", d.columns());
-  };
-  fits(gate_up, down);
-  if (shared_gate_up) fits(*shared_gate_up, *shared_down);
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < T * A; i++) TORCH_CHECK(id[i] < gate_up.members, "no expert has the id ", id[i]);
-  Tensor y = at::empty_like(x);
-  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+struct Experts {
+  const M &gate_up, &down;
+  const M *shared_gate_up, *shared_down;
+  int64_t N;
+
+  Experts(const M& gate_up, const M& down, const M* shared_gate_up = nullptr, const M* shared_down = nullptr)
+      : gate_up(gate_up), down(down), shared_gate_up(shared_gate_up), shared_down(shared_down), N(gate_up.columns()) {
+    check(gate_up, down);
+    if (shared_gate_up) check(*shared_gate_up, *shared_down);
+  }
+
+  template <class S>
+  void mix_all(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, S* y) const {
     for (int64_t t = 0; t < T; t += PASS)
-      mix(x.const_data_ptr<S>() + t * N, weights.const_data_ptr<S>() + t * A, id + t * A, std::min(PASS, T - t), A,
-          gate_up, down, shared_gate_up, shared_down, N, y.data_ptr<S>() + t * N);
-  });
-  return y;
+      mix(x + t * N, weights + t * A, ids + t * A, std::min(PASS, T - t), A, gate_up, down, shared_gate_up, shared_down,
+          N, y + t * N);
+  }
+
+  // x [T, N] to where `ids` and `weights` [T, A] say
+  Tensor given(const Tensor& x_, const Tensor& weights_, const Tensor& ids_) const {
+    const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == N && ids.dim() == 2 && ids.scalar_type() == at::kLong &&
+                    weights.sizes() == ids.sizes() && ids.size(0) == x.size(0),
+                "x is [T, ", N, "], weights and ids are [T, A]");
+    const int64_t T = x.size(0), A = ids.size(1);
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < T * A; i++) TORCH_CHECK(id[i] < gate_up.members, "no expert has the id ", id[i]);
+    Tensor y = at::empty_like(x);
+    ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+      mix_all(x.const_data_ptr<S>(), weights.const_data_ptr<S>(), id, T, A, y.data_ptr<S>());
+    });
+    return y;
+  }
+
+  // x [T, N] to where the router says
+  Tensor routed(const Tensor& x_, const Router& router) const {
+    const Tensor x = x_.contiguous();
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == N && router.N == N && router.E == gate_up.members,
+                "x is [T, ", N, "], and the router knows these experts");
+    const int64_t T = x.size(0), A = router.A;
+    Tensor y = at::empty_like(x);
+    ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+      const auto weights = room<S>(T * A);
+      const auto ids = room<int64_t>(T * A);
+      router.choose(x.const_data_ptr<S>(), T, weights.get(), ids.get());
+      mix_all(x.const_data_ptr<S>(), weights.get(), ids.get(), T, A, y.data_ptr<S>());
+    });
+    return y;
+  }
+
+ private:
+  void check(const M& g, const M& d) const {
+    TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
+                "gate_up is [E, 2I, N] and down [E, N, I]");
+    TORCH_CHECK(d.columns() % HIDDEN == 0, "the width of an expert is a multiple of ", HIDDEN, ", not ", d.columns());
+  }
+};
+
+// f(the experts), of packed matrices
+template <class F>
+Tensor with_packed(const Tensor& gate_up_data, const Tensor& gate_up_scales, int64_t gate_up_bits,
+                   const Tensor& down_data, const Tensor& down_scales, int64_t down_bits,
+                   const std::optional<Tensor>& shared_gate_up_data, const std::optional<Tensor>& shared_gate_up_scales,
+                   int64_t shared_gate_up_bits, const std::optional<Tensor>& shared_down_data,
+                   const std::optional<Tensor>& shared_down_scales, int64_t shared_down_bits, const F& f) {
+  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
+  if (!shared_gate_up_data) return f(Experts<Matrix>(gate_up, down));
+  const Matrix shared_gate_up(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits),
+      shared_down(*shared_down_data, *shared_down_scales, shared_down_bits);
+  return f(Experts<Matrix>(gate_up, down, &shared_gate_up, &shared_down));
+}
+
+// f(the experts), of matrices in panels
+template <class F>
+Tensor with_panels(at::TensorList gate_up_, at::TensorList down_, const std::optional<Tensor>& shared_gate_up_,
+                   const std::optional<Tensor>& shared_down_, const F& f) {
+  const Panels gate_up(gate_up_), down(down_);
+  if (!shared_gate_up_) return f(Experts<Panels>(gate_up, down));
+  const Panels shared_gate_up(*shared_gate_up_), shared_down(*shared_down_);
+  return f(Experts<Panels>(gate_up, down, &shared_gate_up, &shared_down));
 }
 
 Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& gate_up_data,
@@ -802,20 +945,34 @@ Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const 
                const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
                const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
                int64_t shared_down_bits) {
-  const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
-  if (!shared_gate_up_data) return mix_all<Matrix>(x, weights, ids, gate_up, down, nullptr, nullptr);
-  const Matrix shared_gate_up(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits),
-      shared_down(*shared_down_data, *shared_down_scales, shared_down_bits);
-  return mix_all(x, weights, ids, gate_up, down, &shared_gate_up, &shared_down);
+  return with_packed(gate_up_data, gate_up_scales, gate_up_bits, down_data, down_scales, down_bits, shared_gate_up_data,
+      shared_gate_up_scales, shared_gate_up_bits, shared_down_data, shared_down_scales, shared_down_bits,
+                     [&](const auto& e) { return e.given(x, weights, ids); });
 }
 
-Tensor panel_experts(const Tensor& x, const Tensor& weights, const Tensor& ids, at::TensorList gate_up_,
-                     at::TensorList down_, const std::optional<Tensor>& shared_gate_up_,
-                     const std::optional<Tensor>& shared_down_) {
-  const Panels gate_up(gate_up_), down(down_);
-  if (!shared_gate_up_) return mix_all<Panels>(x, weights, ids, gate_up, down, nullptr, nullptr);
-  const Panels shared_gate_up(*shared_gate_up_), shared_down(*shared_down_);
-  return mix_all(x, weights, ids, gate_up, down, &shared_gate_up, &shared_down);
+Tensor moe(const Tensor& x, const Tensor& router, const Tensor& bias, int64_t A, double norm_min, const Tensor& gate_up_data,
+               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
+               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
+               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
+               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
+               int64_t shared_down_bits) {
+  return with_packed(gate_up_data, gate_up_scales, gate_up_bits, down_data, down_scales, down_bits, shared_gate_up_data,
+      shared_gate_up_scales, shared_gate_up_bits, shared_down_data, shared_down_scales, shared_down_bits,
+                     [&](const auto& e) { return e.routed(x, Router(router, bias, A, norm_min)); });
+}
+
+Tensor panel_experts(const Tensor& x, const Tensor& weights, const Tensor& ids, at::TensorList gate_up,
+                     at::TensorList down, const std::optional<Tensor>& shared_gate_up,
+                     const std::optional<Tensor>& shared_down) {
+  return with_panels(gate_up, down, shared_gate_up, shared_down,
+                     [&](const auto& e) { return e.given(x, weights, ids); });
+}
+
+Tensor panel_moe(const Tensor& x, const Tensor& router, const Tensor& bias, int64_t A, double norm_min,
+                 at::TensorList gate_up, at::TensorList down, const std::optional<Tensor>& shared_gate_up,
+                 const std::optional<Tensor>& shared_down) {
+  return with_panels(gate_up, down, shared_gate_up, shared_down,
+                     [&](const auto& e) { return e.routed(x, Router(router, bias, A, norm_min)); });
 }
 
 // ---- making packed matrices -----------------------------------------------------------------------------------------
@@ -1336,16 +1493,17 @@ inline float rounded_to(const float*, float x) { return x; }
 inline float rounded_to(const bf16*, float x) { return static_cast<float>(static_cast<bf16>(x)); }
 
 // The norm of residual + delta, which residual becomes. Rounded where the reference rounds.
-Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta_, const Tensor& weight, double eps) {
-  TORCH_CHECK(residual.is_contiguous() && residual.dim() == 2 && weight.is_contiguous() &&
-                  weight.scalar_type() == residual.scalar_type() && weight.numel() == residual.size(1) &&
-                  residual.size(1) % 8 == 0,
-              "residual is [T, N] and the norm's weight [N], of one dtype, N a multiple of 8");
+Tensor add_rms_norm(Tensor& residual_, const std::optional<Tensor>& delta_, const Tensor& weight, double eps) {
+  const Tensor residual = residual_.contiguous();
+  TORCH_CHECK(residual.dim() == 2 && weight.is_contiguous() && weight.scalar_type() == residual.scalar_type() &&
+                  weight.numel() == residual.size(1),
+              "residual is [T, N] and the norm's weight [N], of one dtype");
   const Tensor delta = delta_ ? delta_->contiguous() : Tensor();
   TORCH_CHECK(!delta_ || (delta.sizes() == residual.sizes() && delta.scalar_type() == residual.scalar_type()),
               "what is added is of another shape or dtype");
-  const int64_t T = residual.size(0), N = residual.size(1), some = std::max<int64_t>(1, 32768 / N);
-  Tensor y = at::empty_like(residual);
+  const int64_t T = residual.size(0), N = residual.size(1), most = N - N % 8,
+                some = std::max<int64_t>(1, 32768 / std::max<int64_t>(N, 1));
+  Tensor y = at::empty(residual.sizes(), residual.options());
   ERNIE_DISPATCH(residual.scalar_type(), S, [&] {
     S *stream = residual.data_ptr<S>(), *out = y.data_ptr<S>();
     const S *added = delta_ ? delta.const_data_ptr<S>() : nullptr, *w = weight.const_data_ptr<S>();
@@ -1353,87 +1511,71 @@ Tensor add_rms_norm(Tensor& residual, const std::optional<Tensor>& delta_, const
       for (int64_t t = i * some; t < std::min(T, (i + 1) * some); t++) {
         S* r = stream + t * N;
         f8 squares[2] = {};
-        for (int64_t n = 0; n < N; n += 8) {
+        float rest = 0;  // of a row that is not made of whole vectors
+        for (int64_t n = 0; n < most; n += 8) {
           if (added) store(r + n, load(r + n) + load(added + t * N + n));
           const f8 v = load(r + n);
           squares[(n >> 3) & 1] += v * v;
         }
-        const float factor = 1.0f / std::sqrt(sum(squares[0] + squares[1]) / N + static_cast<float>(eps));
-        for (int64_t n = 0; n < N; n += 8) {
+        for (int64_t n = most; n < N; n++) {
+          if (added) r[n] = static_cast<S>(static_cast<float>(r[n]) + static_cast<float>(added[t * N + n]));
+          rest += static_cast<float>(r[n]) * static_cast<float>(r[n]);
+        }
+        const float factor = 1.0f / std::sqrt((sum(squares[0] + squares[1]) + rest) / N + static_cast<float>(eps));
+        for (int64_t n = 0; n < most; n += 8) {
           S whole[8];
           store(whole, load(r + n) * factor);
           store(out + t * N + n, load(whole) * load(w + n));
         }
+        for (int64_t n = most; n < N; n++)
+          out[t * N + n] = static_cast<S>(rounded_to(r, static_cast<float>(r[n]) * factor) * static_cast<float>(w[n]));
+      }
+    });
+  });
+  if (delta_ && !residual.is_same(residual_)) residual_.copy_(residual);
+  return y;
+}
+
+// silu(gate) * up of rows [gate, up]. Rounded where the reference rounds.
+Tensor swiglu(const Tensor& gate_up_) {
+  const Tensor gate_up = gate_up_.contiguous();
+  TORCH_CHECK(gate_up.dim() == 2 && gate_up.size(1) % 16 == 0, "gate and up are [T, 2 I], I a multiple of 8");
+  const int64_t T = gate_up.size(0), I = gate_up.size(1) / 2;
+  Tensor y = at::empty({T, I}, gate_up.options());
+  ERNIE_DISPATCH(gate_up.scalar_type(), S, [&] {
+    const S* from = gate_up.const_data_ptr<S>();
+    S* out = y.data_ptr<S>();
+    share(T, T * I * 16, [&](int64_t t) {
+      for (int64_t i = 0; i < I; i += 8) {
+        S gate[8];
+        store(gate, silu(load(from + t * 2 * I + i)));
+        store(out + t * I + i, load(gate) * load(from + t * 2 * I + I + i));
       }
     });
   });
   return y;
 }
 
-// logits[t] = w . x[t], float32, for up to four tokens; each token's sums are in the same order however many there are
-template <class S, int G>
-void scores_of(const float* w, const S* x, int64_t N, float* out, int64_t stride) {
-  f8 sums[G][2] = {};
-  for (int64_t n = 0; n < N; n += 16)
-    for (int i = 0; i < 2; i++) {
-      const f8 v = load(w + n + 8 * i);
-      for (int t = 0; t < G; t++) sums[t][i] += v * load(x + t * N + n + 8 * i);
-    }
-  for (int t = 0; t < G; t++) out[t * stride] = sum(sums[t][0] + sums[t][1]);
-}
-
-std::tuple<Tensor, Tensor> route(const Tensor& x_, const Tensor& weight, const Tensor& bias, int64_t A,
-                                 double norm_min) {
-  const Tensor x = x_.contiguous();
-  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && weight.is_contiguous() && weight.scalar_type() == at::kFloat &&
-                  weight.size(1) == x.size(1) && bias.is_contiguous() && bias.scalar_type() == at::kFloat &&
-                  bias.numel() == weight.size(0) && x.size(1) % 16 == 0,
-              "the router's weight is [E, N] and its bias [E], both float32, N a multiple of 16");
-  const int64_t T = x.size(0), N = x.size(1), E = weight.size(0);
-  TORCH_CHECK(A > 0 && A <= E, "of ", E, " experts ", A, " are chosen");
-  Tensor weights = at::empty({T, A}, x.options()), ids = at::empty({T, A}, x.options().dtype(at::kLong));
-  const auto logits = room<float>(T * E);
-  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
-    const S* in = x.const_data_ptr<S>();
-    const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
-    const int64_t tiles = (T + 3) / 4, experts = 16, slices = (E + experts - 1) / experts;
-    share(tiles * slices, T * E * N, [&](int64_t i) {
-      const int64_t t = i % tiles * 4, first = i / tiles * experts, count = std::min<int64_t>(4, T - t);
-      for (int64_t e = first; e < std::min(E, first + experts); e++) {
-        float* out = logits.get() + t * E + e;
-        const S* rows = in + t * N;
-        if (count == 1)
-          scores_of<S, 1>(w + e * N, rows, N, out, E);
-        else if (count == 2)
-          scores_of<S, 2>(w + e * N, rows, N, out, E);
-        else if (count == 3)
-          scores_of<S, 3>(w + e * N, rows, N, out, E);
-        else
-          scores_of<S, 4>(w + e * N, rows, N, out, E);
+// Cosine and sine of positions [T] times frequencies [D / 2]: [T, D / 2, 2]
+Tensor rotary(const Tensor& positions_, const Tensor& frequencies_) {
+  const Tensor positions = positions_.contiguous(), frequencies = frequencies_.contiguous();
+  TORCH_CHECK(positions.dim() == 1 && positions.scalar_type() == at::kLong && frequencies.dim() == 1 &&
+                  frequencies.scalar_type() == at::kFloat,
+              "positions are int64 [T], frequencies float32 [D / 2]");
+  const int64_t T = positions.size(0), D = frequencies.size(0);
+  const int64_t* position = positions.const_data_ptr<int64_t>();
+  const float* frequency = frequencies.const_data_ptr<float>();
+  Tensor y = at::empty({T, D, 2}, frequencies.options());
+  float* out = y.data_ptr<float>();
+  share((T + 15) / 16, T * D * 32, [&](int64_t i) {
+    for (int64_t t = i * 16; t < std::min(T, (i + 1) * 16); t++)
+      for (int64_t d = 0; d < D; d++) {
+        const float angle = static_cast<float>(position[t]) * frequency[d];
+        out[(t * D + d) * 2] = std::cos(angle);
+        out[(t * D + d) * 2 + 1] = std::sin(angle);
       }
-    });
-    std::vector<uint8_t> taken(E);
-    for (int64_t t = 0; t < T; t++) {
-      float* p = logits.get() + t * E;
-      const float top = *std::max_element(p, p + E);
-      float total = 0, chosen = 0;
-      for (int64_t e = 0; e < E; e++) total += p[e] = std::exp(p[e] - top);
-      for (int64_t e = 0; e < E; e++) p[e] /= total;
-      std::fill(taken.begin(), taken.end(), 0);
-      int64_t* id = ids.data_ptr<int64_t>() + t * A;
-      for (int64_t a = 0; a < A; a++) {
-        int64_t best = -1;
-        for (int64_t e = 0; e < E; e++)
-          if (!taken[e] && (best < 0 || p[e] + b[e] > p[best] + b[best])) best = e;
-        taken[best] = 1;
-        id[a] = best;
-        chosen += p[best];
-      }
-      const float divisor = std::max(chosen, static_cast<float>(norm_min));
-      for (int64_t a = 0; a < A; a++) weights.data_ptr<S>()[t * A + a] = static_cast<S>(p[id[a]] / divisor);
-    }
   });
-  return {weights, ids};
+  return y;
 }
 
 // A row of D numbers as a cache keeps it.
@@ -1506,6 +1648,12 @@ Tensor rope_and_write(const Tensor& qkv_, const Tensor& rotary_, Tensor& k_cache
   return q;
 }
 
+// Both of the above: queries, keys and values of new tokens to what they see.
+Tensor write_and_attend(const Tensor& qkv, const Tensor& rotary, Tensor& k_cache, Tensor& v_cache, const Tensor& slots, int64_t H,
+              const Tensor& tables, const Tensor& starts, const Tensor& contexts) {
+  return attention(rope_and_write(qkv, rotary, k_cache, v_cache, slots, H), k_cache, v_cache, tables, starts, contexts);
+}
+
 }  // namespace
 
 TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
@@ -1515,12 +1663,21 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
       "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
       experts);
+  m.def(
+      "moe(Tensor x, Tensor router, Tensor bias, int top_k, float norm_min, Tensor gate_up, Tensor gate_up_scales, int gate_up_bits, "
+      "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
+      "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
+      moe);
   m.def("panels(Tensor weight) -> Tensor", panels);
   m.def("panel_linear(Tensor x, Tensor data, int rows) -> Tensor", panel_linear);
   m.def(
       "panel_experts(Tensor x, Tensor weights, Tensor ids, Tensor[] gate_up, Tensor[] down, Tensor? shared_gate_up, "
       "Tensor? shared_down) -> Tensor",
       panel_experts);
+  m.def(
+      "panel_moe(Tensor x, Tensor router, Tensor bias, int top_k, float norm_min, Tensor[] gate_up, Tensor[] down, "
+      "Tensor? shared_gate_up, Tensor? shared_down) -> Tensor",
+      panel_moe);
   m.def("panel_embedding(Tensor ids, Tensor data, int rows, ScalarType dtype) -> Tensor", panel_embedding);
   m.def("quantize(Tensor weight, int bits, bool search, Tensor(a!) data, Tensor(b!) scales) -> ()", quantize);
   m.def(
@@ -1528,10 +1685,16 @@ TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
       "Tensor context_lens) -> Tensor",
       attention);
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor", add_rms_norm);
+  m.def("swiglu(Tensor gate_up) -> Tensor", swiglu);
+  m.def("rotary(Tensor positions, Tensor frequencies) -> Tensor", rotary);
   m.def("route(Tensor x, Tensor weight, Tensor bias, int top_k, float norm_min) -> (Tensor, Tensor)", route);
   m.def(
       "rope_and_write(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads) "
       "-> Tensor",
       rope_and_write);
+  m.def(
+      "attend(Tensor qkv, Tensor rotary, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, int num_heads, "
+      "Tensor block_tables, Tensor query_starts, Tensor context_lens) -> Tensor",
+      write_and_attend);
   m.def("embedding(Tensor ids, Tensor data, Tensor scales, int bits, int rows, ScalarType dtype) -> Tensor", embedding);
 }

@@ -7,7 +7,6 @@ none, are turned into numbers slice by slice, which is right and slow. There are
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,12 +146,10 @@ class CpuKernels(ReferenceKernels):
         Packed matrices and panels go through one operator. Others: rows are sorted by expert, so that each expert has a
         slice and nothing is scattered.
         """
-        if isinstance(gate_up, Packed) and isinstance(down, Packed) and (ops := operators()) is not None:
-            beside = _NONE * 2 if shared is None else _handed(*shared)
-            if beside is not None:
-                packed_y: Tensor = ops.experts(x, weights, ids, *gate_up.handed, *down.handed, *beside)
-                return packed_y
-        if (panels := _whole_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
+        if (whole := handed_packed(gate_up, down, shared)) is not None and (ops := operators()) is not None:
+            packed_y: Tensor = ops.experts(x, weights, ids, *whole)
+            return packed_y
+        if (panels := handed_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
             panels_y: Tensor = ops.panel_experts(x, weights, ids, *panels)
             return panels_y
         T, A = ids.shape
@@ -171,7 +168,7 @@ class CpuKernels(ReferenceKernels):
             start = end
         back = torch.empty_like(order)
         back[order] = torch.arange(T * A)
-        y = (rows[back].view(T, A, -1) * weights[..., None]).sum(1)
+        y = (rows[back].view(T, A, x.shape[1]) * weights[..., None]).sum(1)
         return y if shared is None else y + self._mlp(x, *shared)
 
     def _context(self, cache: Tensor, table: Tensor, first: int | None, length: int) -> Tensor:
@@ -190,7 +187,21 @@ def multiplies_in_panels(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16
 
 
-def _whole_panels(
+def handed_packed(
+    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
+) -> tuple[Tensor | int | None, ...] | None:
+    """How the operator is handed packed experts; none of others."""
+    if not (isinstance(gate_up, Packed) and isinstance(down, Packed)):
+        return None
+    if shared is None:
+        return gate_up.handed + down.handed + _NONE + _NONE
+    first, second = shared
+    if not (isinstance(first, Packed) and isinstance(second, Packed)):
+        return None
+    return gate_up.handed + down.handed + first.handed + second.handed
+
+
+def handed_panels(
     gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None] | None:
     """How the operator is handed experts in panels; none of others, nor of widths that are not whole panels."""
@@ -220,13 +231,6 @@ _SLICE = 1 << 21
 
 _NONE = (None, None, 0)
 """How an operator is handed no matrix."""
-
-
-def _handed(first: Matrix, second: Matrix) -> tuple[Any, ...] | None:
-    """How an operator is handed two packed matrices."""
-    if isinstance(first, Packed) and isinstance(second, Packed):
-        return first.handed + second.handed
-    return None
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

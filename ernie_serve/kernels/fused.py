@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.cpu import CpuKernels, multiplies_in_panels
+from ernie_serve.kernels.cpu import CpuKernels, handed_packed, handed_panels, multiplies_in_panels
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import Operators, is_compiled, operators
+from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
+from ernie_serve.kernels.reference import Matrices, Matrix
 
-_WIDE = 16  # floats: sizes that are no multiple of it are left to plain torch
+_WIDE = 16  # floats: what comes in rows that are no multiple of it is left to plain torch
 
 
 def cpu_kernels_for(dtype: torch.dtype, *, has_packed: bool = False, num_bytes: int | None = None) -> CpuKernels:
@@ -57,17 +59,20 @@ class FusedCpuKernels(CpuKernels):
             return Panels(self._ops.panels(matrix.detach()), matrix.shape[0])
         return super()._packed(matrix)
 
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
+        """`x` [T, in] by `weight` [out, in]: [T, out]."""
+        if type(weight) is Packed:  # first, and without asking more: a decode step does it some sixty times
+            y: Tensor = self._ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
+            return y
+        return super().linear(x, weight)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x` [T, N] over its root mean square, rounded to its dtype, then times `weight` [N]."""
-        if x.shape[-1] % _WIDE or not x.is_contiguous():
-            return super().rms_norm(x, weight, eps)
         y: Tensor = self._ops.add_rms_norm(x, None, weight, eps)
         return y
 
     def add_rms_norm(self, residual: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The sum of both [T, N], written into `residual`, and its norm."""
-        if residual.shape[-1] % _WIDE or not residual.is_contiguous():
-            return super().add_rms_norm(residual, delta, weight, eps)
         return residual, self._ops.add_rms_norm(residual, delta, weight, eps)
 
     def route(
@@ -79,6 +84,39 @@ class FusedCpuKernels(CpuKernels):
         weights, ids = self._ops.route(x, weight, correction_bias, top_k, norm_min)
         return weights, ids
 
+    def moe(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        correction_bias: Tensor,
+        top_k: int,
+        norm_min: float,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """The experts of each token, chosen and computed."""
+        y: Tensor
+        if (packed := handed_packed(gate_up, down, shared)) is not None:
+            y = self._ops.moe(x, weight, correction_bias, top_k, norm_min, *packed)
+            return y
+        if (panels := handed_panels(gate_up, down, shared)) is not None:
+            y = self._ops.panel_moe(x, weight, correction_bias, top_k, norm_min, *panels)
+            return y
+        return super().moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of `gate_up` [T, 2I], gate first: [T, I]."""
+        if gate_up.shape[1] % _WIDE:
+            return super().swiglu(gate_up)
+        y: Tensor = self._ops.swiglu(gate_up)
+        return y
+
+    def rotary(self, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """Cosine and sine of position times frequency: [T, D / 2, 2] in float32, once a step."""
+        y: Tensor = self._ops.rotary(positions, frequencies)
+        return y
+
     def rope_and_write(
         self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
     ) -> Tensor:
@@ -87,6 +125,25 @@ class FusedCpuKernels(CpuKernels):
             return super().rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
         q: Tensor = self._ops.rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
         return q
+
+    def attend(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout, num_heads: int
+    ) -> Tensor:
+        """Turn, write and attend: [T, H D]."""
+        if rotary.shape[1] % 4:  # it has one angle for two numbers of a head
+            return super().attend(qkv, rotary, k_cache, v_cache, layout, num_heads)
+        y: Tensor = self._ops.attend(
+            qkv,
+            rotary,
+            k_cache,
+            v_cache,
+            layout.slots,
+            num_heads,
+            layout.block_tables,
+            layout.query_starts,
+            layout.context_lens,
+        )
+        return y
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
         """Causal attention of `q` [T, H, D] over the cache where it lies, block by block: [T, H D]."""

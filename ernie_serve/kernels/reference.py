@@ -145,6 +145,16 @@ class ReferenceKernels:
                 out[piece] = torch.einsum("kgtl,lkd->tkgd", shares, values).reshape(-1, H, D).to(q.dtype)
         return out.view(T, H * D)
 
+    def attend(
+        self, qkv: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout, num_heads: int
+    ) -> Tensor:
+        """The attention of the step's own queries in `qkv` [T, (H + 2K) D], whose keys and values are written first.
+
+        `rope_and_write` and `attention` in one call: [T, H D].
+        """
+        q = self.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, num_heads)
+        return self.attention(q, k_cache, v_cache, layout)
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of `gate_up` [T, 2I], gate first: [T, I]."""
         gate, up = gate_up.chunk(2, dim=-1)
@@ -185,8 +195,23 @@ class ReferenceKernels:
                 continue
             at = (flat == expert).nonzero().flatten()
             rows[at] = self._mlp(x[at // A], gate_up[expert], down[expert])
-        y = (rows.view(T, A, -1) * weights[..., None]).sum(1)
+        y = (rows.view(T, A, x.shape[1]) * weights[..., None]).sum(1)
         return y if shared is None else y + self._mlp(x, *shared)
+
+    def moe(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        correction_bias: Tensor,
+        top_k: int,
+        norm_min: float,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """`route` and `experts` in one call: what `experts` gives for the experts that the router chooses."""
+        weights, ids = self.route(x, weight, correction_bias, top_k, norm_min)
+        return self.experts(x, weights, ids, gate_up, down, shared)
 
     def _mlp(self, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
         return self.linear(self.swiglu(self.linear(x, gate_up)), down)

@@ -4,8 +4,8 @@ Knows layers and how they connect. Knows no device, no weight format, no paralle
 kernels' that are handed in, and where tokens stand is the layout's.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ KVCache = Iterable[tuple[Tensor, Tensor]]
 
 
 class Part(nn.Module):
-    """A module that is called, and whose parts are found, without torch's detours: forward hooks never run here.
+    """A module that is called, and whose parts and parameters are found, without torch's detours: no hook ever runs.
 
     A decode step calls hundreds of modules between products of which each empties the processor's caches.
     """
@@ -34,8 +34,16 @@ class Part(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, nn.Module):
-            self.__dict__[name] = value  # or it would be looked for, and missed, before torch's own lookup
+        self.__dict__[name] = value  # or parts and parameters would be missed here before torch's own lookup
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__.pop(name, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not type it
+        self.__dict__.update(self._parameters)  # it may have put others in their places
+        return self
 
 
 class Ernie(Part):
@@ -106,8 +114,8 @@ class Attention(Part):
     def forward(self, x: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
         """`x` [T, N] attends to everything before it; its keys and values are written on the way."""
         qkv = self.qkv_proj(x)  # [T, (H + 2K) D]
-        q = self.kernels.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, self.num_heads)  # [T, H, D]
-        y: Tensor = self.o_proj(self.kernels.attention(q, k_cache, v_cache, layout))  # [T, N]
+        heads = self.kernels.attend(qkv, rotary, k_cache, v_cache, layout, self.num_heads)  # [T, H D]
+        y: Tensor = self.o_proj(heads)  # [T, N]
         return y
 
 
@@ -136,47 +144,40 @@ class MoE(Part):
 
     def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
-        self.router = Router(config, kernels)
-        self.experts = Experts(config, kernels, dtype)
+        self.kernels = kernels
+        self.top_k = config.moe_k
+        self.norm_min = config.moe_norm_min
+        self.router = Router(config)
+        self.experts = Experts(config, dtype)
         width = config.shared_intermediate_size
         self.shared = MLP(config.hidden_size, width, kernels, dtype) if width else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, N] to [T, N]."""
-        weights, ids = self.router(x)
-        y: Tensor = self.experts(x, weights, ids, self.shared.matrices if self.shared is not None else None)
-        return y
+        router, experts = self.router, self.experts
+        shared = self.shared.matrices if self.shared is not None else None
+        return self.kernels.moe(
+            x, router.weight, router.correction_bias, self.top_k, self.norm_min, experts.gate_up, experts.down, shared
+        )
 
 
 class Router(Part):
-    """Chooses the experts of each token. Float32 whatever the model's dtype: a rounded score flips the choice."""
+    """What chooses the experts of each token. Float32 whatever the model's dtype: a rounded score flips the choice."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.kernels = kernels
-        self.top_k = config.moe_k
-        self.norm_min = config.moe_norm_min
         self.weight = _empty(config.moe_num_experts, config.hidden_size, dtype=torch.float32)
         self.correction_bias = _empty(config.moe_num_experts, dtype=torch.float32)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and ids of the experts of `x` [T, N], both [T, A]."""
-        return self.kernels.route(x, self.weight, self.correction_bias, self.top_k, self.norm_min)
 
 
 class Experts(Part):
     """E SwiGLU MLPs in two stacked matrices, gate rows before up rows."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kernels = kernels
         E, N, width = config.moe_num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up: Matrices = _empty(E, 2 * width, N, dtype=dtype)
         self.down: Matrices = _empty(E, N, width, dtype=dtype)
-
-    def forward(self, x: Tensor, weights: Tensor, ids: Tensor, shared: tuple[Matrix, Matrix] | None) -> Tensor:
-        """The weighted sum of each token's experts, and beside it the MLP of these matrices: [T, N]."""
-        return self.kernels.experts(x, weights, ids, self.gate_up, self.down, shared)
 
 
 class RMSNorm(Part):

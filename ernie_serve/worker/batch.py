@@ -4,6 +4,8 @@ Knows token ids, positions and blocks. Knows nothing about the network, sampling
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from ernie_serve.worker.recent import Recent
 # T tokens of the step, R rows of the plan
 
 _Ints = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+_Numbers = list[int] | np.ndarray[tuple[int, ...], np.dtype[np.integer[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +46,55 @@ class BatchBuilder:
     def __init__(self, block_size: int, device: torch.device, max_requests: int) -> None:
         self.block_size = block_size
         self.device = device
+        self._is_cpu = device.type == "cpu"
         self._tables: Recent[_Table] = Recent(max_requests)
 
     def build(self, plan: StepPlan) -> ForwardBatch:
         """The step's tensors. Every row of the plan has at least one token, and there is at least one row."""
         rows = plan.rows
-        starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
-        lens = np.fromiter((len(row.token_ids) for row in rows), np.int64, len(rows))
-        contexts = starts + lens
-        assert bool((lens > 0).all()), "a row of a plan has tokens"
-        query_starts = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lens, out=query_starts[1:])
-
-        row_of = np.repeat(np.arange(len(rows)), lens)  # [T]
-        positions = np.arange(query_starts[-1]) + (starts - query_starts[:-1])[row_of]
+        lens = [len(row.token_ids) for row in rows]
+        assert all(lens), "a row of a plan has tokens"
+        query_starts = [0, *accumulate(lens)]
+        contexts = [row.start + count for row, count in zip(rows, lens, strict=True)]
         tables = self._block_tables(rows, contexts)
-        slots = tables[row_of, positions // self.block_size].astype(np.int64) * self.block_size
-        slots += positions % self.block_size
-        wanted = np.fromiter((row.wants_token for row in rows), np.bool_, len(rows))
+        positions, slots = self._places(rows, contexts, tables)
         layout = Layout(
-            positions=self._upload(positions),
-            slots=self._upload(slots),
-            block_tables=self._upload(tables),
-            query_starts=self._upload(query_starts.astype(np.int32)),
-            context_lens=self._upload(contexts.astype(np.int32)),
-            spans=tuple(map(Span, query_starts[:-1].tolist(), lens.tolist(), contexts.tolist())),
+            positions=self._upload(positions, torch.int64),
+            slots=self._upload(slots, torch.int64),
+            block_tables=self._upload(tables, torch.int32),
+            query_starts=self._upload(query_starts, torch.int32),
+            context_lens=self._upload(contexts, torch.int32),
+            spans=tuple(map(Span, query_starts, lens, contexts)),
             block_size=self.block_size,
         )
         ids = [token_id for row in rows for token_id in row.token_ids]
+        wanted = [stop - 1 for row, stop in zip(rows, query_starts[1:], strict=True) if row.wants_token]
+        scored = [
+            start + i
+            for row, start in zip(rows, query_starts, strict=False)  # one start more, where the last row ends
+            if row.wants_prompt_logprobs
+            for i in range(num_scored(row))
+        ]
         return ForwardBatch(
-            ids=self._upload(np.array(ids, np.int64)),
+            ids=self._upload(ids, torch.int64),
             layout=layout,
-            logit_indices=self._upload(np.concatenate((query_starts[1:][wanted] - 1, *_scored(rows, query_starts)))),
+            logit_indices=self._upload(wanted + scored, torch.int64),
             sampled_rows=[row for row in rows if row.wants_token],
             scored_rows=[row for row in rows if row.wants_prompt_logprobs],
         )
 
-    def _block_tables(self, rows: list[PlanRow], contexts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> _Ints:
+    def _places(self, rows: list[PlanRow], contexts: list[int], tables: _Ints) -> tuple[_Numbers, _Numbers]:
+        """Positions and slots of the step's tokens. One token a row is so little that arrays only add calls."""
+        S = self.block_size
+        if all(len(row.token_ids) == 1 for row in rows):
+            return [row.start for row in rows], [row.block_ids[row.start // S] * S + row.start % S for row in rows]
+        each = [np.arange(row.start, stop) for row, stop in zip(rows, contexts, strict=True)]
+        slots = [table[at // S].astype(np.int64) * S + at % S for table, at in zip(tables, each, strict=True)]
+        return np.concatenate(each), np.concatenate(slots)
+
+    def _block_tables(self, rows: list[PlanRow], contexts: list[int]) -> _Ints:
         """[R, most blocks a row needs]; a shorter row ends in zeros."""
-        counts = (-(-contexts // self.block_size)).tolist()
+        counts = [-(-context // self.block_size) for context in contexts]
         tables = np.zeros((len(rows), max(counts)), np.int32)
         for row, count, out in zip(rows, counts, tables, strict=True):
             assert len(row.block_ids) >= count, "a row's blocks cover its tokens"
@@ -92,25 +105,14 @@ class BatchBuilder:
             out[:count] = table.follow(row.block_ids)[:count]
         return tables
 
-    def _upload(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _upload(self, values: _Numbers, dtype: torch.dtype) -> Tensor:
+        made = torch.tensor(values, dtype=dtype) if isinstance(values, list) else torch.from_numpy(values)
+        return made if self._is_cpu else made.to(self.device, non_blocking=True)
 
 
 def num_scored(row: PlanRow) -> int:
     """How many tokens of a row have a successor in the prompt, so that their logits score it."""
     return max(0, min(len(row.token_ids), len(row.prompt_token_ids) - 1 - row.start))
-
-
-_Longs = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-def _scored(rows: list[PlanRow], query_starts: _Longs) -> list[_Longs]:
-    """Where the tokens stand whose logits score a prompt, for each row that wants that."""
-    return [
-        np.arange(start, start + num_scored(row))
-        for row, start in zip(rows, query_starts.tolist(), strict=False)  # one start more, where the last row ends
-        if row.wants_prompt_logprobs
-    ]
 
 
 class _Table:

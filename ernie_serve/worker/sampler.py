@@ -44,7 +44,7 @@ class Sampler:
         scores = self._adjusted(valid, rows, bounds)
         if bounds and scores.device.type != "cpu":
             scores, bounds = bounds.applied_to_all(scores), None
-        token_ids = _choose(scores, rows, bounds).tolist()
+        token_ids = _choose(scores, rows, bounds)
         logprobs = logprobs_of(logits, token_ids, [row.sampling.logprobs for row in rows], self.num_valid_ids)
         return [
             Sampled(row.request_id, token_id, logprobs.get(i))
@@ -121,33 +121,35 @@ def _splitmix64(state: int) -> int:
 _MASK = (1 << 64) - 1
 
 
-def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> Tensor:
-    """A token id for every row of `scores` [R, V], greedily or by chance: [R]."""
+def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[int]:
+    """A token id for every row of `scores` [R, V], greedily or by chance."""
     params = [row.sampling for row in rows]
     greedy = [i for i, p in enumerate(params) if p.temperature == 0]
-    ids = _likeliest(scores, greedy, bounds) if greedy else scores.new_empty(len(rows), dtype=torch.int64)
+    ids = _likeliest(scores, greedy, bounds) if greedy else [0] * len(rows)
     if len(greedy) == len(rows):
         return ids
     uniforms = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
+    picked = []
     for part in _parts(params, scores, bounds):
         some = rows_at(scores, part)
         if bounds and part[0] in bounds:
             some = bounds.applied(some, part)
-        ids[torch.tensor(part, device=ids.device)] = _pick(some, [params[i] for i in part], [uniforms[i] for i in part])
+        picked.append((part, _pick(some, [params[i] for i in part], [uniforms[i] for i in part])))
+    for part, found in picked:  # only now, so that a GPU has all of its work before it is waited for
+        for i, token_id in zip(part, found.tolist(), strict=True):
+            ids[i] = token_id
     return ids
 
 
-def _likeliest(scores: Tensor, rows: list[int], bounds: Bounds | None) -> Tensor:
-    """The ids of the highest scores in `rows`, of equals the lowest, and any id in the others: [R]."""
+def _likeliest(scores: Tensor, rows: list[int], bounds: Bounds | None) -> list[int]:
+    """The ids of the highest scores in `rows`, of equals the lowest, and any id in the others."""
     if scores.device.type != "cpu":
-        return scores.argmax(-1)
-    ids = torch.zeros(scores.shape[0], dtype=torch.int64)
+        return scores.argmax(-1).tolist()
+    ids, numbers = [0] * scores.shape[0], scores.numpy()  # whose argmax is many times as fast as a tensor's
     for i in rows:
-        row = scores[i].numpy()  # whose argmax is many times as fast as a tensor's
-        best = int(row.argmax())
-        if bounds and not bounds.allows(i, best):
-            best = int(bounds.applied(scores[i : i + 1], [i]).numpy().argmax())
-        ids[i] = best
+        ids[i] = int(numbers[i].argmax())
+        if bounds and not bounds.allows(i, ids[i]):
+            ids[i] = int(bounds.applied(scores[i : i + 1], [i]).numpy().argmax())
     return ids
 
 

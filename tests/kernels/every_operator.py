@@ -40,6 +40,9 @@ def main() -> None:
             weights = torch.rand(tokens, 3).to(dtype)
             ops.panel_experts(x, weights, ids, *stacks, in_panels(192, 48), in_panels(48, 96))
             ops.panel_experts(x, weights, ids, *stacks, None, None)
+            router = torch.randn(5, 48), torch.randn(5), 3, 1e-12
+            ops.panel_moe(x, *router, *stacks, in_panels(192, 48), in_panels(48, 96))
+            ops.panel_moe(x, *router, *stacks, None, None)
         for bits in (4, 8):
             weight = matrix(bits, 45, 192)
             ops.embedding(torch.tensor([0, 44, 7]), *weight, 45, dtype)
@@ -53,8 +56,14 @@ def main() -> None:
                 weights = torch.rand(tokens, 3).to(dtype)
                 ops.experts(x, weights, ids, *routed[0], *routed[1], *shared[0], *shared[1])
                 ops.experts(x, weights, ids, *routed[0], *routed[1], None, None, 0, None, None, 0)
-                ops.route(x, torch.randn(5, 128), torch.randn(5), 3, 1e-12)
-                ops.add_rms_norm(x.clone(), x, torch.randn(128).to(dtype), 1e-5)
+                router = torch.randn(5, 128), torch.randn(5), 3, 1e-12
+                ops.route(x, *router)
+                ops.swiglu(x)
+                ops.moe(x, *router, *routed[0], *routed[1], *shared[0], *shared[1])
+                ops.moe(x, *router, *routed[0], *routed[1], None, None, 0, None, None, 0)
+                for size in (128, 43, 5):
+                    ops.add_rms_norm(x[:, :size].clone(), x[:, :size], torch.randn(size).to(dtype), 1e-5)
+                    ops.add_rms_norm(x[:, :size], None, torch.randn(size).to(dtype), 1e-5)
         for cache in (torch.float32, torch.bfloat16, torch.int8):
             for heads, kv_heads, head_dim in ((10, 2, 16), (7, 1, 24)):
                 shape = (20, 32, kv_heads, kv_format.width(head_dim, cache))
@@ -62,9 +71,11 @@ def main() -> None:
                 qkv = torch.randn(640, (heads + 2 * kv_heads) * head_dim).to(dtype)
                 rotary = torch.randn(640, head_dim // 2, 2)
                 q = ops.rope_and_write(qkv, rotary, *kept, torch.randperm(640), heads)
+                ops.rotary(torch.randint(0, 1 << 17, (37,)), torch.rand(head_dim // 2))
                 tables = torch.stack([torch.arange(20), torch.arange(20).flip(0), torch.arange(20)]).int()
                 starts, contexts = torch.tensor([0, 1, 20, 23]).int(), torch.tensor([640, 637, 3]).int()
                 ops.attention(q[:23], *kept, tables, starts, contexts)
+                ops.attend(qkv[:23], rotary[:23], *kept, torch.randperm(640)[:23], heads, tables, starts, contexts)
     print("every operator ran")
 
 

@@ -1,9 +1,11 @@
 """Attention over the cache and the small verbs of `cpu.cpp` give what the reference gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ernie_serve.kernels import cpu, kv_format
+from ernie_serve.kernels import cpu, kv_format, panels
 from ernie_serve.kernels.fused import FusedCpuKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.packed import quantize
@@ -34,7 +36,7 @@ def same(actual, expected):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [64, 40])
+@pytest.mark.parametrize("size", [64, 40, 43, 5])
 def test_norms(fused, noise, size, dtype):
     for tokens in (0, 1, 2, 33):
         x, delta, weight = noise(tokens, size, dtype=dtype), noise(tokens, size, dtype=dtype), noise(size, dtype=dtype)
@@ -43,6 +45,30 @@ def test_norms(fused, noise, size, dtype):
         ours, ours_normed = fused.add_rms_norm(x.clone(), delta.clone(), weight, 1e-5)
         assert torch.equal(ours, total)
         same(ours_normed, normed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 40, 24])
+def test_swiglu(fused, noise, size, dtype):
+    for tokens in (0, 1, 3, 33):
+        gate_up = 3 * noise(tokens, size, dtype=dtype)
+        same(fused.swiglu(gate_up), REFERENCE.swiglu(gate_up))
+
+
+def test_rotary(fused):
+    frequencies = 1.0 / 500000.0 ** (torch.arange(0, 128, 2) / 128)
+    for positions in (torch.arange(0), torch.tensor([131071]), torch.arange(0, 131072, 911)):
+        expected = REFERENCE.rotary(positions, frequencies)
+        torch.testing.assert_close(fused.rotary(positions, frequencies), expected, rtol=0, atol=1e-6)
+
+
+def test_a_norm_takes_rows_that_do_not_lie_together(fused, noise):
+    wide, delta, weight = noise(3, 80), noise(3, 40), noise(40)
+    total, normed = REFERENCE.add_rms_norm(wide[:, :40], delta, weight, 1e-5)
+    stream = wide.clone()[:, :40]
+    ours, ours_normed = fused.add_rms_norm(stream, delta, weight, 1e-5)
+    assert torch.equal(ours, total)
+    same(ours_normed, normed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,6 +88,52 @@ def test_of_equal_experts_the_first_are_chosen_and_what_is_no_number_ends(fused)
     assert ids.tolist() == [[0, 1, 2]]
     _, ids = fused.route(torch.full((1, 16), float("nan")), torch.ones(6, 16), torch.zeros(6), 3, 1e-12)
     assert sorted(ids[0].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("form", ["4 bits", "panels", "plain"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_router_and_its_experts_in_one_call_are_both_in_two(fused, noise, monkeypatch, beside, form):
+    monkeypatch.setattr(cpu, "operators", lambda: fused._ops)
+
+    def formed(matrix):
+        if form == "4 bits":
+            return quantize(matrix, 4)
+        matrix = matrix.bfloat16()
+        return panels.pack(matrix) if form == "panels" else matrix
+
+    def stack(*shape):
+        matrices = noise(*shape) / shape[-1] ** 0.5
+        return [formed(matrix) for matrix in matrices] if form == "panels" else formed(matrices)
+
+    router = (noise(10, 128), 0.1 * noise(10), 3, 1e-12)
+    weights = stack(10, 128, 128), stack(10, 128, 64)
+    shared = (formed(noise(256, 128)), formed(noise(128, 128))) if beside else None
+    for tokens in (0, 1, 2, 5, 33):
+        x = noise(tokens, 128, dtype=torch.bfloat16)
+        one = fused.moe(x, *router, *weights, shared)
+        assert torch.equal(one, fused.experts(x, *fused.route(x, *router), *weights, shared))
+
+
+def test_a_router_of_other_experts_is_refused(fused, noise):
+    weights = quantize(noise(4, 128, 128), 4), quantize(noise(4, 128, 64), 4)
+    with pytest.raises(RuntimeError, match="the router knows these experts"):
+        fused.moe(noise(1, 128), noise(5, 128), noise(5), 3, 1e-12, *weights, None)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("head_dim", [16, 12])
+def test_attending_in_one_call_writes_and_reads_as_two_do(fused, noise, head_dim, cache):
+    layout = laid_out([(1, 33), (7, 40)], 8)
+    layout = replace(
+        layout,
+        slots=torch.cat([layout.block_tables[0, 4:5] * 8, layout.block_tables[1, 4] * 8 + 1 + torch.arange(7)]).long(),
+    )
+    qkv, kept = noise(8, (4 + 2 * 2) * head_dim), filled(noise, cache, 64, 8, 2, head_dim)
+    rotary, copies = noise(8, head_dim // 2, 2), tuple(each.clone() for each in kept)
+    q = fused.rope_and_write(qkv, rotary, *copies, layout.slots, 4)
+    expected = fused.attention(q, *copies, layout)
+    assert torch.equal(fused.attend(qkv, rotary, *kept, layout, 4), expected)
+    assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Ernie4_5Confi
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.ernie import Ernie, Linear
 from ernie_serve.model.packing import pack
 
 COMMON = {
@@ -181,3 +181,17 @@ def _theirs(name, theirs):
     name = name.replace(".router.", ".gate.").replace(".shared.", ".shared_experts.")
     name = name.replace(".experts.gate_up", ".experts.gate_up_proj").replace(".experts.down", ".experts.down_proj")
     return theirs["model." + name]
+
+
+def test_what_is_put_in_a_parameters_place_is_what_is_computed_with():
+    kernels = ReferenceKernels()
+    with torch.device("meta"):
+        part = Linear(4, 3, kernels, torch.float32)
+    part.to_empty(device="cpu")
+    assert part.weight is part._parameters["weight"]
+    part.weight = torch.nn.Parameter(torch.ones(3, 4), requires_grad=False)
+    assert part(torch.ones(1, 4)).tolist() == [[4.0, 4.0, 4.0]]
+    part.to(torch.bfloat16)
+    assert part(torch.ones(1, 4).bfloat16()).dtype == torch.bfloat16
+    del part.weight
+    assert not hasattr(part, "weight")
