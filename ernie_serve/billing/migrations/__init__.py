@@ -6,10 +6,6 @@ together make exactly `schema.py`.
 
 from pathlib import Path
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import ScriptDirectory
-from alembic.script.revision import RevisionError
 from sqlalchemy import Connection, text
 
 from ernie_serve.errors import StartupError
@@ -19,6 +15,11 @@ _LOCK = 4_520_611_017
 
 def migrate(connection: Connection) -> None:
     """Apply what is missing. Raises `StartupError` for a database that a newer version has written."""
+    from alembic.migration import MigrationContext  # slow to import, and of use only where a database is opened
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+    from alembic.script.revision import RevisionError
+
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     scripts = ScriptDirectory(Path(__file__).parent)
