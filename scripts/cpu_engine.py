@@ -51,11 +51,16 @@ def request(request_id: str, prompt: list[int], new: int) -> EngineRequest:
     return EngineRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling)
 
 
+def prompts(count: int, input_len: int) -> list[list[int]]:
+    """Random ids, so that experts are chosen as by a text: equal ids would all choose the same ones."""
+    chance = torch.Generator().manual_seed(count)
+    drawn: list[list[int]] = torch.randint(5, 100_000, (count, input_len), generator=chance).tolist()
+    return drawn
+
+
 def steps(core: EngineCore, num_streams: int, input_len: int, new: int) -> list[tuple[int, float]]:
     """Tokens made and seconds of each step of some requests that start together."""
-    chance = torch.Generator().manual_seed(num_streams)
-    prompts = torch.randint(5, 100_000, (num_streams, input_len), generator=chance).tolist()
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts(num_streams, input_len)):
         core.add(request(str(index), prompt, new))
     found = []
     while core.has_work:
@@ -163,7 +168,7 @@ def stall(core: EngineCore, input_len: int) -> dict[str, float]:
         began = time.perf_counter()
         core.step()
         alone.append(time.perf_counter() - began)
-    core.add(request("prompt", [7] * input_len, 1))
+    core.add(request("prompt", *prompts(1, input_len), 1))
     running = True
     while running:
         began = time.perf_counter()

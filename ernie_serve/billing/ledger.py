@@ -153,14 +153,15 @@ def release(connection: Connection, request_id: str, account_id: str) -> bool:
 
 def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: str, now: int) -> int | None:
     """Change a balance by hand, once for each `ref`; return the new one, or `None` where holds forbid it."""
-    connection.execute(select(account.c.id).where(account.c.id == account_id).with_for_update())
-    if connection.execute(select(ledger.c.id).where(ledger.c.ref == ref)).first() is None:
+    _TAKE.value(connection, {"row_id": account_id})
+    if _BOOKED.value(connection, {"reference": ref}) is None:
         changed = _TOP_UP.changed(connection, {"row_id": account_id, "delta": nano})
         if not changed:
             return None
         row = {"account_id": account_id, "delta_nano": nano, "kind": kind, "ref": ref, "created": now}
         _INSERT_LEDGER.changed(connection, row)
-    return connection.execute(select(account.c.balance_nano).where(account.c.id == account_id)).scalar()
+    balance: int | None = _BALANCE.value(connection, {"row_id": account_id})
+    return balance
 
 
 def booking(connection: Connection, ref: str) -> tuple[str, int, str] | None:
@@ -271,6 +272,9 @@ _CHARGE = Prepared(
         reserved_nano=account.c.reserved_nano - bindparam("held"),
     )
 )
+_TAKE = Prepared(select(account.c.id).where(account.c.id == bindparam("row_id")).with_for_update())
+_BOOKED = Prepared(select(ledger.c.id).where(ledger.c.ref == bindparam("reference")))
+_BALANCE = Prepared(select(account.c.balance_nano).where(account.c.id == bindparam("row_id")))
 _TOP_UP = Prepared(
     update(account)
     .where(account.c.id == bindparam("row_id"), account.c.balance_nano + bindparam("delta") >= account.c.reserved_nano)

@@ -23,6 +23,7 @@ POSTGRES_ROUNDS = 10
 # The child says `ID COST` only when `settle` has returned.
 NURSERY = """
 import asyncio, os, select, signal, sys, time
+import alembic.migration, alembic.operations, alembic.script  # or each child would, when it opens the store
 from ernie_serve.billing.opening import open_meter
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.prices import Prices, Usage

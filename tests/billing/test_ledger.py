@@ -240,8 +240,8 @@ def test_ten_thousand_random_operations_add_up(new_file: Callable[[], str]) -> N
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=54,
-            stateful_step_count=220,
+            max_examples=32,
+            stateful_step_count=440,
             deadline=None,
             derandomize=True,
             database=None,
