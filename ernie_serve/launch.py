@@ -43,10 +43,6 @@ from ernie_serve.text.tokenizer import Tokenizer
 
 BUNDLED = "ernie-tiny"
 
-SWITCH_SECONDS = 0.00005
-"""After so long a thread that waits for the interpreter is let in. The event loop gives it back and takes it again in
-turns far shorter than Python's 5 ms, each of which begins the wait anew: a charge would wait for all chunks of a step."""
-
 _NICE = 5
 """How far this process steps back for an engine on the same cores, all of whose threads wait for the slowest."""
 
@@ -106,7 +102,6 @@ def serve(settings: Settings) -> None:
     """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread: the engine has the other cores
     log_to_stderr(settings.log_level)
-    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 

@@ -130,8 +130,6 @@ async def serve(url: str, notes: Path) -> None:
 def main() -> None:
     import uvloop
 
-    from ernie_serve.launch import SWITCH_SECONDS
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="")
     parser.add_argument("--notes", type=Path, required=True)
@@ -141,8 +139,7 @@ def main() -> None:
         with suppress(EOFError, OSError):  # the server has ended
             run_engine(Connection(given.engine), given.notes)
         return
-    sys.setswitchinterval(SWITCH_SECONDS)  # this and the loop as `launch.py` has them
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as `launch.py` does
         runner.run(serve(given.url, given.notes))
 
 

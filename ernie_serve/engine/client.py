@@ -284,7 +284,7 @@ class ProcessClient:
                 self._loop.call_soon_threadsafe(callback)
 
 
-_TOGETHER = 2
+_TOGETHER = 8
 """So many requests get their outputs in one turn of the event loop."""
 
 _SIGNALS: dict[int, str] = {
