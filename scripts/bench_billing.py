@@ -1,121 +1,156 @@
 """What billing adds to a request over HTTP, beside what the disk itself takes to flush.
 
-Serves a scripted engine, which makes a token a step for everybody, by uvicorn in a process of its own, and asks it from
-here with many streams at once; with billing and without in turns. Nothing of a model is measured.
+Asks two servers of `scripted_server.py` with many streams at once, in turns: one bills, the other does not. Nothing of
+a model is measured. The asking is done with as little computing as can be, since it happens on the same cores and its
+own delays would count as the server's.
 
-    .venv/bin/python scripts/bench_billing.py [--folder FOLDER] [--streams 64] [--requests 512] [--rounds 5]
+    .venv/bin/python scripts/bench_billing.py [--folder FOLDER] [--streams 64] [--requests 510] [--rounds 5]
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import httpx
+import uvloop
+from scripted_server import MARK_BASE
 
-STEP_SECONDS = 0.050
 TOKENS = range(8, 25)
 """Answers have so many tokens in turn, so that of 64 in flight about four end with a step."""
 
 
-async def serve(url: str) -> None:
-    """A server on a free port, which it prints, with a key of a rich account where `url` names a store."""
-    import uvicorn
+@dataclass(slots=True)
+class Times:
+    """When one request was sent, and when its last token's chunk and its end had come; 0.0 where it has no chunks."""
 
-    from ernie_serve.api.app import create_app
-    from ernie_serve.api.services import Services
-    from ernie_serve.billing.free import FreeMeter
-    from ernie_serve.billing.meter import Meter
-    from ernie_serve.billing.office import open_key
-    from ernie_serve.billing.opening import open_meter
-    from ernie_serve.billing.prices import Prices
-    from ernie_serve.launch import BUNDLED
-    from ernie_serve.messages import EngineOutput, EngineRequest, EngineStats
-    from ernie_serve.text.generation import GenerationDefaults
-    from ernie_serve.text.tokenizer import Tokenizer
-
-    class SteppingEngine:
-        """Makes a token every 50 ms for each request, all at the same time, like an engine with its steps."""
-
-        state, progress, failure, info, stats = "ready", (1.0, "ready"), "", None, EngineStats()
-
-        async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
-            loop = asyncio.get_running_loop()
-            for made in range(1, request.sampling.max_tokens + 1):
-                await asyncio.sleep(STEP_SECONDS - loop.time() % STEP_SECONDS)
-                reason: Any = "length" if made == request.sampling.max_tokens else None
-                yield EngineOutput(request_id=request.request_id, token_ids=[5], finish_reason=reason)
-
-        def abort(self, request_id: str) -> None: ...
-
-        async def close(self) -> None: ...
-
-    meter: Meter = FreeMeter()
-    key = "none"
-    if url:
-        meter = await open_meter(url, "bench", Prices())
-        key = (await meter.change(open_key, "bench", now=1, credit_nano=10**15)).key
-    folder = Path(sys.modules["ernie_serve"].__path__[0]) / "bundled" / BUNDLED
-    services = Services(
-        engine=SteppingEngine(),  # type: ignore[arg-type]
-        tokenizer=Tokenizer.from_folder(folder),
-        template=None,
-        defaults=GenerationDefaults(),
-        model_names=("bench",),
-        max_model_len=4096,
-        meter=meter,
-    )
-    quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "timeout_keep_alive": 75}
-    config = uvicorn.Config(create_app(services), port=0, **quiet)
-    server = uvicorn.Server(config)
-    serving = asyncio.ensure_future(server.serve())
-    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    print(server.servers[0].sockets[0].getsockname()[1], key, flush=True)
-    await serving
-    await meter.close()
+    sent: float
+    last_token: float = 0.0
+    end: float = 0.0
 
 
-Times = tuple[float, float, float, float]
+class Asker(asyncio.Protocol):
+    """One connection that asks one thing after the other and notes when the answers come."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._whole_bytes = 0
+        self._times = Times(0.0)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # of uvloop, which does not say what it is
+
+    async def ask(self, request: bytes) -> Times:
+        self._received, self._whole_bytes = b"", 0
+        self._done = asyncio.get_running_loop().create_future()
+        self._times = Times(time.monotonic())
+        self.transport.write(request)
+        await self._done
+        assert self._received.startswith(b"HTTP/1.1 200 "), self._received
+        return self._times
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic()
+        self._received += data
+        if self._whole_bytes == 0:
+            head, end, _ = self._received.partition(b"\r\n\r\n")
+            if not end:
+                return
+            _, length, rest = head.lower().partition(b"content-length:")
+            self._whole_bytes = len(head) + 4 + int(rest.partition(b"\r\n")[0]) if length else -1
+        if self._whole_bytes < 0:
+            if b"[DONE]" not in data and not data.endswith(b"0\r\n\r\n"):
+                self._times.last_token = now
+            ended = self._received.endswith(b"\r\n0\r\n\r\n")
+        else:
+            ended = len(self._received) >= self._whole_bytes
+        if ended:
+            self._times.end = now
+            self._done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._done.done():
+            self._done.set_exception(error or ConnectionError("The server closed the connection."))
 
 
-async def ask(client: httpx.AsyncClient, tokens: int, *, stream: bool) -> Times:
-    """Seconds to the first token, to the last, to the end, and from the engine's last step to the end.
+@dataclass(slots=True)
+class Server:
+    """One of the two, and what was measured of it: by stream or body the milliseconds of each part of a request."""
 
-    The last is what a median tells best: it has neither the answer's length nor the wait for the next step in it.
-    """
-    body = {"model": "bench", "prompt": [7] * 64, "max_tokens": tokens, "stream": stream}
-    began = time.perf_counter()
-    arrivals = []
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        assert response.status_code == 200, await response.aread()
-        async for _ in response.aiter_raw():
-            arrivals.append(time.perf_counter() - began)
-    late = time.monotonic() % STEP_SECONDS  # the engine steps by the same clock
-    return arrivals[0], arrivals[max(0, len(arrivals) - 2)], arrivals[-1], late
+    process: "subprocess.Popen[str]"
+    port: int
+    key: str
+    notes: Path
+    marks: "itertools.count[int]" = field(default_factory=itertools.count)
+    parts: dict[tuple[bool, str], list[float]] = field(default_factory=dict)
+    cpu_ms: list[tuple[float, float]] = field(default_factory=list)
+
+    def request(self, mark: int, tokens: int, *, stream: bool) -> bytes:
+        prompt = [*divmod(mark, MARK_BASE)] + [7] * 62
+        body = json.dumps({"model": "bench", "prompt": prompt, "max_tokens": tokens, "stream": stream})
+        return (
+            f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {self.key}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """What the process and, of that, its main thread, which runs the event loop, have computed."""
+        tick = os.sysconf("SC_CLK_TCK")
+
+        def used(path: str) -> float:
+            fields = Path(path).read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / tick
+
+        process_id = self.process.pid
+        return used(f"/proc/{process_id}/stat"), used(f"/proc/{process_id}/task/{process_id}/stat")
 
 
-async def load(port: int, key: str, streams: int, requests: int, *, stream: bool) -> list[Times]:
-    """The times of so many requests, so many at once."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    headers = {"authorization": f"Bearer {key}"}
-    gate = asyncio.Semaphore(streams)
-    url = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=60) as client:
+async def load(server: Server, streams: int, requests: int, *, stream: bool, keep: bool) -> None:
+    """Ask so many requests, so many at once, and keep what was measured while that many were in flight."""
+    loop = asyncio.get_running_loop()
+    marks = list(itertools.islice(server.marks, requests))
+    asked = iter(enumerate(marks))
+    times: dict[int, Times] = {}
 
-        async def one(index: int) -> Times:
-            async with gate:
-                return await ask(client, TOKENS[index % len(TOKENS)], stream=stream)
+    async def ask_on() -> None:
+        transport, asker = await loop.create_connection(Asker, "127.0.0.1", server.port)
+        for index, mark in asked:
+            request = server.request(mark, TOKENS[index % len(TOKENS)], stream=stream)
+            times[mark] = await asker.ask(request)
+        transport.close()
 
-        return await asyncio.gather(*(one(index) for index in range(requests)))
+    before = server.cpu_seconds()
+    await asyncio.gather(*(ask_on() for _ in range(streams)))
+    after = server.cpu_seconds()
+    if not keep:
+        return
+    used = [(late - early) * 1e3 / requests for early, late in zip(before, after, strict=True)]
+    server.cpu_ms.append((used[0], used[1]))
+    await asyncio.sleep(0.1)  # the engine notes a request after it has told its end
+    for mark in marks[:streams] + marks[-streams:]:  # all at once, and fewer and fewer
+        del times[mark]
+    for line in server.notes.read_text().splitlines():
+        mark, came, stepped = line.split()
+        if (found := times.get(int(mark))) is None:
+            continue
+        before_ms, after_ms = (float(came) - found.sent) * 1e3, (found.end - float(stepped)) * 1e3
+        told = {"before_engine": before_ms, "after_engine": after_ms, "outside_engine": before_ms + after_ms}
+        if stream:
+            told["last_token_after_engine"] = (found.last_token - float(stepped)) * 1e3
+        for part, ms in told.items():
+            server.parts.setdefault((stream, part), []).append(ms)
 
 
 def flush_ms(folder: Path, count: int = 200) -> list[float]:
@@ -130,22 +165,17 @@ def flush_ms(folder: Path, count: int = 200) -> list[float]:
     return times
 
 
-def cpu_seconds(process_id: int) -> tuple[float, float]:
-    """What a process and, of that, its main thread, which runs the event loop, have computed."""
-    tick = os.sysconf("SC_CLK_TCK")
-
-    def used(path: str) -> float:
-        fields = Path(path).read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / tick
-
-    return used(f"/proc/{process_id}/stat"), used(f"/proc/{process_id}/task/{process_id}/stat")
-
-
-def start(url: str) -> tuple["subprocess.Popen[str]", int, str]:
-    process = subprocess.Popen([sys.executable, __file__, "--serve", url], stdout=subprocess.PIPE, text=True)
+def start(url: str, notes: Path) -> Server:
+    script = Path(__file__).parent / "scripted_server.py"
+    command = [sys.executable, script, "--url", url, "--notes", notes]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     port, key = process.stdout.readline().split()
-    return process, int(port), key
+    return Server(process, int(port), key, notes)
+
+
+def beside(without: float, with_: float) -> dict[str, float]:
+    return {"without": round(without, 2), "with": round(with_, 2), "added": round(with_ - without, 2)}
 
 
 def main() -> None:
@@ -153,50 +183,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the store lies; default: a temporary folder")
     parser.add_argument("--database-url", default="", help="another store, such as postgresql://…")
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=512)
+    parser.add_argument("--requests", type=int, default=510)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve is not None:
-        asyncio.run(serve(given.serve))
-        return
+    if given.requests <= 2 * given.streams:
+        parser.error("--requests must be more than twice --streams: the first and the last ones do not count.")
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         url = given.database_url or f"sqlite:///{folder / 'billing.db'}"
-        servers = {"without": start(""), "with": start(url)}
-        times: dict[tuple[str, bool], list[Times]] = {}
-        cpu: dict[str, list[tuple[float, float]]] = {kind: [] for kind in servers}
+        servers = [start("", folder / "without"), start(url, folder / "with")]
         flushes: list[float] = []
         try:
-            for round_ in range(given.rounds + 1):
-                for stream in (True, False):
-                    for kind, (process, port, key) in servers.items():
-                        before = cpu_seconds(process.pid)
-                        measured = asyncio.run(load(port, key, given.streams, given.requests, stream=stream))
-                        if round_:  # the first one warms up
-                            times.setdefault((kind, stream), []).extend(measured)
-                            after = cpu_seconds(process.pid)
-                            cpu[kind].append((after[0] - before[0], after[1] - before[1]))
+            for round_ in range(given.rounds + 1):  # the first one warms up
+                for stream, server in itertools.product((True, False), servers[:: (-1) ** round_]):
+                    measured = load(server, given.streams, given.requests, stream=stream, keep=round_ > 0)
+                    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                        runner.run(measured)
                 flushes += flush_ms(folder)
         finally:
-            for process, *_ in servers.values():
-                process.terminate()
-                process.wait(30)
-    report: dict[str, Any] = {"streams": given.streams, "requests": given.requests * given.rounds}
+            for server in servers:
+                server.process.send_signal(signal.SIGTERM)
+                server.process.wait(30)
+    counted = (given.requests - 2 * given.streams) * given.rounds
+    report: dict[str, Any] = {"streams": given.streams, "requests_counted": counted}
     report["flush_ms_p50"] = round(statistics.median(flushes), 2)
     for index, what in enumerate(("cpu_ms_per_request", "of_that_event_loop")):
-        ms = {kind: statistics.fmean(each[index] for each in cpu[kind]) * 1e3 / given.requests for kind in servers}
-        report[what] = {kind: round(value, 2) for kind, value in ms.items()}
-        report[what]["added"] = round(ms["with"] - ms["without"], 2)
-    for stream, parts in (
-        (True, {"first": 0, "last_token": 1, "end": 2, "after_step": 3}),
-        (False, {"end": 2, "after_step": 3}),
-    ):
-        for what, index in parts.items():
-            p50 = {kind: statistics.median(each[index] for each in times[kind, stream]) * 1e3 for kind in servers}
-            name = f"{'stream' if stream else 'body'}_{what}_ms_p50"
-            report[name] = {kind: round(value, 2) for kind, value in p50.items()}
-            report[name]["added"] = round(p50["with"] - p50["without"], 2)
+        report[what] = beside(*(statistics.fmean(each[index] for each in server.cpu_ms) for server in servers))
+    for stream, part in servers[0].parts:
+        medians = [statistics.median(server.parts[stream, part]) for server in servers]
+        report[f"{'stream' if stream else 'body'}_{part}_ms_p50"] = beside(*medians)
     print(json.dumps(report, indent=1))
 
 

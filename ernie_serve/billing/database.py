@@ -10,6 +10,7 @@ and `NORMAL` for the others, PostgreSQL's `synchronous_commit` is on or off.
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,9 @@ class Database:
             raise SettingsError(f"`{without_password(url)}` is no database URL. {_EXAMPLES}") from None
         self.embedded = self._url.get_backend_name() == "sqlite"
         self._levels = ("FULL", "NORMAL") if synchronous else ("OFF", "OFF")
+        self._level = ""
+        self._kept: Connection | None = None
+        self._alone = threading.Lock()
         self._lock: int | None = None
         if self.embedded:
             self._open_sqlite()
@@ -44,7 +48,7 @@ class Database:
         else:
             raise SettingsError(f"`{without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
         try:
-            with self.writer.begin() as connection:
+            with self.transaction(durable=True, lane="") as connection:
                 migrate(connection)
         except (DBAPIError, sqlite3.Error) as error:
             self.close()
@@ -70,15 +74,37 @@ class Database:
     @contextmanager
     def transaction(self, *, durable: bool, lane: str) -> Iterator[Connection]:
         """One transaction, durable or quick. In PostgreSQL it takes the account `lane` before anything else."""
-        with self.writer.connect() as connection:
-            if self.embedded:
-                raw: Any = connection.connection.driver_connection
-                raw.execute(f"PRAGMA synchronous={self._levels[0] if durable else self._levels[1]}")
-            with connection.begin():
-                if not self.embedded and (lane or not durable):
-                    statement = (_TAKE if durable else _TAKE_QUICKLY) if lane else _QUICKLY
-                    connection.execute(statement, {"id": lane} if lane else {})
+        if self.embedded:
+            with self._alone, self._embedded_transaction(self._levels[0] if durable else self._levels[1]) as connection:
                 yield connection
+            return
+        with self.writer.begin() as connection:
+            if lane or not durable:
+                statement = (_TAKE if durable else _TAKE_QUICKLY) if lane else _QUICKLY
+                connection.execute(statement, {"id": lane} if lane else {})
+            yield connection
+
+    @contextmanager
+    def _embedded_transaction(self, level: str) -> Iterator[Connection]:
+        """One transaction on the connection that is kept for them, begun and ended by the driver itself.
+
+        SQLAlchemy's own begin, commit and return to the pool take longer than most of what is done in between.
+        """
+        if self._kept is None:
+            self._kept = self.writer.connect()
+        connection = self._kept
+        raw: Any = connection.connection.driver_connection
+        if level != self._level:
+            raw.execute(f"PRAGMA synchronous={level}")
+            self._level = level
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            raw.execute("COMMIT")
+        finally:
+            raw.rollback()  # nothing, once committed
+            if connection.in_transaction():
+                connection.rollback()
 
     def hold_alone(self) -> None:
         """Say that this process serves from this SQLite file. Raises `StartupError` where another one does."""
@@ -94,6 +120,8 @@ class Database:
 
     def close(self) -> None:
         """Let go of every connection."""
+        if self._kept is not None:
+            self._kept.close()
         self.writer.dispose()
         self.reader.dispose()
         if self._lock is not None:
@@ -119,9 +147,9 @@ class Database:
         self.reader = create_engine(
             url, connect_args=arguments, poolclass=QueuePool, pool_size=_READERS, hide_parameters=True
         )
-        for engine, begin in ((self.writer, "BEGIN IMMEDIATE"), (self.reader, "BEGIN")):
+        for engine in (self.writer, self.reader):
             event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", lambda connection, begin=begin: connection.exec_driver_sql(begin))
+        event.listen(self.reader, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
 
     def _open_postgresql(self) -> None:
         options = f"-c statement_timeout={STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=30s"

@@ -6,11 +6,10 @@ finish and are charged when it is back. Knows no SQL and no HTTP.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -106,7 +105,11 @@ class PaidMeter:
             order = reservation.order
             used = usage.prompt_tokens + usage.completion_tokens
             self._limiter.end(reservation.caller, order.prompt_tokens + order.want_tokens - used)
-            reservation.charge = asyncio.create_task(self._settle(bill, claimed=order.idempotency_key is not None))
+            claimed = order.idempotency_key is not None
+            do = partial(_settle_once, bill=bill, claimed=claimed, now=self._clock.seconds())
+            # Handed in here and not in the task, which would begin a turn of the event loop later.
+            writing = self._store.written(do, lane=bill.caller.account_id)
+            reservation.charge = asyncio.create_task(self._charged(bill, do, writing))
             self._tasks.add(reservation.charge)
             reservation.charge.add_done_callback(self._tasks.discard)
         return await asyncio.shield(reservation.charge)
@@ -161,11 +164,12 @@ class PaidMeter:
             least_tokens=order.least_tokens,
         )
         do = partial(_reserve_once, order=order, ask=ask, now=now)
-        future = self._store.submit(do, lane=caller.account_id, durable=False)
         try:
-            held = await asyncio.shield(asyncio.wrap_future(future))
+            held = await self._store.write(do, lane=caller.account_id, durable=False)
         except asyncio.CancelledError:
-            future.add_done_callback(partial(self._undo, order.request_id, caller.account_id))
+            with suppress(StoreUnavailable):  # what was handed in before is done before
+                undo = partial(_undo, order.request_id, caller.account_id)
+                self._store.submit(undo, lane=caller.account_id, durable=False)
             raise
         except StoreUnavailable:
             self.counters.store_failures += 1
@@ -178,11 +182,6 @@ class PaidMeter:
             self.counters.refused_payment += 1
             raise _too_poor(order, held, ask)
         return held.tokens
-
-    def _undo(self, request_id: str, account_id: str, _done: "Future[Any]") -> None:
-        """The caller left while its money was being held. Runs in a writer's thread, or where the store is closing."""
-        with suppress(StoreUnavailable):
-            self._store.submit(partial(_undo, request_id, account_id), lane=account_id, durable=False)
 
     async def _extend(self, reservation: Reservation, tokens: int) -> int:
         """Hold more for a running request; one lease on trust where the store is away."""
@@ -202,10 +201,11 @@ class PaidMeter:
             self.counters.unsecured_leases += 1
             return tokens
 
-    async def _settle(self, bill: ledger.Bill, *, claimed: bool) -> Charge:
-        do = partial(_settle_once, bill=bill, claimed=claimed, now=self._clock.seconds())
+    async def _charged(
+        self, bill: ledger.Bill, do: Callable[[Connection], ledger.Settled], writing: "asyncio.Future[ledger.Settled]"
+    ) -> Charge:
         try:
-            settled = await self._store.write(do, lane=bill.caller.account_id)
+            settled = await writing
         except StoreUnavailable:
             self.counters.store_failures += 1
             told = f"{bill}, {format_usd(bill.cost_nano)} USD"

@@ -14,6 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -59,7 +61,17 @@ class Store:
 
         Cancelling the caller does not cancel the work.
         """
-        return await asyncio.shield(asyncio.wrap_future(self.submit(do, lane=lane, durable=durable)))
+        return await self.written(do, lane=lane, durable=durable)
+
+    def written(self, do: Callable[[Connection], T], *, lane: str = "", durable: bool = True) -> "asyncio.Future[T]":
+        """Like `write`, for callers in an event loop who do not wait at once; the work is handed in already."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        try:
+            self._take(_Work(do, durable, result, loop), lane)
+        except StoreUnavailable as error:
+            result.set_exception(error)
+        return result
 
     async def read(self, do: Callable[[Connection], T]) -> T:
         """Run `do` on a reader's connection, beside the writers."""
@@ -67,16 +79,10 @@ class Store:
 
     def submit(self, do: Callable[[Connection], T], *, lane: str = "", durable: bool = True) -> "Future[T]":
         """Like `write`, for callers without an event loop."""
-        work = _Work(do, durable)
-        lane = "" if self.embedded else lane
-        with self._change:
-            if self._closed:
-                raise StoreUnavailable("The billing store is closed: the server is shutting down.")
-            self._waiting.setdefault(lane, []).append(work)
-            if lane not in self._busy and lane not in self._ready:
-                self._ready.append(lane)
-                self._change.notify()
-        return work.result
+        result: Future[T] = Future()
+        result.set_running_or_notify_cancel()
+        self._take(_Work(do, durable, result), lane)
+        return result
 
     def close(self) -> None:
         """Finish what was handed in, then let go of the database."""
@@ -87,6 +93,16 @@ class Store:
             writer.join()
         self._readers.shutdown()
         self._database.close()
+
+    def _take(self, work: "_Work", lane: str) -> None:
+        lane = "" if self.embedded else lane
+        with self._change:
+            if self._closed:
+                raise StoreUnavailable("The billing store is closed: the server is shutting down.")
+            self._waiting.setdefault(lane, []).append(work)
+            if lane not in self._busy and lane not in self._ready:
+                self._ready.append(lane)
+                self._change.notify()
 
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
@@ -125,24 +141,46 @@ class Store:
                 for work in works:
                     self._run(lane, [work])
                 return
-            for work in works:
-                work.result.set_exception(_unavailable(error) if is_away(error) else error)
+            _tell([(work, None, _unavailable(error)) for work in works])
             return
         self.num_commits += 1
-        for work, answer in zip(works, answers, strict=True):
-            work.result.set_result(answer)
+        _tell([(work, answer, None) for work, answer in zip(works, answers, strict=True)])
 
 
+@dataclass(frozen=True, slots=True)
 class _Work:
-    """Something to do in a transaction, and where its answer goes."""
+    """Something to do in a transaction, and where its answer goes: a future of `loop`, or one of any thread."""
 
-    __slots__ = ("do", "durable", "result")
+    do: Callable[[Connection], Any]
+    durable: bool
+    result: "Future[Any] | asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop | None = None
 
-    def __init__(self, do: Callable[[Connection], Any], durable: bool) -> None:
-        self.do = do
-        self.durable = durable
-        self.result: Future[Any] = Future()
-        self.result.set_running_or_notify_cancel()
+
+_Outcome = tuple[_Work, Any, Exception | None]
+
+
+def _tell(outcomes: list[_Outcome]) -> None:
+    """Give what a group became to those who wait; an event loop is woken once for all of them."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        if (loop := outcome[0].loop) is None:
+            _give([outcome])
+        else:
+            loops.setdefault(loop, []).append(outcome)
+    for loop, theirs in loops.items():
+        with suppress(RuntimeError):  # a closed loop has nobody who waits
+            loop.call_soon_threadsafe(_give, theirs)
+
+
+def _give(outcomes: list[_Outcome]) -> None:
+    for work, answer, error in outcomes:
+        if work.result.cancelled():
+            continue  # whoever waited has left
+        if error is None:
+            work.result.set_result(answer)
+        else:
+            work.result.set_exception(error)
 
 
 def is_away(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Knows messages and one pipe. Knows nothing about tensors, text or HTTP, nor how 
 import asyncio
 import signal
 import subprocess
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -105,6 +106,7 @@ class ProcessClient:
         self._stats = EngineStats()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[str, OutputQueue] = {}  # of unfinished requests; only the loop touches it
+        self._undelivered: deque[EngineOutput] = deque()  # so is this
         self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._reader = Thread(target=self._read, name="engine-reader", daemon=True)
         self._writer = Thread(target=self._write, name="engine-writer", daemon=True)
@@ -220,7 +222,23 @@ class ProcessClient:
                 self._note_end(message)
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
-        for output in outputs:
+        """Hand a step out: first what ends, then the rest, a few in each turn of the loop.
+
+        All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
+        request still needs, such as its charge, would wait for the tokens of all others.
+        """
+        self._hand_out(len(self._undelivered))  # of the step before, so that no output overtakes another
+        self._undelivered.extend(sorted(outputs, key=lambda output: output.finish_reason is None))
+        self._deliver_on()
+
+    def _deliver_on(self) -> None:
+        self._hand_out(min(_TOGETHER, len(self._undelivered)))
+        if self._undelivered:
+            asyncio.get_running_loop().call_soon(self._deliver_on)
+
+    def _hand_out(self, count: int) -> None:
+        for _ in range(count):
+            output = self._undelivered.popleft()
             queue = self._queues.get(output.request_id)
             if queue is None:
                 continue  # aborted while the step ran
@@ -246,6 +264,7 @@ class ProcessClient:
         return f"The engine process ended with exit code {code}."
 
     def _fail_requests(self) -> None:
+        self._hand_out(len(self._undelivered))
         for queue in self._queues.values():
             queue.fail(self._unavailable())
         self._queues.clear()
@@ -264,6 +283,9 @@ class ProcessClient:
             with suppress(RuntimeError):  # a closed loop has no readers
                 self._loop.call_soon_threadsafe(callback)
 
+
+_TOGETHER = 8
+"""So many requests get their outputs in one turn of the event loop."""
 
 _SIGNALS: dict[int, str] = {
     signal.SIGKILL: " The system does that when memory runs out: try --quantization int4, or a lower "

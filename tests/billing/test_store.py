@@ -119,7 +119,7 @@ def unwritable(meter: PaidMeter, url: str, how: str) -> Iterator[None]:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     elif url.startswith("sqlite"):
-        with meter._store._database.writer.connect() as connection:
+        with meter._store._database.transaction(durable=False, lane="") as connection:
             raw: Any = connection.connection.driver_connection
         raw.execute("PRAGMA query_only=1")
         yield

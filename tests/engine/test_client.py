@@ -116,6 +116,36 @@ def test_each_request_gets_its_own_outputs():
     asyncio.run(scenario())
 
 
+def test_what_ends_is_told_before_what_goes_on_and_no_step_overtakes_another():
+    async def scenario():
+        async with PlayedEngine() as engine:
+            await engine.ready()
+            told: list[tuple[str, list[int]]] = []
+
+            async def follow(name: str) -> None:
+                async for each in engine.client.generate(make_request(name, [1])):
+                    told.append((name, each.token_ids))
+
+            names = [f"r{index}" for index in range(20)]
+            readers = [asyncio.ensure_future(follow(name)) for name in names]
+            for _ in names:
+                await engine.hear()
+            first = [output(name, 0) for name in names[:-1]] + [output("r19", 0, finish_reason="length")]
+            engine.say(stepped(*first))
+            await readers[-1]
+            await until(lambda: len(told) == 20)
+            assert told[0] == ("r19", [0])
+            engine.say(
+                *[stepped(*[output(name, n) for name in names[:-1]]) for n in range(1, 50)],
+                stepped(*[output(name, finish_reason="length") for name in names[:-1]]),
+            )
+            await asyncio.gather(*readers)
+            for name in names[:-1]:
+                assert [token for each, tokens in told if each == name for token in tokens] == list(range(50))
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_reader_gets_many_steps_at_once_and_holds_up_nobody():
     async def scenario():
         async with PlayedEngine() as engine:
