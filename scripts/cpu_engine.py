@@ -161,7 +161,7 @@ def share_outside(core: EngineCore) -> float:
 
 
 def stall(core: EngineCore, input_len: int) -> dict[str, float]:
-    """One stream decodes and a prompt arrives: seconds of its usual step, and of the longest while the prompt runs."""
+    """One stream decodes and a prompt arrives: seconds of its step alone, and of the usual and longest beside that."""
     core.add(request("stream", [5] * 16, CONTEXT - input_len - 64))
     alone, beside = [], []
     for _ in range(12):
@@ -175,7 +175,12 @@ def stall(core: EngineCore, input_len: int) -> dict[str, float]:
         running = not any(output.request_id == "prompt" and output.finish_reason for output in core.step())
         beside.append(time.perf_counter() - began)
     core.abort("stream")
-    return {"alone_s": statistics.median(alone[2:]), "longest_s": max(beside), "steps": len(beside)}
+    return {
+        "alone_s": statistics.median(alone[2:]),
+        "usual_s": statistics.median(beside),
+        "longest_s": max(beside),
+        "steps": len(beside),
+    }
 
 
 def main() -> None:
