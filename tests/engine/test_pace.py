@@ -33,6 +33,37 @@ def test_streams_that_fill_a_step_by_themselves_leave_prompts_as_much_time_again
     assert settled(Pace(0.5), alone=0.8) == 40
 
 
+def test_streams_that_came_since_are_not_mistaken_for_slow_prompts():
+    """Where prompts come without a pause no step shows what the streams take, and pieces must not dwindle."""
+    pace = Pace(0.5)
+    pace.took(1, 0, ALONE)
+    for num_streams in [1] * 10 + list(range(2, 31)):
+        count = pace.prompt_tokens(num_streams)
+        pace.took(num_streams, count, ALONE + EACH * (num_streams - 1 + count))
+    assert pace.prompt_tokens(1) == 20
+    assert pace.prompt_tokens(11) == 15  # these take 0.3 s, and prompts as much again
+    assert pace.prompt_tokens(21) == 25  # and these 0.5, so a step may take a second
+
+
+def test_streams_that_were_never_alone_take_what_tokens_take():
+    pace = Pace(0.5)
+    for num_streams in [1] * 10 + [10] * 10:
+        count = pace.prompt_tokens(num_streams)
+        pace.took(num_streams, count, EACH * (num_streams + count))
+    assert pace.prompt_tokens(10) == 15
+    assert pace.prompt_tokens(20) == 20
+
+
+def test_fewer_streams_leave_more_time():
+    pace = Pace(0.5)
+    pace.took(11, 0, 0.3)
+    for _ in range(10):
+        count = pace.prompt_tokens(11)
+        pace.took(11, count, 0.3 + EACH * count)
+    assert pace.prompt_tokens(11) == 15
+    assert pace.prompt_tokens(1) == 20
+
+
 def test_a_machine_that_becomes_slower_gets_smaller_pieces():
     pace = Pace(0.5)
     assert settled(pace) == 20
