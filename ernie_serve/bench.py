@@ -295,5 +295,5 @@ def table(results: Sequence[Result], emit: Callable[[Any], None]) -> None:
         shown.add_column(heading, justify="left" if heading == "target" else "right")
     for result in results:
         values = asdict(result)
-        shown.add_row(*("-" if values[key] is None else str(values[key]) for key in columns.values()))
+        shown.add_row(*(str(values[key] or "-") for key in columns.values()))
     emit(shown)
