@@ -1,4 +1,4 @@
-"""The whole engine, from a checkpoint folder to tokens, against transformers' `generate`.
+"""The whole engine, from a checkpoint folder to tokens, against what transformers finds likeliest.
 
 However the scheduler cuts, mixes, preempts or reuses work, the tokens are those of the reference.
 """
