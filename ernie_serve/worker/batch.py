@@ -106,7 +106,7 @@ class BatchBuilder:
         return tables
 
     def _upload(self, values: _Numbers, dtype: torch.dtype) -> Tensor:
-        made = torch.tensor(values, dtype=dtype) if isinstance(values, list) else torch.from_numpy(values)
+        made = torch.as_tensor(values, dtype=dtype)
         return made if self._is_cpu else made.to(self.device, non_blocking=True)
 
 
