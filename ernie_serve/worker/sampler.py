@@ -125,9 +125,8 @@ def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[
     """A token id for every row of `scores` [R, V], greedily or by chance."""
     params = [row.sampling for row in rows]
     greedy = [i for i, p in enumerate(params) if p.temperature == 0]
-    ids = _likeliest(scores, greedy, bounds) if greedy else [0] * len(rows)
     if len(greedy) == len(rows):
-        return ids
+        return _likeliest(scores, greedy, bounds)
     uniforms = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
     picked = []
     for part in _parts(params, scores, bounds):
@@ -135,7 +134,9 @@ def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[
         if bounds and part[0] in bounds:
             some = bounds.applied(some, part)
         picked.append((part, _pick(some, [params[i] for i in part], [uniforms[i] for i in part])))
-    for part, found in picked:  # only now, so that a GPU has all of its work before it is waited for
+    # Only now, so that a GPU has all other work before it is waited for.
+    ids = _likeliest(scores, greedy, bounds) if greedy else [0] * len(rows)
+    for part, found in picked:
         for i, token_id in zip(part, found.tolist(), strict=True):
             ids[i] = token_id
     return ids
