@@ -84,12 +84,16 @@ class DecodeGraphs:
         self._width = -(-max_model_len // block_size)
         self._buckets = [*(b for b in BUCKETS if b < max_num_seqs), max_num_seqs]
         where = model.norm.weight.device
-        self._tokens = torch.zeros(self._buckets[-1], dtype=torch.int64, device=where)  # of the last step
+        most = self._buckets[-1]
+        self._tokens = torch.zeros(most, dtype=torch.int64, device=where)  # of the last step
+        # a graph knows what it reads by its address: all of that lives as long as this object
+        self._starts = torch.arange(most + 1, dtype=torch.int32, device=where)
+        self._rows = torch.arange(most, device=where)
         self._inputs = {
             b: _Inputs(torch.zeros(_size(b, self._width), dtype=torch.uint8, device=where), b, self._width)
             for b in self._buckets
         }
-        self._hosts = [device.buffer(_size(self._buckets[-1], self._width)) for _ in range(2)]
+        self._hosts = [device.buffer(_size(most, self._width)) for _ in range(2)]
         self._turn = 0
         self._replays: dict[tuple[int, int], Callable[[], object]] = {}
         self._last_rows: dict[str, int] = {}
@@ -132,11 +136,8 @@ class DecodeGraphs:
         self._fill(host, [])
         inputs.flat.copy_(host.flat)
         under_way = self._tokens.clone()  # recording runs the step, and the next one may still need these
-        where = inputs.flat.device
         longest = min(length, self._width * self.block_size)
         spans = tuple(Span(row, 1, longest) for row in range(bucket))  # for choosing a kernel, not for reading
-        starts = torch.arange(bucket + 1, dtype=torch.int32, device=where)
-        last = torch.arange(bucket, device=where)
 
         def run() -> None:
             ids = torch.where(inputs.feeds >= 0, self._tokens[inputs.feeds.clamp(min=0)], inputs.ids)
@@ -144,13 +145,13 @@ class DecodeGraphs:
                 positions=inputs.positions,
                 slots=inputs.slots,
                 block_tables=inputs.tables,
-                query_starts=starts,
+                query_starts=self._starts[: bucket + 1],
                 context_lens=inputs.lens,
                 spans=spans,
                 block_size=self.block_size,
             )
             with self._kernels.padded(inputs.num_live):
-                logits = self.model(ids, layout, self.cache, last)
+                logits = self.model(ids, layout, self.cache, self._rows[:bucket])
                 tokens = self._kernels.sample(logits, inputs.settings, inputs.top_ks, self._num_valid_ids)
             self._tokens[:bucket] = tokens
 

@@ -1,9 +1,13 @@
 """Recorded decode steps with a device that only remembers what to run: on a GPU nothing but CUDA is added."""
 
+import gc
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
@@ -38,6 +42,32 @@ class FakeDevice:
     def read(self, tensor):
         copy = tensor.clone()
         return copy.tolist
+
+
+class ForgetfulDevice(FakeDevice):
+    """Keeps of a recording what a graph keeps: the addresses of what it reads, and not the tensors."""
+
+    def record(self, run):
+        self.read_by_address = seen = Seen()
+        with seen:
+            run()
+        return lambda: None
+
+
+class Seen(TorchDispatchMode):
+    """Memory that operations are given and that none of them has made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.given = set(), {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self.made:
+                self.given.setdefault(each.untyped_storage()._cdata, StorageWeakRef(each.untyped_storage()))
+        out = operation(*args, **(kwargs or {}))
+        self.made |= {each.untyped_storage()._cdata for each in tree_leaves(out) if isinstance(each, torch.Tensor)}
+        return out
 
 
 class PaddedKernels(ReferenceKernels):
@@ -188,6 +218,16 @@ def test_padded_rows_write_nothing_and_route_nowhere(model):
     model.kernels.routed.clear()
     runner.launch(StepPlan(1, [row(n, TEXTS[n], len(TEXTS[n]), BLOCKS[n]) for n in TEXTS]))
     assert all((ids >= 0).all(-1).tolist() == [True, True, True, False] for ids in model.kernels.routed)
+
+
+def test_all_that_a_graph_reads_lives_as_long_as_it(model):
+    device = ForgetfulDevice()
+    runner = Runner(model, 9, 4, max_num_seqs=4, device=device, max_model_len=12)
+    runner.graphs.record_all(12)
+    gc.collect()
+    given = device.read_by_address.given
+    assert len(given) > 20, "weights, the cache and the inputs at least"
+    assert not [memory for memory in given.values() if memory.expired()]
 
 
 def test_all_sizes_are_recorded_once_the_largest_first(model):
