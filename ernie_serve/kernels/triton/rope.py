@@ -1,11 +1,13 @@
 """Interleaved rotary of queries and keys, and keys and values to their slots in the cache.
 
-One program a token and head. A slot below 0 is a padded row: its query is turned, nothing is written.
+One program a token and up to four heads. A slot below 0 is a padded row: its query is turned, nothing is written.
 The cache is as `kv_format` says: 16 or 32 bit, fp8 (e4m3, no scale), or int8 with a float32 scale behind each row.
 
 Bytes moved, 16 bit: T (H + 2K) D read and written. At H = 20, K = 4, D = 128: 14 KB a token.
 Source: own.
 """
+
+import math
 
 import torch
 import triton
@@ -18,55 +20,44 @@ from ernie_serve.kernels import kv_format
 
 
 @triton.jit
-def _rope_and_write(
-    qkv,
-    rotary,
-    k_cache,
-    v_cache,
-    slots,
-    q_out,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    D: tl.constexpr,
-    HALF: tl.constexpr,
-    WIDTH: tl.constexpr,
-    FORMAT: tl.constexpr,
-):
+def _rope_and_write(qkv, rotary, k_cache, v_cache, slots, q_out, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+                    HALF: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, FORMAT: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    first = tl.program_id(1) * HEADS  # all of a program's heads are of one kind
+    heads = first + tl.arange(0, HEADS)
     pair = tl.arange(0, HALF)
-    real = pair < D // 2
-    row = qkv + (token * (H + 2 * K) + head) * D
-    even = tl.load(row + 2 * pair, mask=real, other=0.0).to(tl.float32)
-    odd = tl.load(row + 2 * pair + 1, mask=real, other=0.0).to(tl.float32)
-    if head < H + K:
-        cos = tl.load(rotary + token * D + 2 * pair, mask=real, other=1.0)
-        sin = tl.load(rotary + token * D + 2 * pair + 1, mask=real, other=0.0)
+    real = (pair < D // 2)[None, :]
+    at = ((token * (H + 2 * K) + heads) * D)[:, None] + 2 * pair[None, :]
+    even = tl.load(qkv + at, mask=real, other=0.0).to(tl.float32)
+    odd = tl.load(qkv + at + 1, mask=real, other=0.0).to(tl.float32)
+    if first < H + K:
+        cos = tl.load(rotary + token * D + 2 * pair, mask=pair < D // 2, other=1.0)[None, :]
+        sin = tl.load(rotary + token * D + 2 * pair + 1, mask=pair < D // 2, other=0.0)[None, :]
         turned = even * cos - odd * sin
         odd = odd * cos + even * sin
         even = turned
-    if head < H:
-        out = q_out + (token * H + head) * D
-        tl.store(out + 2 * pair, even.to(q_out.dtype.element_ty), mask=real)
-        tl.store(out + 2 * pair + 1, odd.to(q_out.dtype.element_ty), mask=real)
+    if first < H:
+        out = q_out + ((token * H + heads) * D)[:, None] + 2 * pair[None, :]
+        tl.store(out, even.to(q_out.dtype.element_ty), mask=real)
+        tl.store(out + 1, odd.to(q_out.dtype.element_ty), mask=real)
     else:
         slot = tl.load(slots + token)
-        kv_head = (head - H) % K
-        keeps = pair < tl.where(slot >= 0, D // 2, 0)
+        keeps = (pair < tl.where(slot >= 0, D // 2, 0))[None, :]
         # what the cache holds has been rounded to the network's dtype first, as a wider cache would hold it
         even = even.to(qkv.dtype.element_ty).to(tl.float32)
         odd = odd.to(qkv.dtype.element_ty).to(tl.float32)
-        at = (slot * K + kv_head) * WIDTH
-        if head < H + K:
-            _write(k_cache + at, even, odd, pair, keeps, D, FORMAT)
+        row = ((slot * K + (heads - H) % K) * WIDTH)[:, None]
+        if first < H + K:
+            _write(k_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
         else:
-            _write(v_cache + at, even, odd, pair, keeps, D, FORMAT)
+            _write(v_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
 
 
 @triton.jit
 def _write(out, even, odd, pair, keeps, D: tl.constexpr, FORMAT: tl.constexpr):
+    """Rows of heads [HEADS, D / 2] to where `out` [HEADS, 1] says."""
     if FORMAT == "int8":
-        largest = tl.maximum(tl.max(tl.abs(even)), tl.max(tl.abs(odd)))
+        largest = tl.maximum(tl.max(tl.abs(even), axis=1), tl.max(tl.abs(odd), axis=1))[:, None]
         scale = tl.div_rn(largest, 127.0)
         inside = tl.where(scale > 0, scale, 1.0)
         tl.store(out + 2 * pair, _rounded(tl.div_rn(even, inside)).to(tl.uint8, bitcast=True), mask=keeps)
@@ -107,7 +98,8 @@ def rope_and_write(
     T = qkv.shape[0]
     K, D = k_cache.shape[2], kv_format.head_dim(k_cache)
     q = torch.empty((T, num_heads, D), dtype=qkv.dtype, device=qkv.device)
-    _rope_and_write[(T, num_heads + 2 * K)](
+    heads = math.gcd(num_heads, K, 4)
+    _rope_and_write[(T, (num_heads + 2 * K) // heads)](
         qkv,
         rotary,
         k_cache,
@@ -118,6 +110,7 @@ def rope_and_write(
         K=K,
         D=D,
         HALF=triton.next_power_of_2(D // 2),
+        HEADS=heads,
         WIDTH=k_cache.shape[3],
         FORMAT=cache_format(k_cache),
         num_warps=1,
