@@ -19,7 +19,7 @@ from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
-from ernie_serve.kernels.triton import attention, experts, norm, rope, router, sampling
+from ernie_serve.kernels.triton import attention, experts, linear, norm, prompt, rope, router, sampling
 
 
 class CudaKernels(ReferenceKernels):
@@ -36,6 +36,16 @@ class CudaKernels(ReferenceKernels):
             yield
         finally:
             self._num_live = None
+
+    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
+        """Few rows by Triton, more by torch."""
+        if isinstance(weight, Tensor) and linear.suits(x, weight):
+            return linear.linear(x, weight)
+        return super().linear(x, weight)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of rows [T, 2 W], in one pass."""
+        return prompt.swiglu(gate_up) if len(gate_up) else super().swiglu(gate_up)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`x` [T, N] over its root mean square, times `weight` [N]."""
@@ -85,11 +95,26 @@ class CudaKernels(ReferenceKernels):
     def route(
         self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float
     ) -> tuple[Tensor, Tensor]:
-        """Weights and int32 ids of each token's experts; a prompt takes the reference's way, which asks no host."""
-        if len(x) > _MOST_ROUTED_AT_ONCE:
-            weights, ids = super().route(x, weight, correction_bias, top_k, norm_min)
-            return weights, ids.int()
+        """Weights and int32 ids of each token's experts."""
         return router.route(x, weight, correction_bias, top_k, norm_min, self._num_live)
+
+    def moe(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        correction_bias: Tensor,
+        top_k: int,
+        norm_min: float,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
+        """`route` and `experts`; what quantized experts read is put into half precision by the router on its way."""
+        if not isinstance(gate_up, Quantized) or x.dtype != torch.bfloat16:
+            return super().moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
+        half = torch.empty_like(x, dtype=torch.float16)
+        weights, ids = router.route(x, weight, correction_bias, top_k, norm_min, self._num_live, half)
+        return self._experts(x, half, weights, ids, gate_up, down, shared)
 
     def experts(
         self,
@@ -105,6 +130,18 @@ class CudaKernels(ReferenceKernels):
         Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs.
         A shared MLP in another format than the experts is computed by itself.
         """
+        return self._experts(x, x, weights, ids, gate_up, down, shared)
+
+    def _experts(
+        self,
+        x: Tensor,
+        half: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> Tensor:
         if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
             return super().experts(x, weights, ids, gate_up, down, shared)
         inside = None
@@ -113,35 +150,34 @@ class CudaKernels(ReferenceKernels):
             if isinstance(first, Tensor | Quantized) and isinstance(second, Tensor | Quantized):
                 inside = (first, second)
         if len(x) > _MOST_BY_TRITON and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-            y = self._grouped(x, weights, ids, gate_up, down)
-            return y if shared is None else y + self._mlp(x, *shared)
-        slots = experts.experts(x, weights, ids, gate_up, down, inside)
+            return self._grouped(x, weights, ids, gate_up, down, None if shared is None else self._mlp(x, *shared))
+        slots = experts.experts(half, weights, ids, gate_up, down, inside)
         if shared is not None and inside is None:
             slots = torch.cat((slots, self._mlp(x, *shared)[:, None]), dim=1)
         return slots if len(x) <= _MOST_BY_TRITON else slots.float().sum(1).to(x.dtype)
 
-    def _grouped(self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """Rows sorted by expert, two grouped GEMMs, and back. Rows that route nowhere lie behind the last group."""
+    def _grouped(
+        self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, base: Tensor | None
+    ) -> Tensor:
+        """Rows sorted by expert, two grouped GEMMs, and back, added to `base`. Rows that route nowhere come last."""
         T, A = ids.shape
         E = gate_up.shape[0]
         flat = torch.where(ids < 0, E, ids.long()).flatten()
         order = flat.argsort(stable=True)
         counts = torch.zeros(E + 1, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
         ends = counts[:E].cumsum(0).int()
-        hidden = self.swiglu(F.grouped_mm(x[order // A], gate_up.transpose(1, 2), offs=ends))
+        hidden = prompt.swiglu(F.grouped_mm(x[order // A], gate_up.transpose(1, 2), offs=ends), ends[-1:])
         rows = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(T * A, device=x.device)
-        slots = rows[back].view(T, A, -1).masked_fill((ids < 0)[..., None], 0)
-        return (slots * weights[..., None]).sum(1)
+        places = torch.empty_like(order)
+        places[order] = torch.arange(T * A, device=x.device)
+        return prompt.combine(rows, places.masked_fill(flat == E, -1).view(T, A), weights, base)
 
     def sample(self, logits: Tensor, settings: Tensor, top_ks: Tensor, num_valid_ids: int) -> Tensor:
         """A token for each row of `logits` [R, V]; `sampling.sample` says what the others are."""
         return sampling.sample(logits, settings, top_ks, num_valid_ids)
 
 
-_MOST_ROUTED_AT_ONCE = 512
-_MOST_BY_TRITON = 512  # tokens; above, an expert has so many rows that arithmetic decides
+_MOST_BY_TRITON = 1024  # tokens; above, an expert has so many rows that arithmetic decides
 
 
 def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:

@@ -23,11 +23,15 @@ from ernie_serve.kernels.quantized import GROUP, Quantized
 from ernie_serve.kernels.triton import align
 from ernie_serve.kernels.triton.launching import UPCAST, dot
 from ernie_serve.kernels.triton.tiles import Tile, tile_for
+from ernie_serve.kernels.triton.widening import bytes_as_half, nibbles_as_half
 
 # T tokens, N hidden size, E experts of width I, A active experts, S parts of the shared MLP,
 # BM rows, BN columns and BK depth of a tile
 
 MOST_DIRECT = 16
+HIDDEN_SCALE = tl.constexpr(2.0**-6)
+"""With quantized weights the arithmetic is in half precision, which ends at 65,504: what lies between the two matrices
+is kept that much smaller, up to 4 million; what the norm before gives is smaller than the square root of N."""
 
 
 @triton.jit
@@ -60,21 +64,27 @@ def _block(ids, order, block_experts, T, DIRECT: tl.constexpr, A: tl.constexpr, 
 
 
 @triton.jit
-def _times(acc, x, rows_ok, w, scales, columns_ok, k, K: tl.constexpr, W_K: tl.constexpr, BK: tl.constexpr,
-           FORMAT: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """`acc` plus one step over the depth, from `k` on; rows are at pointers `x`, weights at `w`, scales likewise."""
+def _times(acc, x, rows_ok, w, scales, columns_ok, k, K: tl.constexpr, BK: tl.constexpr, FORMAT: tl.constexpr,
+           HALF: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """`acc` plus one step over the depth, from `k` on; rows are at pointers `x`, weights at `w`.
+
+    Of int4, `scales` are those of this step's two groups, side by side as the halves of an int32.
+    """
     if FORMAT == "int4":
         at = tl.arange(0, 64)
         packed = tl.load(w[None, :] + (k // 2 + at)[:, None], mask=columns_ok[None, :], other=0)
-        low = (packed & 15).to(tl.int8) - 8
-        high = (packed >> 4).to(tl.int8) - 8
         x_low = tl.load(x[:, None] + (k + at)[None, :], mask=rows_ok[:, None], other=0.0)
         x_high = tl.load(x[:, None] + (k + 64 + at)[None, :], mask=rows_ok[:, None], other=0.0)
+        if HALF:
+            low, high = nibbles_as_half(packed, UPCAST)
+            x_low = x_low.to(tl.float16)
+            x_high = x_high.to(tl.float16)
+        else:
+            low = (packed & 15).to(tl.int8) - 8
+            high = (packed >> 4).to(tl.int8) - 8
         nothing = tl.zeros_like(acc)
-        scale_low = tl.load(scales + k // 64, mask=columns_ok, other=0.0).to(tl.float32)
-        scale_high = tl.load(scales + k // 64 + 1, mask=columns_ok, other=0.0).to(tl.float32)
-        acc += dot(x_low, low, nothing, UPCAST) * scale_low[None, :]
-        acc += dot(x_high, high, nothing, UPCAST) * scale_high[None, :]
+        acc += dot(x_low, low, nothing, UPCAST) * (scales << 16).to(tl.float32, bitcast=True)[None, :]
+        acc += dot(x_high, high, nothing, UPCAST) * (scales & -65536).to(tl.float32, bitcast=True)[None, :]
     else:
         at = k + tl.arange(0, BK)
         if K % BK == 0:
@@ -83,15 +93,26 @@ def _times(acc, x, rows_ok, w, scales, columns_ok, k, K: tl.constexpr, W_K: tl.c
         else:
             weights = tl.load(w[None, :] + at[:, None], mask=columns_ok[None, :] & (at < K)[:, None], other=0.0)
             values = tl.load(x[:, None] + at[None, :], mask=rows_ok[:, None] & (at < K)[None, :], other=0.0)
+        if HALF:
+            weights = bytes_as_half(weights, UPCAST)
+            values = values.to(tl.float16)
         acc = dot(values, weights, acc, UPCAST)
     return acc
 
 
 @triton.jit
+def _pair_of_scales(scales, row, ok, k, GROUPS: tl.constexpr, FORMAT: tl.constexpr):
+    """Of int4, the scales of the 128 columns from `k` on of each row, as one int32; of other formats nothing."""
+    if FORMAT == "int4":
+        return tl.load(scales.to(tl.pointer_type(tl.int32)) + row * (GROUPS // 2) + k // 128, mask=ok, other=0)
+    return tl.zeros_like(row).to(tl.int32)
+
+
+@triton.jit
 def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
              DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
-             I: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-             UPCAST: tl.constexpr):  # fmt: skip
+             I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+             BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
     if (expert >= 0) & (expert < E + S):
         W_N: tl.constexpr = N // 2 if FORMAT == "int4" else N
@@ -113,15 +134,23 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
             scale_base = shared_scales
         gate = tl.zeros((BM, BN), tl.float32)
         up = tl.zeros((BM, BN), tl.float32)
+        gate_scales = _pair_of_scales(scale_base, gate_row, column_ok, 0, GROUPS, FORMAT)
+        up_scales = _pair_of_scales(scale_base, up_row, column_ok, 0, GROUPS, FORMAT)
         for k in range(0, N, BK):
-            gate = _times(gate, rows, row_ok, base + gate_row * W_N, scale_base + gate_row * GROUPS, column_ok, k,
-                          N, W_N, BK, FORMAT, UPCAST)  # fmt: skip
-            up = _times(up, rows, row_ok, base + up_row * W_N, scale_base + up_row * GROUPS, column_ok, k,
-                        N, W_N, BK, FORMAT, UPCAST)  # fmt: skip
+            more = column_ok & (k + BK < N)  # scales of the next step, so that none is waited for
+            next_gate = _pair_of_scales(scale_base, gate_row, more, k + BK, GROUPS, FORMAT)
+            next_up = _pair_of_scales(scale_base, up_row, more, k + BK, GROUPS, FORMAT)
+            gate = _times(gate, rows, row_ok, base + gate_row * W_N, gate_scales, column_ok, k, N, BK, FORMAT, HALF,
+                          UPCAST)  # fmt: skip
+            up = _times(up, rows, row_ok, base + up_row * W_N, up_scales, column_ok, k, N, BK, FORMAT, HALF, UPCAST)
+            gate_scales = next_gate
+            up_scales = next_up
         if FORMAT == "row":
             gate *= tl.load(scale_base + gate_row, mask=column_ok, other=0.0)[None, :]
             up *= tl.load(scale_base + up_row, mask=column_ok, other=0.0)[None, :]
         hidden = gate / (1.0 + tl.exp(-gate)) * up
+        if HALF:
+            hidden = tl.minimum(tl.maximum(hidden * HIDDEN_SCALE, -65504.0), 65504.0)
         place = out + pairs.to(tl.int64)[:, None] * I + column[None, :]
         tl.store(place, hidden.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
 
@@ -129,8 +158,8 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
 @triton.jit
 def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
           DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
-          I: tl.constexpr, FORMAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-          UPCAST: tl.constexpr):  # fmt: skip
+          I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+          BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
     if (expert >= 0) & (expert <= E + S):
         W_I: tl.constexpr = I // 2 if FORMAT == "int4" else I
@@ -145,7 +174,7 @@ def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, sh
             rows = hidden + tl.where(row_ok, pairs, 0).to(tl.int64) * I
             if expert < E:
                 w_row = expert.to(tl.int64) * N + column
-                scale_row = w_row * GROUPS
+                scale_row = w_row
                 base = weight
                 scale_base = scales
                 slot = pairs % (A + S)
@@ -153,16 +182,21 @@ def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, sh
             else:
                 part = expert - E
                 w_row = (column * S + part).to(tl.int64)
-                scale_row = w_row * GROUPS
+                scale_row = w_row
                 if FORMAT == "row":
                     scale_row = column.to(tl.int64)  # one scale for the S parts of a row
                 base = shared
                 scale_base = shared_scales
+            scales_here = _pair_of_scales(scale_base, scale_row, column_ok, 0, GROUPS, FORMAT)
             for k in range(0, I, BK):
-                acc = _times(acc, rows, row_ok, base + w_row * W_I, scale_base + scale_row, column_ok, k,
-                             I, W_I, BK, FORMAT, UPCAST)  # fmt: skip
+                next_scales = _pair_of_scales(scale_base, scale_row, column_ok & (k + BK < I), k + BK, GROUPS, FORMAT)
+                acc = _times(acc, rows, row_ok, base + w_row * W_I, scales_here, column_ok, k, I, BK, FORMAT, HALF,
+                             UPCAST)  # fmt: skip
+                scales_here = next_scales
             if FORMAT == "row":
                 acc *= tl.load(scale_base + scale_row, mask=column_ok, other=0.0)[None, :]
+            if HALF:
+                acc *= 1.0 / HIDDEN_SCALE
             acc = acc.to(out.dtype.element_ty).to(tl.float32) * factor[:, None]
         place = out + pairs.to(tl.int64)[:, None] * N + column[None, :]
         tl.store(place, acc.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
@@ -179,6 +213,7 @@ def experts(
 ) -> Tensor:
     """What each slot of each token of `x` [T, N] adds, the shared MLP's parts last: [T, A + S, N].
 
+    The result has the dtype of `weights`; `x` may be in half precision already where the matrices are quantized.
     `gate_up` is [E, 2I, N], `down` [E, N, I], `shared` one of each with a width of S I, all in one format.
     """
     (T, N), A = x.shape, ids.shape[1]
@@ -191,12 +226,13 @@ def experts(
         order = block_experts = ids
         num_blocks = T * A + S
     else:
-        sort = align.align if T <= _MOST_IN_ONE_PROGRAM else align.align_many
+        sort = align.align if ids.numel() <= _MOST_IN_ONE_PROGRAM else align.align_many
         order, block_experts = sort(ids, E, S, first.rows)
         num_blocks = len(block_experts)
-    hidden = torch.empty((T * (A + S), width), dtype=x.dtype, device=x.device)
-    out = torch.empty((T, A + S, N), dtype=x.dtype, device=x.device)
-    same = {"DIRECT": direct, "A": A, "S": S, "E": E, "N": N, "I": width, "UPCAST": UPCAST}
+    half = format_of(gate_up) != "plain" and x.dtype != torch.float32
+    hidden = torch.empty((T * (A + S), width), dtype=torch.float16 if half else x.dtype, device=x.device)
+    out = torch.empty((T, A + S, N), dtype=weights.dtype, device=x.device)
+    same = {"DIRECT": direct, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half, "UPCAST": UPCAST}
     _gate_up[(num_blocks, triton.cdiv(width, first.columns))](
         x, ids, order, block_experts, *_parts(gate_up), *_parts(shared[0] if shared else gate_up), hidden, T,
         **same, FORMAT=format_of(gate_up), **first.options(N),
@@ -208,7 +244,7 @@ def experts(
     return out
 
 
-_MOST_IN_ONE_PROGRAM = 512
+_MOST_IN_ONE_PROGRAM = 8192  # pairs
 
 
 def format_of(weight: Tensor | Quantized) -> str:

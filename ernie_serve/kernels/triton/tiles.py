@@ -1,7 +1,6 @@
-"""Tile sizes of the expert kernels by the number of tokens.
+"""Tile sizes of the expert kernels by the number of tokens and the format of the weights.
 
-Starting points for 64 experts of width 1536 and a hidden size of 2560, from what others have tuned for an H100; on an
-H200 not measured yet.
+For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 by `scripts/gpu_tiles`; up to 512 tokens.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,14 @@ class Tile:
 
 def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str) -> Tile:
     """The tile for so many tokens; of int4 a step is always 128 deep, as its units are."""
-    rows = 16 if num_tokens <= 64 else 32 if num_tokens <= 192 else 64 if num_tokens <= 1024 else 128
-    columns = 32 if kernel == "gate_up" and rows == 16 else 64 if rows <= 32 else 128
-    depth = 128 if rows <= 32 or format == "int4" else 64
-    return Tile(rows, columns, depth, warps=8 if rows == 128 else 4, stages=4 if rows <= 32 else 3)
+    if num_tokens <= 64:
+        columns = 32 if kernel == "gate_up" else 64
+        if format == "int4":
+            return Tile(16, columns, 128, warps=2, stages=4)
+        if format == "row":
+            return Tile(16, columns, 256, warps=4, stages=4 if num_tokens <= 16 else 3)
+        return Tile(16, columns, 128, warps=4, stages=3)
+    if num_tokens <= 256:
+        return Tile(32, 64 if kernel == "gate_up" else 128, 128, warps=4, stages=3)
+    rows = 64 if num_tokens <= 1024 else 128
+    return Tile(rows, 128, 128 if format == "int4" else 64, warps=8 if rows == 128 else 4, stages=3)

@@ -14,10 +14,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ernie_serve.kernels.quantized import quantize
-from ernie_serve.kernels.triton import align, attention, experts, norm, rope, router, sampling
+from ernie_serve.kernels.triton import align, attention, experts, linear, norm, prompt, rope, router, sampling
 
 TYPES = {
-    torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
+    torch.int32: "i32", torch.int64: "i64",
     torch.uint8: "u8", torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
@@ -67,14 +68,18 @@ for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint8):
         attention.decode_attention(q, cache, cache, tables, lens, splits)
 live = torch.empty(1, dtype=torch.int32)
 weights, ids = router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live)
+router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live, torch.empty_like(x, dtype=torch.float16))
 align.align(ids, E, 2, 16)
+linear.linear(x[:16], torch.empty((H + 2 * K) * D, N, dtype=torch.bfloat16))
 for format in (None, "int8", "fp8", "int4"):
     made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
     if format:
         made, both = ([quantize(each, format) for each in some] for some in (made, both))
     for tokens in (1, 128, 512) if format is None else (64,):
-        rows = torch.empty(tokens, N, dtype=torch.bfloat16)
+        rows = torch.empty(tokens, N, dtype=torch.float16 if format else torch.bfloat16)
         chances, picked = torch.empty(tokens, A, dtype=torch.bfloat16), torch.empty(tokens, A, dtype=torch.int32)
         experts.experts(rows, chances, picked, *made, tuple(both))
+prompt.swiglu(torch.empty(T, 2 * WIDTH, dtype=torch.bfloat16))
+prompt.combine(x, torch.empty(T, A, dtype=torch.int64), chances[:T], x)
 sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)
