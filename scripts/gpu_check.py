@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,11 +33,13 @@ from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.quantized import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.kernels.triton import router
 from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie, MoE
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
+from ernie_serve.worker.sampler import Sampler, uniform
 
 FULL: dict[str, Any] = {
     "model_type": "ernie4_5_moe", "vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288,
@@ -51,6 +54,7 @@ TINY = FULL | {
     "moe_num_shared_experts": 1, "moe_layer_end_index": 1, "max_position_embeddings": 256,
 }  # fmt: skip
 PAGE = 64
+FORMATS = ["bf16", "fp8", "int8", "int4"]
 
 
 class Machine:
@@ -61,7 +65,10 @@ class Machine:
         self.device = torch.device("cpu" if dry else "cuda")
         self.dtype = torch.float32 if dry else torch.bfloat16
         self.values = TINY if dry else FULL
-        self.recorder = EagerDevice() if dry else CudaDevice()
+
+    def recorder(self) -> Any:
+        """What records steps; a new one for each model and cache, since the memory of its graphs dies with them."""
+        return EagerDevice() if self.dry else CudaDevice()
 
     def wait(self) -> None:
         if not self.dry:
@@ -79,6 +86,30 @@ class Machine:
         run()
         self.wait()
         return time.perf_counter() - began
+
+    def kernel_times(self, run: Callable[[], object], steps: int) -> dict[str, list[float]]:
+        """Launches and microseconds a step of each kernel that `run` takes, the longest first."""
+        if self.dry:
+            return {}
+        try:
+            return self._profiled(run, steps)
+        except Exception as error:  # a machine without the profiler still measures
+            return {f"{type(error).__name__}: {error}": [0.0, 0.0]}
+
+    def _profiled(self, run: Callable[[], object], steps: int) -> dict[str, list[float]]:
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            self.wait()
+            run()
+            self.wait()
+        found: dict[str, list[float]] = {}
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                entry = found.setdefault(event.name[:60], [0.0, 0.0])
+                entry[0] += 1 / steps
+                entry[1] += event.device_time_total / steps
+        longest = sorted(found.items(), key=lambda item: -item[1][1])[:16]
+        return {name: [round(count, 2), round(spent, 1)] for name, (count, spent) in longest}
 
     def described(self) -> dict[str, Any]:
         found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
@@ -160,41 +191,116 @@ def poisoned() -> Iterator[None]:
         torch.empty, torch.empty_like = empty, empty_like
 
 
-def check_kernels(report: Report, machine: Machine) -> None:
-    """Every verb at the model's own shapes and at several numbers of tokens."""
+GROUPS = ("plain", "int8", "fp8", "int4", "attention", "others")
+"""What kernels are checked together: the experts of each format, attention with what writes its cache, and the rest."""
+
+
+def check_all_kernels(report: Report, machine: Machine) -> None:
+    """Every group in a process of its own, all at once: most of the time is the compiler's."""
+    if machine.dry:
+        for group in GROUPS:
+            check_kernels(report, machine, group)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{group}.json" for group in GROUPS]
+        run = [sys.executable, __file__, "--kernels"]
+        started = [subprocess.Popen([*run, g, "--out", str(f)]) for g, f in zip(GROUPS, files, strict=True)]
+        for group, file, process in zip(GROUPS, files, started, strict=True):
+            process.wait()
+            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"kernels": [], "failed": []}
+            report.values["kernels"] += found["kernels"]
+            report.values["failed"] += found["failed"]
+            if process.returncode and not found["failed"]:
+                report.values["failed"].append(f"kernels {group}: ended with {process.returncode}")
+
+
+def check_kernels(report: Report, machine: Machine, group: str) -> None:
+    """One group at the model's own shapes and at several numbers of tokens."""
     c = ModelConfig.from_dict(machine.values, source="gpu_check")
+    tolerance = 1e-4 if machine.dry else 0.03
+    if group == "attention":
+        check_attention(report, machine, c, tolerance)
+    elif group == "others":
+        check_others(report, machine, c, tolerance)
+        check_sampling(report, machine)
+    else:
+        check_experts(report, machine, c, None if group == "plain" else group, tolerance)
+
+
+def normal(machine: Machine, *shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape, device=machine.device) * scale).to(machine.dtype)
+
+
+def check_experts(report: Report, machine: Machine, c: ModelConfig, format: Any, tolerance: float) -> None:
+    """The experts of one format, at each way that a number of tokens goes; some tokens route nowhere."""
     reference, kernels = ReferenceKernels(), CudaKernels()
     N, E, A, width = c.hidden_size, c.moe_num_experts, c.moe_k, c.moe_intermediate_size
-    tolerance = 1e-4 if machine.dry else 0.03
-
-    def normal(*shape: int, dtype: torch.dtype = machine.dtype, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, device=machine.device) * scale).to(dtype)
-
-    weight = normal(E, N, dtype=torch.float32, scale=N**-0.5)
-    stacks = [normal(E, 2 * width, N, scale=N**-0.5), normal(E, N, width, scale=width**-0.5)]
-    both = [normal(2 * c.shared_intermediate_size, N, scale=N**-0.5)]
-    both.append(normal(N, c.shared_intermediate_size, scale=c.shared_intermediate_size**-0.5))
-    formats = [None, "int8", "fp8", "int4"]
-    packed = {f: [quantize(w, f) if f else w for w in (*stacks, *both)] for f in formats}
+    wide = c.shared_intermediate_size
+    weights = [normal(machine, E, 2 * width, N, scale=N**-0.5), normal(machine, E, N, width, scale=width**-0.5)]
+    weights += [normal(machine, 2 * wide, N, scale=N**-0.5), normal(machine, N, wide, scale=wide**-0.5)]
+    gate_up, down, *shared = [quantize(w, format) if format else w for w in weights]
     for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
-        x, delta, scale = normal(T, N), normal(T, N), normal(N)
+        x = normal(machine, T, N)
+        chances, ids = reference.route(
+            x, torch.randn(E, N, device=machine.device), torch.zeros(E, device=machine.device), A, 1e-12
+        )
+        ids = ids.int()
+        ids[T - T // 4 :] = -1  # as padded rows
         with poisoned():
-            got = kernels.add_rms_norm(x.clone(), delta, scale, 1e-5)
-        for name, one, other in zip(("sum", "norm"), got, reference.add_rms_norm(x, delta, scale, 1e-5), strict=True):
-            report.compared(f"add_rms_norm {name} T={T}", one, other, tolerance)
-        with poisoned():
-            chances, ids = kernels.route(x, weight, torch.zeros(E, device=machine.device), A, 1e-12)
-        want, want_ids = reference.route(x, weight, torch.zeros(E, device=machine.device), A, 1e-12)
-        same = ids.sort(-1).values == want_ids.sort(-1).values
-        report.compared(f"route ids T={T}", same.float().mean(), torch.ones((), device=machine.device), 0.01)
-        for f in formats:
-            gate_up, down, *shared = packed[f]
+            got = kernels.experts(x, chances, ids, gate_up, down, tuple(shared))
+        got = got.float().sum(1) if got.dim() == 3 else got
+        chances = chances.masked_fill(ids < 0, 0)
+        want = reference.experts(x, chances, ids.clamp(min=0), gate_up, down, tuple(shared))
+        report.compared(f"experts {format or 'plain'} T={T}", got, want, tolerance)
+
+
+def check_others(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
+    """Norm and router."""
+    reference, kernels = ReferenceKernels(), CudaKernels()
+    N, E, A = c.hidden_size, c.moe_num_experts, c.moe_k
+    weight = torch.randn(E, N, device=machine.device) * N**-0.5
+    bias = torch.randn(E, device=machine.device) * 1e-3
+    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
+        x, scale = normal(machine, T, N), normal(machine, N)
+        for delta in (normal(machine, T, N), normal(machine, T, A + 2, N)):
             with poisoned():
-                got = kernels.experts(x, chances, ids, gate_up, down, tuple(shared))
-            got = got.float().sum(1) if got.dim() == 3 else got
-            want = reference.experts(x, chances, ids, gate_up, down, tuple(shared))
-            report.compared(f"experts {f or 'plain'} T={T}", got, want, tolerance)
-    check_attention(report, machine, c, tolerance)
+                got = kernels.add_rms_norm(x.clone(), delta, scale, 1e-5)
+            total = delta if delta.dim() == 2 else delta.float().sum(1).to(x.dtype)
+            want = reference.add_rms_norm(x, total, scale, 1e-5)
+            for name, one, other in zip(("sum", "norm"), got, want, strict=True):
+                report.compared(f"add_rms_norm {name} T={T} of {delta.dim()}", one, other, tolerance)
+        with poisoned():
+            chances, ids = kernels.route(x, weight, bias, A, 1e-12)
+        want_chances, want_ids = reference.route(x, weight, bias, A, 1e-12)
+        same = (ids == want_ids).float().mean()
+        report.compared(f"route ids T={T}", same, torch.ones((), device=machine.device), 0.01)
+        agree = (ids == want_ids).all(-1)
+        report.compared(f"route weights T={T}", chances[agree], want_chances[agree], tolerance)
+
+
+def check_sampling(report: Report, machine: Machine) -> None:
+    """Tokens beside those of the sampler in plain torch: greedy, by chance, and with limits."""
+    V, R = machine.values["vocab_size"], 8 if machine.dry else 64
+    logits = (torch.randn(R, V, device=machine.device) * 3).to(machine.dtype)
+    kinds = [(0.0, 1.0, 0.0, 0), (1.0, 1.0, 0.0, 0), (0.8, 0.9, 0.0, 0), (1.0, 1.0, 0.05, 0), (0.7, 0.95, 0.0, 50)]
+    rows = [
+        PlanRow(
+            request_id=str(r), token_ids=[7], start=0, block_ids=[0], wants_token=True, prompt_token_ids=[7],
+            output_token_ids=[],
+            sampling=SamplingParams(max_tokens=9, temperature=t, top_p=p, min_p=m, top_k=k, seed=r),
+        )
+        for r, (t, p, m, k) in ((r, kinds[r % len(kinds)]) for r in range(R))
+    ]  # fmt: skip
+    settings = torch.tensor(
+        [[uniform(r.sampling.seed, 0), r.sampling.temperature, r.sampling.top_p, r.sampling.min_p] for r in rows],
+        dtype=torch.float64, device=machine.device,
+    )  # fmt: skip
+    top_ks = torch.tensor([r.sampling.top_k for r in rows], dtype=torch.int32, device=machine.device)
+    with poisoned():
+        got = CudaKernels().sample(logits, settings, top_ks, V)
+    want = [each.token_id for each in Sampler(max_requests=R, num_valid_ids=V).sample(logits.cpu().float(), rows)]
+    same = (got.cpu() == torch.tensor(want)).float().mean()
+    report.compared("sampling", same, torch.ones(()), 0.05)  # a sum may round to the other side of the point
 
 
 def check_attention(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
@@ -273,15 +379,18 @@ def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1)
     ]  # fmt: skip
 
 
-def make_runner(machine: Machine, model: Ernie, streams: int, context: int, device: Any) -> Runner:
+def make_runner(
+    machine: Machine, model: Ernie, streams: int, context: int, device: Any, cache_dtype: torch.dtype | None = None
+) -> Runner:
+    machine.let_go()  # of the cache before
     blocks = streams * -(-(context + 256) // PAGE)
     runner = Runner(
         model, blocks, PAGE, max_num_seqs=streams, device=device, max_model_len=context + 256,
-        num_valid_ids=model.config.vocab_size,
+        num_valid_ids=model.config.vocab_size, cache_dtype=cache_dtype,
     )  # fmt: skip
     for pair in runner.cache:
         for tensor in pair:
-            tensor.normal_()
+            tensor.copy_(torch.randn(tensor.shape, device=machine.device))
     return runner
 
 
@@ -299,31 +408,43 @@ def decode(runner: Runner, streams: int, context: int, steps: int, first: int = 
     return [*tokens, [each.token_id for each in runner.collect(flight)]]
 
 
-def measure_decode(report: Report, machine: Machine, model: Ernie, floor: Floor, streams: int, context: int) -> None:
+def measure_decode(
+    report: Report,
+    machine: Machine,
+    model: Ernie,
+    floor: Floor,
+    streams: int,
+    context: int,
+    cache_dtype: torch.dtype | None = None,
+) -> None:
     steps, repeats = (1, 1) if machine.dry else (48, 3)
-    runner = make_runner(machine, model, streams, context, machine.recorder)
+    runner = make_runner(machine, model, streams, context, machine.recorder(), cache_dtype)
     decode(runner, streams, context, 1)
     seconds = min(machine.seconds(lambda: decode(runner, streams, context, steps, 1)) for _ in range(repeats)) / steps
     name = f"decode_b{streams}_{context // 1024}k" + ("" if floor.format == "bf16" else f"_{floor.format}")
+    name += "_kv8" if cache_dtype else ""
+    kv_bytes = (cache_dtype or machine.dtype).itemsize
     hit = distinct_experts(machine, model, runner, streams, context)
-    report.point(name, streams, seconds, floor.decode_seconds(streams, context), experts_a_layer=hit)
+    kernels = machine.kernel_times(lambda: decode(runner, streams, context, 4, 1), 4)
+    report.point(
+        name, streams, seconds, floor.decode_seconds(streams, context, kv_bytes), experts_a_layer=hit, kernels=kernels
+    )
 
 
 def distinct_experts(machine: Machine, model: Ernie, runner: Runner, streams: int, context: int) -> float:
     """Experts that a step touches in a layer, on average: random weights may collapse, and then nothing is measured."""
-    kernels, seen = model.kernels, []
-    route = type(kernels).route
+    seen, route = [], router.route
 
-    def counted(*args: Any) -> tuple[Tensor, Tensor]:
-        weights, ids = route(kernels, *args)
+    def counted(*args: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        weights, ids = route(*args, **named)
         seen.append(len(ids.unique()))
         return weights, ids
 
-    kernels.route = counted  # type: ignore[method-assign]  # for one step, on this object only
+    router.route = counted  # for one step
     try:
         runner.execute(StepPlan(1, rows_at(streams, context, 0, unknown=False)))
     finally:
-        del kernels.route
+        router.route = route
     return round(sum(seen) / max(1, len(seen)), 2)
 
 
@@ -331,7 +452,7 @@ def check_graphs(report: Report, machine: Machine, model: Ernie) -> None:
     """A graph and the same step without one make the same tokens, all of them."""
     streams, context, steps = (2, 16, 2) if machine.dry else (8, 1024, 16)
     found = []
-    for device in (machine.recorder, EagerDevice()):
+    for device in (machine.recorder(), EagerDevice()):
         torch.manual_seed(3)
         found.append(decode(make_runner(machine, model, streams, context, device), streams, context, steps))
     report.values["graph_equals_eager"] = found[0] == found[1]
@@ -356,7 +477,8 @@ def measure_prefill(report: Report, machine: Machine, model: Ernie, floor: Floor
 
     run()
     seconds = machine.seconds(run)
-    report.point(f"prefill_{tokens // 1024}k", tokens, seconds, floor.prefill_seconds(tokens))
+    kernels = machine.kernel_times(run, 1)
+    report.point(f"prefill_{tokens // 1024}k", tokens, seconds, floor.prefill_seconds(tokens), kernels=kernels)
 
 
 def measure_transformers(report: Report, machine: Machine) -> None:
@@ -400,6 +522,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--dry", action="store_true", help="on a CPU, tiny, in Triton's interpreter")
     options.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of the floor")
     options.add_argument("--arithmetic", type=float, default=790.0, help="TFLOP/s of the floor")
+    options.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the weights, in this order")
+    options.add_argument("--kernels", choices=[*GROUPS, "none"], help="check only these kernels; none: only the models")
     given = options.parse_args(arguments)
     if not given.dry and not torch.cuda.is_available():
         print("gpu_check: this PyTorch sees no GPU; --dry checks its logic on a CPU.", file=sys.stderr)
@@ -407,9 +531,23 @@ def main(arguments: list[str] | None = None) -> int:
     report, machine = Report(given.minutes), Machine(given.dry)
     report.values |= {"commit": commit(), "dry": given.dry, "began": datetime.now(UTC).isoformat(timespec="seconds")}
     report.values |= {"machine": machine.described(), "bandwidth": given.bandwidth, "arithmetic": given.arithmetic}
-    report.part("kernels", 20, lambda: check_kernels(report, machine))
-    for format in ("bf16", "fp8", "int8", "int4"):
-        run_format(report, machine, format, given.bandwidth * 1e12, given.arithmetic * 1e12)
+    if given.kernels in GROUPS:
+        report.part(f"kernels {given.kernels}", 0, lambda: check_kernels(report, machine, given.kernels))
+    else:
+        if given.kernels != "none":
+            report.part("kernels", 60, lambda: check_all_kernels(report, machine))
+        check_models(report, machine, given.formats, given.bandwidth * 1e12, given.arithmetic * 1e12)
+    gpu = "dry" if given.dry else machine.described()["gpu"].lower().replace("nvidia ", "").replace(" ", "-")
+    out = given.out or Path(f"docs/benchmarks/{datetime.now(UTC):%Y-%m-%d}-{gpu}.json")
+    out.write_text(json.dumps(report.values, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {len(report.values['points'])} points, {len(report.values['failed'])} failures")
+    return 1 if report.values["failed"] else 0
+
+
+def check_models(report: Report, machine: Machine, formats: list[str], bandwidth: float, arithmetic: float) -> None:
+    """A model of each format, then transformers."""
+    for format in formats:
+        run_format(report, machine, format, bandwidth, arithmetic)
         machine.let_go()
     if importlib.util.find_spec("transformers"):
         report.part("transformers", 60, lambda: measure_transformers(report, machine))
@@ -418,11 +556,6 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
     why = f"{' and '.join(missing)} missing" if missing else "not part of this script; `ernie-serve bench` measures it"
     report.values["left_out"].append(f"http: {why}")
-    gpu = "dry" if given.dry else machine.described()["gpu"].lower().replace("nvidia ", "").replace(" ", "-")
-    out = given.out or Path(f"docs/benchmarks/{datetime.now(UTC):%Y-%m-%d}-{gpu}.json")
-    out.write_text(json.dumps(report.values, indent=1) + "\n", encoding="utf-8")
-    print(f"{out}: {len(report.values['points'])} points, {len(report.values['failed'])} failures")
-    return 1 if report.values["failed"] else 0
 
 
 def run_format(report: Report, machine: Machine, format: str, bandwidth: float, arithmetic: float) -> None:
@@ -436,12 +569,22 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
     if format == "bf16":
         report.part("graph equals eager", 20, lambda: check_graphs(report, machine, model))
     full = [(1, 1024), (8, 2048), (64, 2048), (256, 2048), (32, 2048), (128, 2048), (64, 1024), (256, 1024)]
-    points = [(1, 16), (2, 16)][: 1 + (format == "bf16")] if machine.dry else full if format == "bf16" else full[:4]
+    points = (
+        [(1, 16), (2, 16)][: 1 + (format == "bf16")]
+        if machine.dry
+        else full[: int(os.environ.get("N_POINTS", 8))]
+        if format == "bf16"
+        else full[:4]
+    )
     for streams, context in points:
         report.part(f"{format} decode {streams} x {context}", 12,
                     lambda s=streams, c=context: measure_decode(report, machine, model, floor, s, c))  # fmt: skip
+    if format in ("bf16", "fp8"):
+        streams, context = (1, 16) if machine.dry else (64, 2048)
+        report.part(f"{format} decode {streams} x {context}, fp8 cache", 12, lambda: measure_decode(
+            report, machine, model, floor, streams, context, torch.float8_e4m3fn))  # fmt: skip
     if format == "bf16":
-        for tokens in (24,) if machine.dry else (8192, 1024, 32768, 131072):
+        for tokens in (24,) if machine.dry else (8192, 1024, 32768):
             report.part(f"prefill {tokens}", 5 + tokens / 5000,
                         lambda n=tokens: measure_prefill(report, machine, model, floor, n))  # fmt: skip
 
