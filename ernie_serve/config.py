@@ -62,6 +62,9 @@ class Settings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
         "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
     )
+    load_format: Literal["auto", "dummy"] = _setting(
+        "Model", "auto", "dummy: numbers by chance instead of weights, of which none are read; for measuring."
+    )
     quantization: Literal["int4", "int8", "mixed", "fp8"] | None = _setting(
         "Model",
         None,
@@ -88,7 +91,9 @@ class Settings(BaseModel):
         ge=0,
         le=3600,
     )
-    block_size: int = _setting("Engine", 16, "Tokens in one block of the KV cache.", ge=1, le=1024)
+    block_size: int | None = _setting(
+        "Engine", None, "Tokens in one block of the KV cache. Default: 16, on a GPU 64.", ge=1, le=1024
+    )
     kv_cache_memory_bytes: Bytes | None = _setting(
         "Engine",
         None,

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -84,7 +84,9 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     began = time.monotonic()
     torch.set_num_threads(settings.threads or usable_cores())
     device = device_of(settings.device)
-    folder = hub.resolve(settings.model, settings.revision, "all", report)
+    dummy = settings.load_format == "dummy"
+    block_size = settings.block_size or (64 if device.type == "cuda" else 16)
+    folder = hub.resolve(settings.model, settings.revision, "text" if dummy else "all", report)
     config = ModelConfig.from_folder(folder)
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
@@ -113,7 +115,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
             packed_size,
         )
     memory.require_room(weight_bytes, device, passing_bytes, advice=advice)
-    load(model, folder, quantization, report, device=device)
+    load(model, folder, quantization, report, device=device, dummy=dummy)
     room = memory.plan_cache(
         config,
         dtype,
@@ -121,7 +123,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         cache_dtype=cache_dtype,
         mapped_bytes=mapped_bytes,
         smaller=_smaller(config, quantization, device),
-        block_size=settings.block_size,
+        block_size=block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,
@@ -131,7 +133,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     runner = Runner(
         model,
         room.num_blocks,
-        settings.block_size,
+        block_size,
         max_num_seqs=settings.max_num_seqs,
         num_valid_ids=num_valid_ids,
         cache_dtype=cache_dtype,
@@ -139,7 +141,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         max_model_len=room.max_model_len,
     )
     scheduler = Scheduler(
-        BlockPool(room.num_blocks, settings.block_size, enable_prefix_caching=settings.enable_prefix_caching),
+        BlockPool(room.num_blocks, block_size, enable_prefix_caching=settings.enable_prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
@@ -150,7 +152,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
     report(1.0, "making the first token")
-    _warm_up(core)
+    most = min(settings.max_num_batched_tokens, room.max_model_len - 1)
+    _warm_up(core, _PROMPTS if device.type == "cuda" else _PROMPTS[:1], most)
     info = EngineInfo(
         device=str(device),
         dtype=_weights(quantization, dtype),
@@ -158,7 +161,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         weight_bytes=weight_bytes,
         kv_bytes=room.num_bytes,
         num_blocks=room.num_blocks,
-        block_size=settings.block_size,
+        block_size=block_size,
         max_model_len=room.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -167,13 +170,24 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     return core, info
 
 
-def _warm_up(core: EngineCore) -> None:
-    """Make one token: an engine that says it is ready has shown that it can."""
+_PROMPTS = (1, 17, 33, 65, 129, 257, 513, 1024, 2048, 8192)
+"""Lengths of prompts of which each finds other kernels on a GPU; compiled when first needed, a step waits for them."""
+
+
+def _warm_up(core: EngineCore, lengths: Sequence[int], longest: int) -> None:
+    """Make a token after prompts of these lengths, as far as they are allowed.
+
+    An engine that says it is ready has shown that it can.
+    """
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-    core.add(EngineRequest(request_id="warm-up", prompt_token_ids=[0], sampling=sampling, cache_salt="warm-up"))
-    outputs = [output for _ in range(4) if core.has_work for output in core.step()]
-    if not outputs or outputs[-1].finish_reason == "error":
-        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+    for length in lengths:
+        prompt = [0] * max(1, min(length, longest))
+        core.add(
+            EngineRequest(request_id="warm-up", prompt_token_ids=prompt, sampling=sampling, cache_salt=str(length))
+        )
+        outputs = [output for _ in range(4) if core.has_work for output in core.step()]
+        if not outputs or outputs[-1].finish_reason == "error":
+            raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
 def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:

@@ -20,11 +20,11 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     file = _file(tmp_path, "port = 1\nmax-num-seqs = 2\nthreads = 3\n")
     environ = {"ERNIE_SERVE_PORT": "4", "ERNIE_SERVE_MAX_NUM_SEQS": "5", "OTHER": "6"}
     settings, origins = config.load({"port": "7"}, config=file, environ=environ)
-    assert (settings.port, settings.max_num_seqs, settings.threads, settings.block_size) == (7, 5, 3, 16)
+    assert (settings.port, settings.max_num_seqs, settings.threads, settings.max_num_batched_tokens) == (7, 5, 3, 2048)
     assert origins["port"] == "flag --port"
     assert origins["max_num_seqs"] == "environment ERNIE_SERVE_MAX_NUM_SEQS"
     assert origins["threads"] == f"file {file}"
-    assert origins["block_size"] == "default"
+    assert origins["max_num_batched_tokens"] == "default"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.dummy import DummyShards
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.packing import load_packed
 from ernie_serve.model.placing import Progress
@@ -29,21 +30,27 @@ def load(
     progress: Progress | None = None,
     *,
     device: torch.device,
+    dummy: bool = False,
 ) -> None:
     """Fill a model on the meta device: a quantized folder is mapped on a CPU and read into a GPU, a plain one is
-    quantized as it is read, or taken as it is.
+    quantized as it is read, or taken as it is. With `dummy` numbers by chance stand for those of a plain folder.
 
-    Raises what `load_weights` raises.
+    Raises what `load_weights` raises, and `SettingsError` for `dummy` weights of a quantized folder.
     """
     stored = model.config.quantization
+    if dummy and stored is not None:
+        raise SettingsError(
+            "--load-format dummy: this checkpoint is quantized. Name the original one, and set --quantization."
+        )
+    source = DummyShards(folder, model.config) if dummy else folder
     if stored is not None and stored.layout == "cpu":
         load_mapped(model, folder, stored, progress)
     elif stored is not None:
         load_read(model, folder, stored, progress, device=device)
     elif quantization is not None:
-        load_quantized(model, folder, quantization, progress, device=device)
+        load_quantized(model, source, quantization, progress, device=device)
     else:
-        load_packed(model, folder, progress, device=device)
+        load_packed(model, source, progress, device=device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what rounding took is the KV cache's
 

@@ -3,8 +3,6 @@
 Knows which parameters of the page are matrices. Knows neither what a file looks like nor what the order is.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -12,10 +10,11 @@ from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, Matrix
 from ernie_serve.model.ernie import Ernie, Experts, Linear
 from ernie_serve.model.placing import Progress, into_matrices, into_parameters
+from ernie_serve.model.shards import Source
 from ernie_serve.model.weights import load_weights
 
 
-def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *, device: torch.device) -> None:
+def load_packed(model: Ernie, source: Source, progress: Progress | None = None, *, device: torch.device) -> None:
     """Fill a model on the meta device from a checkpoint, packing each matrix as soon as it is read.
 
     No stack of experts is ever there twice: beside the weights themselves a few matrices take memory, and a second copy
@@ -24,7 +23,7 @@ def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *,
     """
     dtype = model.embed_tokens.dtype
     if not model.kernels.packs(dtype):
-        load_weights(model, folder, progress, device=device)
+        load_weights(model, source, progress, device=device)
         return
     shapes = {name: model.get_parameter(name).shape for name in matrices(model)}
     experts: dict[str, dict[int, Tensor | Panels]] = {name: {} for name, shape in shapes.items() if len(shape) == 3}
@@ -38,7 +37,7 @@ def load_packed(model: Ernie, folder: Path, progress: Progress | None = None, *,
             experts[name][expert] = packed
 
     put = into_matrices(shapes, dtype, keep, into_parameters(model, device, frozenset(shapes)))
-    load_weights(model, folder, progress, device=device, put=put)
+    load_weights(model, source, progress, device=device, put=put)
     for name, stack in experts.items():
         set_matrix(model, name, [stack[expert] for expert in range(len(stack))])
     _pack_head(model)

@@ -6,7 +6,6 @@ nor what a file looks like; the page of the network learns nothing of it.
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ernie_serve.model.packing import set_matrix
 from ernie_serve.model.placing import Progress, Put, into_matrices, into_parameters
 from ernie_serve.model.recipes import Quantization, class_of
 from ernie_serve.model.repacking import Repacked, is_repacked
+from ernie_serve.model.shards import Source
 from ernie_serve.model.weights import load_weights
 
 Shapes = Mapping[str, torch.Size]
@@ -39,7 +39,7 @@ ROUNDING_BYTES = 32
 
 def load_quantized(
     model: Ernie,
-    folder: Path,
+    source: Source,
     quantization: Quantization,
     progress: Progress | None = None,
     *,
@@ -59,7 +59,7 @@ def load_quantized(
     quantize = quantize or forms.quantizer(model.kernels, device)
     if is_repacked(quantization, model.kernels):
         repacked = Repacked(model, bits)
-        read_quantized(model, folder, bits, repacked.keep, rest, progress, quantize=quantize)
+        read_quantized(model, source, bits, repacked.keep, rest, progress, quantize=quantize)
         repacked.finish()
         return
     made = {name: forms.empty(shapes[name], form, device) for name, form in bits.items() if len(shapes[name]) == 3}
@@ -72,14 +72,14 @@ def load_quantized(
         for part, tensor in forms.tensors_of(matrix).items():
             place[part].copy_(tensor)
 
-    read_quantized(model, folder, bits, keep, rest, progress, quantize=quantize)
+    read_quantized(model, source, bits, keep, rest, progress, quantize=quantize)
     for name, matrix in made.items():
         set_matrix(model, name, matrix)
 
 
 def read_quantized(
     model: Ernie,
-    folder: Path,
+    source: Source,
     bits: Mapping[str, Form],
     keep: Keep,
     rest: Put,
@@ -98,7 +98,7 @@ def read_quantized(
     def whole(name: str, expert: int | None, matrix: Tensor) -> None:
         keep(name, expert, made(name, matrix, bits[name]))
 
-    load_weights(model, folder, progress, put=into_matrices(shapes, dtype, whole, rest))
+    load_weights(model, source, progress, put=into_matrices(shapes, dtype, whole, rest))
 
 
 def shapes_of(model: Ernie) -> dict[str, torch.Size]:

@@ -113,6 +113,7 @@ def write_random_checkpoint(
     layers: int | None = None,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     recipe: Recipe | None = None,
+    has_weights: bool = True,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a whole `-PT` checkpoint folder: config, weights, tokenizer and chat template.
@@ -121,7 +122,7 @@ def write_random_checkpoint(
     size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction bias is of
     the size of a probability's spread: experts are used about evenly, but not quite. With a `recipe` the matrices
     are made in its bits: not those that quantizing would give, but of the same sizes. The folder appears when it is
-    complete.
+    complete. Without `has_weights` it is for `--load-format dummy`.
 
     Raises `CheckpointError` when the geometry is unknown, the folder is not empty, or the disk is full.
     """
@@ -134,8 +135,10 @@ def write_random_checkpoint(
     shapes = parameter_shapes(config)
     quantization = Quantization.of(recipe) if recipe else None
     plain = _BITS[dtype][1]
-    with new_folder(folder, model_bytes(shapes, quantization, plain)) as unfinished:
-        if quantization:
+    with new_folder(folder, model_bytes(shapes, quantization, plain) if has_weights else 0) as unfinished:
+        if not has_weights:
+            pass
+        elif quantization:
             values["quantization_config"] = quantization.as_config()
             write_random_packed(unfinished, shapes, quantization, seed, plain, shard_bytes)
         else:
@@ -221,14 +224,23 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the geometry has")
     parser.add_argument("--dtype", choices=list(_BITS), default="bfloat16")
     parser.add_argument(
-        "--format", choices=("plain", *RECIPES), default="plain", help="quantized weights, made directly"
+        "--format",
+        choices=("plain", "none", *RECIPES),
+        default="plain",
+        help="quantized weights, made directly; none: only what --load-format dummy needs",
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
-        recipe = None if given.format == "plain" else given.format
+        recipe = None if given.format in ("plain", "none") else given.format
         write_random_checkpoint(
-            given.out, given.geometry, given.seed, layers=given.layers, dtype=given.dtype, recipe=recipe
+            given.out,
+            given.geometry,
+            given.seed,
+            layers=given.layers,
+            dtype=given.dtype,
+            recipe=recipe,
+            has_weights=given.format != "none",
         )
     except CheckpointError as error:
         parser.error(str(error))

@@ -7,7 +7,7 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.model.safetensors_file import SafetensorsFile, StoredTensor
@@ -15,6 +15,28 @@ from ernie_serve.model.safetensors_file import SafetensorsFile, StoredTensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pdparams", "*.gguf")
+
+
+class OpenShards(Protocol):
+    """All tensors of a folder by name."""
+
+    folder: Path
+    tensors: dict[str, StoredTensor]
+
+    def __enter__(self) -> "OpenShards": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+Source = Path | OpenShards
+"""A checkpoint folder, or tensors that stand for one."""
+
+
+def opened(source: Source) -> OpenShards:
+    """The tensors of a folder, whose files are opened, or of what is given instead."""
+    return Shards(source) if isinstance(source, Path) else source
 
 
 class Shards:

@@ -15,7 +15,6 @@ Everything is decided from the headers before the first number is read.
 import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from torch import nn
 from ernie_serve.errors import CheckpointError
 from ernie_serve.model.placing import Place, Progress, Put, into_parameters, read_all
 from ernie_serve.model.safetensors_file import BLOCK_BYTES, StoredTensor
-from ernie_serve.model.shards import Shards, some
+from ernie_serve.model.shards import OpenShards, Source, opened, some
 
 Layout = Literal["-PT", "-Paddle"]
 Kind = Literal["plain", "bias", "linear", "qkv", "gate_up"]
@@ -78,13 +77,13 @@ _DTYPES: dict[Layout, dict[str, torch.dtype]] = {
 
 def load_weights(
     model: nn.Module,
-    folder: Path,
+    source: Source,
     progress: Progress | None = None,
     *,
     device: torch.device | str = "cpu",
     put: Put | None = None,
 ) -> None:
-    """Fill the model's parameters from a checkpoint folder of either layout.
+    """Fill the model's parameters from a checkpoint folder of either layout, or what stands for one.
 
     Parameters on the meta device come to be on `device`, in their own dtype, and are read into directly: beside
     the weights themselves a few blocks of memory are used. A tensor of another dtype is converted as it is read.
@@ -94,7 +93,7 @@ def load_weights(
     Raises `CheckpointError` naming the file or the tensors when some are missing, unexpected or of the wrong
     shape or dtype, before any is read.
     """
-    with Shards(folder) as shards:
+    with opened(source) as shards:
         layout = _layout_of(shards)
         work, head = _plan(model, shards, layout)
         if head is not None:
@@ -134,7 +133,7 @@ def _parts(kind: Kind, rows: int, parameters: dict[str, torch.Size], before: str
     return [("", 0, rows)]
 
 
-def _layout_of(shards: Shards) -> Layout:
+def _layout_of(shards: OpenShards) -> Layout:
     names = [name for name in shards.tensors if not _is_skipped(name)]
     found = [layout for layout, prefix in _PREFIX.items() if any(name.startswith(prefix) for name in names)]
     if len(found) != 1:
@@ -147,7 +146,7 @@ def _layout_of(shards: Shards) -> Layout:
 
 
 def _plan(
-    model: nn.Module, shards: Shards, layout: Layout
+    model: nn.Module, shards: OpenShards, layout: Layout
 ) -> tuple[list[tuple[Place, StoredTensor]], StoredTensor | None]:
     """Every tensor to read with its place, and a head that is stored though it is tied.
 

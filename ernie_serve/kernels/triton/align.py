@@ -20,7 +20,7 @@ from ernie_serve.kernels.triton.launching import power_of_two
 # T tokens, A active experts, E experts, S parts of the shared MLP, M pairs T (A + S), BM rows of a block
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "num_blocks"])
 def _align(ids, order, block_experts, T, num_blocks, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
            BE: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BT: tl.constexpr):  # fmt: skip
     mine = tl.program_id(0)

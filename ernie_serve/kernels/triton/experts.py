@@ -108,7 +108,7 @@ def _pair_of_scales(scales, row, ok, k, GROUPS: tl.constexpr, FORMAT: tl.constex
     return tl.zeros_like(row).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
              DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
              I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -155,7 +155,7 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
         tl.store(place, hidden.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
           DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
           I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

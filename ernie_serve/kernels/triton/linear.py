@@ -22,7 +22,7 @@ _FOR_MANY = (64, 256, 4, 5)
 """Rows of the matrix, depth, warps and stages of a program, as measured on an H200."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _linear(x, weight, out, T, M, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
             UPCAST: tl.constexpr):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BN

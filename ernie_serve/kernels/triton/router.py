@@ -25,7 +25,7 @@ _PIECES = (20, 10, 5, 2, 1)
 _PROGRAMS = 80
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _scores(x, weight, partial, half, T, N: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr,
             PIECE: tl.constexpr, BK: tl.constexpr, HAS_HALF: tl.constexpr, IN_THREE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -56,7 +56,7 @@ def _scores(x, weight, partial, half, T, N: tl.constexpr, E: tl.constexpr, BE: t
     tl.store(out, acc, mask=(row < T)[:, None] & (expert < E)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _choose(partial, bias, num_live, weights, ids, T, norm_min, P: tl.constexpr, E: tl.constexpr, A: tl.constexpr,
             BE: tl.constexpr, BA: tl.constexpr, IS_PADDED: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
