@@ -1,6 +1,7 @@
 """What a server refuses to start with, and how it opens what it charges to."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ def test_other_machines_are_not_let_in_without_a_key(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
 def test_this_machine_needs_no_key(host: str) -> None:
     launch.require_guarded(Settings(host=host))
+
+
+def test_a_chunk_does_not_wait_for_the_client_to_confirm_the_one_before() -> None:
+    with launch._listen(Settings(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_serving_preset_charges() -> None:
