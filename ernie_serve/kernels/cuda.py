@@ -64,17 +64,12 @@ class CudaKernels(ReferenceKernels):
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
         """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one."""
         T, H, D = q.shape
-        single = [r for r, span in enumerate(layout.spans) if span.query_len == 1]
-        if len(single) == len(layout.spans):
+        if all(span.query_len == 1 for span in layout.spans):
             return self._decode(q, k_cache, v_cache, layout.block_tables, layout.context_lens, layout.spans)
         out = torch.empty_like(q)
-        if single:
-            spans = [layout.spans[r] for r in single]
-            rows, at = (torch.tensor(x, device=q.device) for x in (single, [span.query_start for span in spans]))
-            found = self._decode(
-                q[at], k_cache, v_cache, layout.block_tables[rows], layout.context_lens[rows], tuple(spans)
-            )
-            out[at] = found.view(-1, H, D)
+        if some := layout.decodes:
+            found = self._decode(q[some.tokens], k_cache, v_cache, some.block_tables, some.context_lens, some.spans)
+            out[some.tokens] = found.view(-1, H, D)
         for span, table in zip(layout.spans, layout.block_tables, strict=True):
             if span.query_len > 1:
                 keys, values = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,27 @@ class Layout:
             int(table[0]) if bool((np.diff(table[:count]) == 1).all()) else None
             for table, count in zip(tables, counts, strict=True)
         ]
+
+    @cached_property
+    def decodes(self) -> "Decodes | None":
+        """The requests with one token, by themselves; `None` if all are or none is. Made once a step, not a layer."""
+        which = [r for r, span in enumerate(self.spans) if span.query_len == 1]
+        if len(which) in (0, len(self.spans)):
+            return None
+        spans = tuple(self.spans[r] for r in which)
+        where = self.block_tables.device
+        rows, tokens = (torch.tensor(x, device=where) for x in (which, [span.query_start for span in spans]))
+        return Decodes(tokens, self.block_tables[rows], self.context_lens[rows], spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Decodes:
+    """The D requests of a layout that have one token: where that stands in the batch, their blocks and lengths."""
+
+    tokens: Tensor  # [D] int64, into T
+    block_tables: Tensor  # [D, blocks] int32
+    context_lens: Tensor  # [D] int32
+    spans: tuple["Span", ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,8 @@ class Runner:
             for _ in range(config.num_hidden_layers)
         ]
         self._batches = BatchBuilder(block_size, weight.device, max_requests=2 * max_num_seqs)
-        self._sampler = Sampler(max_requests=2 * max_num_seqs, num_valid_ids=num_valid_ids)
+        draw = getattr(model.kernels, "sample", None)  # those of a GPU have it
+        self._sampler = Sampler(max_requests=2 * max_num_seqs, num_valid_ids=num_valid_ids, draw=draw)
         self._num_valid_ids = num_valid_ids
         self.graphs = (
             DecodeGraphs(

@@ -17,6 +17,10 @@ from ernie_serve.worker.recent import Recent
 # R rows that want a token, V token ids
 
 
+Draw = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Chooses tokens as `kernels/triton/sampling.py` says."""
+
+
 class Sampler:
     """One token a row.
 
@@ -28,8 +32,10 @@ class Sampler:
     two texts.
     """
 
-    def __init__(self, max_requests: int, num_valid_ids: int | None = None) -> None:
+    def __init__(self, max_requests: int, num_valid_ids: int | None = None, draw: Draw | None = None) -> None:
+        """`draw` chooses on the device, where its kernels can."""
         self.num_valid_ids = num_valid_ids
+        self._draw = draw
         self._histories: Recent[_History] = Recent(max_requests)
 
     def sample(self, logits: Tensor, rows: list[PlanRow], masks: TokenMasks | None = None) -> list[Sampled]:
@@ -42,9 +48,9 @@ class Sampler:
         valid = logits[:, : self.num_valid_ids]
         bounds = Bounds(masks, places, valid.shape[1]) if masks else None
         scores = self._adjusted(valid, rows, bounds)
-        if bounds and scores.device.type != "cpu":
+        if bounds and (self._draw or scores.device.type != "cpu"):
             scores, bounds = bounds.applied_to_all(scores), None
-        token_ids = _choose(scores, rows, bounds)
+        token_ids = _drawn(self._draw, scores, rows) if self._draw else _choose(scores, rows, bounds)
         logprobs = logprobs_of(logits, token_ids, [row.sampling.logprobs for row in rows], self.num_valid_ids)
         return [
             Sampled(row.request_id, token_id, logprobs.get(i))
@@ -119,6 +125,20 @@ def _splitmix64(state: int) -> int:
 
 
 _MASK = (1 << 64) - 1
+
+
+def _drawn(draw: Draw, scores: Tensor, rows: list[PlanRow]) -> list[int]:
+    """A token id for every row of `scores` [R, V], chosen on their device, all at once."""
+    params = [row.sampling for row in rows]
+    points = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
+    settings = [(u, p.temperature, p.top_p, p.min_p) for u, p in zip(points, params, strict=True)]
+    where = scores.device
+    return draw(
+        scores,
+        torch.tensor(settings, dtype=torch.float64, device=where),
+        torch.tensor([p.top_k for p in params], dtype=torch.int32, device=where),
+        scores.shape[1],
+    ).tolist()
 
 
 def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[int]:

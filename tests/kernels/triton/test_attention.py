@@ -80,3 +80,12 @@ def test_a_long_context_is_split_however_many_requests_there_are():
     assert splits_for(256, 4, 131072) == 16
     assert splits_for(1, 4, 131072) == 64
     assert splits_for(1, 4, 1) == 1
+
+
+def test_what_is_made_for_the_requests_with_one_token_is_made_once_a_step(generator, monkeypatch):
+    """A tensor from numbers of the host waits for all that a GPU has still to do: in every layer that is a pause."""
+    q, k_cache, v_cache, layout = inputs(generator, [5, 33, 9], [5, 1, 1], 16, 4, 2, 16, torch.float32)
+    kernels = CudaKernels()
+    kernels.attention(q, k_cache, v_cache, layout)
+    monkeypatch.setattr(torch, "tensor", None)
+    kernels.attention(q, k_cache, v_cache, layout)

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from ernie_serve.kernels.cuda import CudaKernels
-from ernie_serve.messages import PlanRow, SamplingParams
+from ernie_serve.messages import PlanRow, SamplingParams, TokenMasks
 from ernie_serve.worker.sampler import Sampler, uniform
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -75,3 +75,26 @@ def test_ids_beyond_the_valid_ones_are_never_chosen(generator):
     want, got = both(logits, params, 40)
     assert got == want
     assert max(got) < 40
+
+
+def test_the_sampler_draws_with_the_kernel_what_it_chooses_itself(generator):
+    """With bias, a mask and penalties, which come before the choice."""
+    logits = 3 * torch.randn(4, 700, generator=generator)
+    params = [
+        SamplingParams(max_tokens=9, seed=1, temperature=0.0, logit_bias={17: 50.0}),
+        SamplingParams(max_tokens=9, seed=2, top_p=0.9, logit_bias={5: -100.0}),
+        SamplingParams(max_tokens=9, seed=3, presence_penalty=2.0, top_k=30),
+        SamplingParams(max_tokens=9, seed=4, repetition_penalty=1.5, min_p=0.02),
+    ]
+    rows = [
+        PlanRow(
+            request_id=str(i), token_ids=[9], start=2, block_ids=[0], sampling=p, wants_token=True,
+            prompt_token_ids=[3], output_token_ids=[8, 9],
+        )
+        for i, p in enumerate(params)
+    ]  # fmt: skip
+    masks = TokenMasks(["3"], bytearray(b"\xff" * 16 + b"\x00" * 71), 87)  # the last row may put out ids below 128
+    want, got = (Sampler(8, 690, draw).sample(logits, rows, masks) for draw in (None, CudaKernels().sample))
+    assert [each.token_id for each in got] == [each.token_id for each in want]
+    assert got[0].token_id == 17
+    assert got[3].token_id < 128
