@@ -60,6 +60,7 @@ def align(ids: Tensor, num_experts: int, shared_parts: int, rows: int) -> tuple[
     """
     T, A = ids.shape
     num_blocks = most_blocks(T * (A + shared_parts), num_experts + shared_parts + 1, rows)
+    pairs = power_of_two(T * A)
     order = torch.empty(num_blocks * rows, dtype=torch.int32, device=ids.device)
     block_experts = torch.empty(num_blocks, dtype=torch.int32, device=ids.device)
     _align[(num_experts + shared_parts + 1,)](
@@ -73,9 +74,9 @@ def align(ids: Tensor, num_experts: int, shared_parts: int, rows: int) -> tuple[
         E=num_experts,
         BE=power_of_two(num_experts + shared_parts + 2),
         BM=rows,
-        BP=power_of_two(T * A),
-        BT=power_of_two(T),
-        num_warps=4 if T * A <= 4096 else 8,
+        BP=pairs,
+        BT=power_of_two(-(-pairs // A)),  # no less than T, and one for each BP: a kernel less to compile
+        num_warps=4 if pairs <= 4096 else 8,
     )
     return order, block_experts
 

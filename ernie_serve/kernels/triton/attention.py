@@ -41,7 +41,7 @@ def _load(cache, at, ok, D: tl.constexpr, BD: tl.constexpr, FORMAT: tl.constexpr
     return rows, scales
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def _attend(q, k_cache, v_cache, tables, lens, out, parts, logs, table_width, scale, SPLITS: tl.constexpr,
             H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BG: tl.constexpr, BD: tl.constexpr,
             PAGE: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, FORMAT: tl.constexpr,

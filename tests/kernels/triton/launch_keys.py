@@ -1,0 +1,53 @@
+"""Prints which kernels, at which compile-time settings, prompts find that a start has not found: one a line, no GPU.
+
+A launch is recorded, not made, on meta tensors of the real geometry, as `compile_all.py` does.
+"""
+
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from ernie_serve.engine_process import _PROMPTS
+from ernie_serve.kernels.cuda import CudaKernels
+from ernie_serve.kernels.quantized import quantize
+from ernie_serve.worker.graphs import BUCKETS
+
+N, E, A, WIDTH, MAX_NUM_SEQS = 2560, 64, 6, 1536, 64
+found: set[str] = set()
+
+
+def noted(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
+    given = dict(zip(kernel.arg_names, args, strict=False)) | named
+    key = {name: value for name, value in given.items() if not isinstance(value, torch.Tensor | float)}
+    for param in kernel.params:
+        if param.name in key and not param.is_constexpr:
+            number = key.pop(param.name)
+            if not param.do_not_specialize:
+                key[param.name] = (number == 1, number % 16 == 0)
+    found.add(f"{kernel.fn.__name__} {sorted(key.items(), key=str)}")
+
+
+JITFunction.run = noted
+torch.set_default_device("meta")
+kernels = CudaKernels()
+weight, bias = torch.empty(E, N), torch.empty(E)
+shapes = ((E, 2 * WIDTH, N), (E, N, WIDTH), (4 * WIDTH, N), (N, 2 * WIDTH))
+plain = [torch.empty(shape, dtype=torch.bfloat16) for shape in shapes]
+narrow = [quantize(each, "int8") for each in plain]
+
+
+def step(tokens: int) -> None:
+    x = torch.empty(tokens, N, dtype=torch.bfloat16)
+    for gate_up, down, *shared in (plain, narrow):
+        kernels.moe(x, weight, bias, A, 1e-12, gate_up, down, tuple(shared))
+
+
+for tokens in (*_PROMPTS, *(bucket for bucket in BUCKETS if bucket <= MAX_NUM_SEQS)):
+    step(tokens)
+known = set(found)
+for tokens in (*range(17, 1500), *range(1500, 8193, 61)):
+    step(tokens)
+for each in sorted(found - known):
+    print(each)
+print(f"{len(known)} known")
