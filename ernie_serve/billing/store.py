@@ -117,7 +117,7 @@ class Store:
         """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
 
         Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
-        up: the writer would get on when the loop is idle again. A disk is not waited for.
+        up: the writer would get on when the loop is idle again. A slow disk is not waited for.
         """
         self._giving_way = False
         with self._change:
@@ -198,7 +198,7 @@ class Store:
             try:
                 loop.call_soon_threadsafe(self._hear, loop)
             except RuntimeError:  # a closed loop has nobody who waits
-                self._told.pop(loop)
+                self._told.pop(loop, None)
 
 
 class Together(Generic[Item, T]):
