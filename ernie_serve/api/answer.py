@@ -95,14 +95,14 @@ async def require_grammar(services: Services, request: Request, job: Job) -> Non
 
 
 async def _whole(billed: Billed, form: Format) -> bytes:
-    """The body, once it is charged. A client that leaves at that point may ask for it again."""
+    """The body, once it is charged. A client that leaves at that point may ask for it again, with a key for that."""
 
     async def finish() -> bytes:
         return billed.keep(form.whole(answers, await billed.settle()))
 
     async with billed:
         answers = await billed.generation.answers()
-        return await asyncio.shield(finish())
+        return await (asyncio.shield(finish()) if billed.claimed else finish())
 
 
 async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[bytes, None]:

@@ -68,6 +68,11 @@ class Billed:
         if not self._settled:
             await self._charge(self._status)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the answer is kept for whoever asks the same again."""
+        return self._claim is not None
+
     def client_left(self) -> None:
         """Say that the client is gone: what ends the job now is no failure of ours."""
         self._status = "cancelled"

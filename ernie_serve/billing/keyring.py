@@ -3,6 +3,7 @@
 Knows keys and the store. Knows no money. A key that is disabled is dead in every process at most `KEY_SECONDS` later.
 """
 
+import asyncio
 from contextlib import suppress
 from functools import partial
 
@@ -26,6 +27,7 @@ class Keyring:
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[int, accounts.KeyRecord | None]] = {}
+        self._reading: dict[str, asyncio.Task[accounts.KeyRecord | None]] = {}
         self._touched: dict[str, int] = {}
 
     async def authenticate(self, key: str | None) -> Caller:
@@ -41,17 +43,31 @@ class Keyring:
     def forget(self) -> None:
         """Ask for every key anew: something about keys was changed here."""
         self._seen.clear()
+        self._reading.clear()
 
     async def _record(self, public_id: str) -> accounts.KeyRecord | None:
         asked = self._clock.now_ns()
         seen = self._seen.get(public_id)
         if seen is not None and asked - seen[0] < KEY_SECONDS * NS:
             return seen[1]
-        record = await self._store.read(partial(accounts.find_key, key_id=public_id))
-        if len(self._seen) >= _MAX_KEYS:
-            self._seen.clear()
-            self._touched.clear()
-        self._seen[public_id] = (asked, record)
+        reading = self._reading.get(public_id)
+        if reading is None:  # whoever asks while it is read waits for the same
+            reading = self._reading[public_id] = asyncio.ensure_future(self._read(public_id, asked))
+        return await asyncio.shield(reading)
+
+    async def _read(self, public_id: str, asked: int) -> accounts.KeyRecord | None:
+        reading = asyncio.current_task()
+        try:
+            record = await self._store.read(partial(accounts.find_key, key_id=public_id))
+        finally:
+            believed = self._reading.get(public_id) is reading  # nothing was changed while it was read
+            if believed:
+                del self._reading[public_id]
+        if believed:
+            if len(self._seen) >= _MAX_KEYS:
+                self._seen.clear()
+                self._touched.clear()
+            self._seen[public_id] = (asked, record)
         return record
 
     def _touch(self, key_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The rules of money as SQL: hold, extend, settle, release, top up.
+"""The rules of money as SQL: hold, extend, charge, release, top up.
 
 Knows the tables and what must stay true of them. Knows no thread, no clock and no key. Each function runs inside a
 transaction that its caller opened for one account, and gives a value rather than an error when money does not suffice,
@@ -10,7 +10,9 @@ because a transaction is shared. After each of them
 """
 
 import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -22,13 +24,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.money import Nano
 from ernie_serve.billing.prepared import Prepared
-from ernie_serve.billing.prices import Status, Usage
-from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
+from ernie_serve.billing.schema import account, ledger, reservation, usage_day
 
 DAY = 86_400
 
@@ -53,31 +53,6 @@ class Held:
     granted: bool
     tokens: int
     room_nano: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
-    """A request that has ended. `cost_nano` is what it costs by its prices."""
-
-    request_id: str
-    caller: Caller
-    model: str
-    price_version: int
-    usage: Usage
-    cost_nano: Nano
-    status: Status
-    finish_reason: str | None = None
-    ttft_us: int | None = None
-    total_us: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What was charged. `again` says that it had been before; `waived_nano` is what no hold and no balance covered."""
-
-    cost_nano: Nano
-    again: bool = False
-    waived_nano: int = 0
 
 
 def reserve(connection: Connection, ask: Ask, now: int) -> Held:
@@ -118,31 +93,6 @@ def extend(connection: Connection, request_id: str, caller: Caller, tokens: int,
     return tokens
 
 
-def settle(connection: Connection, bill: Bill, now: int) -> Settled:
-    """Charge a request, let its hold go and write its usage, once however often it is called.
-
-    Where the hold is gone or too small, which takes an outage of the store, what the balance does not cover is waived:
-    a balance never goes below zero.
-    """
-    held = _CLOSE_RESERVATION.value(connection, {"row_id": bill.request_id, "to": "settled"})
-    if held is None:
-        before = _COST_OF.value(connection, {"row_id": bill.request_id})
-        if before is not None:
-            return Settled(Nano(before), again=True)
-    held = held or 0
-    cost = bill.cost_nano
-    if cost > held:
-        cost = Nano(min(cost, held + max(0, _unreserved(connection, bill.caller.account_id))))
-    account_id = bill.caller.account_id
-    if cost or held:
-        _CHARGE.changed(connection, {"row_id": account_id, "cost": cost, "held": held})
-    if cost:
-        row = {"delta_nano": -cost, "kind": "usage", "ref": f"usage:{bill.request_id}", "created": now}
-        _INSERT_LEDGER.changed(connection, row | {"account_id": account_id})
-    _write_usage(connection, bill, cost, now)
-    return Settled(cost, waived_nano=bill.cost_nano - cost)
-
-
 def release(connection: Connection, request_id: str, account_id: str) -> bool:
     """Let a hold go for which nothing was computed. `False` when there was none."""
     held = _CLOSE_RESERVATION.value(connection, {"row_id": request_id, "to": "released"})
@@ -159,7 +109,7 @@ def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: s
         if not changed:
             return None
         row = {"account_id": account_id, "delta_nano": nano, "kind": kind, "ref": ref, "created": now}
-        _INSERT_LEDGER.changed(connection, row)
+        book(connection, [row])
     balance: int | None = _BALANCE.value(connection, {"row_id": account_id})
     return balance
 
@@ -173,12 +123,27 @@ def booking(connection: Connection, ref: str) -> tuple[str, int, str] | None:
 
 def give_back(connection: Connection, account_id: str, held: int) -> None:
     """Let go of held money, whose reservations the caller has closed."""
-    _CHARGE.changed(connection, {"row_id": account_id, "cost": 0, "held": held})
+    charge(connection, account_id, cost=0, held=held)
+
+
+def charge(connection: Connection, account_id: str, *, cost: int, held: int) -> None:
+    """Take from a balance what the caller books in the ledger, and let go of held money as `give_back` does."""
+    _CHARGE.changed(connection, {"row_id": account_id, "cost": cost, "held": held})
+
+
+def close_all(connection: Connection, request_ids: list[str]) -> dict[str, int]:
+    """Close the reservations of requests that have ended; what was held for each that had one open."""
+    return {row[0]: row[1] for row in _CLOSE_RESERVATIONS.rows(connection, {"row_ids": request_ids, "to": "settled"})}
+
+
+def book(connection: Connection, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write entries of the ledger, whose amounts the caller adds to balances."""
+    _INSERT_LEDGER.inserted(connection, entries)
 
 
 def spendable(connection: Connection, caller: Caller, now: int) -> int:
     """What a caller may still spend: the account's balance without its holds, within both monthly limits."""
-    room = _unreserved(connection, caller.account_id)
+    room = unreserved(connection, caller.account_id)
     for limit, column, id_ in (
         (caller.limits.month_nano, "key_id", caller.key_id),
         (caller.project_month_nano, "project_id", caller.project_id),
@@ -210,47 +175,9 @@ def _hold(connection: Connection, account_id: str, amount: int) -> bool:
     return _HOLD.changed(connection, {"row_id": account_id, "amount": amount}) == 1
 
 
-def _unreserved(connection: Connection, account_id: str) -> int:
+def unreserved(connection: Connection, account_id: str) -> int:
+    """What of an account's balance nothing holds."""
     return _UNRESERVED.value(connection, {"row_id": account_id}) or 0
-
-
-def _write_usage(connection: Connection, bill: Bill, cost: int, now: int) -> None:
-    usage, caller = bill.usage, bill.caller
-    tokens = {
-        "prompt": usage.prompt_tokens,
-        "cached": usage.cached_tokens,
-        "completion": usage.completion_tokens,
-        "reasoning": usage.reasoning_tokens,
-        "cost_nano": cost,
-    }
-    who = {
-        "account_id": caller.account_id,
-        "project_id": caller.project_id,
-        "key_id": caller.key_id,
-        "model": bill.model,
-    }
-    event = {
-        "request_id": bill.request_id,
-        "price_version": bill.price_version,
-        "status": bill.status,
-        "finish_reason": bill.finish_reason,
-        "ttft_us": bill.ttft_us,
-        "total_us": bill.total_us,
-        "created": now,
-    }
-    _INSERT_USAGE.changed(connection, who | tokens | event)
-    add = _ADD_TO_DAY[connection.dialect.name]
-    add.changed(connection, who | tokens | {"day": now - now % DAY, "requests": 1})
-
-
-_SUMS = ("requests", "prompt", "cached", "completion", "reasoning", "cost_nano")
-_DAY_KEY = ("day", "account_id", "project_id", "key_id", "model")
-
-
-def _add_to_day(dialect: "type[sqlite.Insert] | type[postgresql.Insert]") -> "sqlite.Insert | postgresql.Insert":
-    statement = dialect(usage_day)
-    more = {name: usage_day.c[name] + statement.excluded[name] for name in _SUMS}
-    return statement.on_conflict_do_update(index_elements=list(_DAY_KEY), set_=more)
 
 
 _UNRESERVED = Prepared(
@@ -292,7 +219,10 @@ _CLOSE_RESERVATION = Prepared(
     .values(state=bindparam("to"))
     .returning(reservation.c.amount_nano)
 )
-_COST_OF = Prepared(select(usage_event.c.cost_nano).where(usage_event.c.request_id == bindparam("row_id")))
+_CLOSE_RESERVATIONS = Prepared(
+    update(reservation)
+    .where(reservation.c.request_id.in_(bindparam("row_ids", expanding=True)), reservation.c.state == "open")
+    .values(state=bindparam("to"))
+    .returning(reservation.c.request_id, reservation.c.amount_nano)
+)
 _INSERT_LEDGER = Prepared(insert(ledger), [column.name for column in ledger.c if column.name != "id"])
-_INSERT_USAGE = Prepared(insert(usage_event))
-_ADD_TO_DAY = {"sqlite": Prepared(_add_to_day(sqlite.Insert)), "postgresql": Prepared(_add_to_day(postgresql.Insert))}

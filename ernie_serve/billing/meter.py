@@ -89,6 +89,28 @@ class Charge:
         return format_usd(self.cost_nano)
 
 
+class Charging:
+    """A charge on its way to the store, which goes on whatever becomes of those who wait for it."""
+
+    def __init__(self) -> None:
+        self._ended = asyncio.Event()
+        self._charge: Charge | None = None
+        self._error: Exception | None = None
+
+    def end(self, charge: Charge | None, error: Exception | None = None) -> None:
+        """Tell all who wait what it became."""
+        self._charge, self._error = charge, error
+        self._ended.set()
+
+    async def wait(self) -> Charge:
+        """What it became. Raises the error that it ended with."""
+        await self._ended.wait()
+        if self._charge is None:
+            assert self._error is not None, "ended without a charge or an error"
+            raise self._error
+        return self._charge
+
+
 class Reservation:
     """Money held for one running request.
 
@@ -109,7 +131,7 @@ class Reservation:
         self.prices = prices
         self.covered = covered
         self.exhausted = False
-        self.charge: asyncio.Task[Charge] | None = None
+        self.charge: Charging | None = None
         self._extend = extend
         self._extending: asyncio.Task[None] | None = None
 

@@ -5,7 +5,7 @@ finish and are charged when it is back. Knows no SQL and no HTTP.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,15 +13,15 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import idempotency, ledger, price_lists, reports
+from ernie_serve.billing import bills, idempotency, ledger, price_lists, reports
 from ernie_serve.billing.clock import Clock
 from ernie_serve.billing.keyring import Keyring
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.limits import Limiter
-from ernie_serve.billing.meter import AlreadyAnswered, Charge, Counters, Order, Reservation
+from ernie_serve.billing.meter import AlreadyAnswered, Charge, Charging, Counters, Order, Reservation
 from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.prices import Prices, Status, Usage
-from ernie_serve.billing.store import Store
+from ernie_serve.billing.store import Store, Together
 from ernie_serve.billing.upkeep import Upkeep, Waiting
 from ernie_serve.errors import PaymentRequired, RateLimited, StoreUnavailable
 
@@ -44,7 +44,7 @@ class PaidMeter:
         self._clock = clock
         self._limiter = Limiter(clock.now_ns)
         self._keyring = Keyring(store, clock)
-        self._tasks: set[asyncio.Task[Charge]] = set()
+        self._charging: set[Charging] = set()
 
     @classmethod
     async def open(cls, store: Store, model: str, prices: Prices, clock: Clock | None = None) -> "PaidMeter":
@@ -90,7 +90,7 @@ class PaidMeter:
         """Charge a request; see `Meter.settle`."""
         if reservation.charge is None:
             usage = _within(usage, reservation.covered)
-            bill = ledger.Bill(
+            bill = bills.Bill(
                 request_id=reservation.order.request_id,
                 caller=reservation.caller,
                 model=reservation.order.model,
@@ -101,18 +101,17 @@ class PaidMeter:
                 finish_reason=finish_reason,
                 ttft_us=ttft_us,
                 total_us=total_us,
+                ended=self._clock.seconds(),
             )
             order = reservation.order
             used = usage.prompt_tokens + usage.completion_tokens
             self._limiter.end(reservation.caller, order.prompt_tokens + order.want_tokens - used)
             claimed = order.idempotency_key is not None
-            do = partial(_settle_once, bill=bill, claimed=claimed, now=self._clock.seconds())
-            # Handed in here and not in the task, which would begin a turn of the event loop later.
-            writing = self._store.written(do, lane=bill.caller.account_id)
-            reservation.charge = asyncio.create_task(self._charged(bill, do, writing))
-            self._tasks.add(reservation.charge)
-            reservation.charge.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(reservation.charge)
+            do = Together(_settle_claimed if claimed else bills.settle, bill)
+            reservation.charge = charging = Charging()
+            self._charging.add(charging)
+            self._store.hand_in(do, partial(self._charged, bill, do, charging), lane=bill.caller.account_id)
+        return await reservation.charge.wait()
 
     async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read; see `Meter.report`."""
@@ -146,8 +145,9 @@ class PaidMeter:
 
     async def close(self) -> None:
         """Write what still waits and let go of the store. What cannot be written is logged, to be booked by hand."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
+        if self._charging:
+            ends = [asyncio.ensure_future(each.wait()) for each in self._charging]
+            await asyncio.wait(ends, timeout=_CLOSE_SECONDS)
         await self.upkeep.stop()
         await asyncio.to_thread(self._store.close)
 
@@ -201,20 +201,28 @@ class PaidMeter:
             self.counters.unsecured_leases += 1
             return tokens
 
-    async def _charged(
-        self, bill: ledger.Bill, do: Callable[[Connection], ledger.Settled], writing: "asyncio.Future[ledger.Settled]"
-    ) -> Charge:
-        try:
-            settled = await writing
-        except StoreUnavailable:
+    def _charged(
+        self,
+        bill: bills.Bill,
+        do: Callable[[Connection], bills.Settled],
+        charging: Charging,
+        settled: bills.Settled | None,
+        error: Exception | None,
+    ) -> None:
+        """Count a charge, or keep it for later, and tell who waits for it, all in one turn of the event loop."""
+        self._charging.discard(charging)
+        if isinstance(error, StoreUnavailable):
             self.counters.store_failures += 1
             told = f"{bill}, {format_usd(bill.cost_nano)} USD"
             self.upkeep.later(Waiting(bill.caller.account_id, do, told))
-            return Charge(bill.cost_nano, bill.usage, bill.price_version, kept=False)
-        self.counters.settled += 1
-        self.counters.charged_nano += settled.cost_nano
-        self.counters.waived_nano += settled.waived_nano
-        return Charge(settled.cost_nano, bill.usage, bill.price_version)
+            charging.end(Charge(bill.cost_nano, bill.usage, bill.price_version, kept=False))
+        elif settled is None:
+            charging.end(None, error)
+        else:
+            self.counters.settled += 1
+            self.counters.charged_nano += settled.cost_nano
+            self.counters.waived_nano += settled.waived_nano
+            charging.end(Charge(settled.cost_nano, bill.usage, bill.price_version))
 
 
 def _reserve_once(
@@ -232,9 +240,9 @@ def _reserve_once(
     return held
 
 
-def _settle_once(connection: Connection, bill: ledger.Bill, claimed: bool, now: int) -> ledger.Settled:
-    settled = ledger.settle(connection, bill, now)
-    if claimed:
+def _settle_claimed(connection: Connection, ended: Sequence[bills.Bill]) -> list[bills.Settled]:
+    settled = bills.settle(connection, ended)
+    for bill in ended:
         idempotency.end(connection, bill.request_id, answered=bill.status == "ok")
     return settled
 

@@ -12,18 +12,20 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from itertools import groupby
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 
-from ernie_serve.billing.database import Database, cause_of
+from ernie_serve.billing.database import COMMIT_SECONDS, COMPUTE_SECONDS, Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -46,6 +48,9 @@ class Store:
         self._ready: deque[str] = deque()
         self._busy: set[str] = set()
         self._change = threading.Condition()
+        self._computing = False
+        self._giving_way = False
+        self._told: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
         self._closed = False
         self.num_commits = 0
         self._readers = ThreadPoolExecutor(database.num_readers, thread_name_prefix="billing-reader")
@@ -61,17 +66,21 @@ class Store:
 
         Cancelling the caller does not cancel the work.
         """
-        return await self.written(do, lane=lane, durable=durable)
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.hand_in(do, partial(_resolve, result), lane=lane, durable=durable)
+        return await result
 
-    def written(self, do: Callable[[Connection], T], *, lane: str = "", durable: bool = True) -> "asyncio.Future[T]":
-        """Like `write`, for callers in an event loop who do not wait at once; the work is handed in already."""
+    def hand_in(self, do: Callable[[Connection], T], then: "Then[T]", *, lane: str = "", durable: bool = True) -> None:
+        """Like `write`, for callers in an event loop who do not wait: the loop calls `then` as soon as it hears."""
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
         try:
-            self._take(_Work(do, durable, result, loop), lane)
+            self._take(_Work(do, durable, then, loop), lane)
         except StoreUnavailable as error:
-            result.set_exception(error)
-        return result
+            then(None, error)
+            return
+        if self.embedded and not self._giving_way:
+            self._giving_way = True
+            loop.call_soon(self._give_way, loop)
 
     async def read(self, do: Callable[[Connection], T]) -> T:
         """Run `do` on a reader's connection, beside the writers."""
@@ -81,7 +90,7 @@ class Store:
         """Like `write`, for callers without an event loop."""
         result: Future[T] = Future()
         result.set_running_or_notify_cancel()
-        self._take(_Work(do, durable, result), lane)
+        self._take(_Work(do, durable, partial(_resolve, result)), lane)
         return result
 
     def close(self) -> None:
@@ -104,6 +113,27 @@ class Store:
                 self._ready.append(lane)
                 self._change.notify()
 
+    def _give_way(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
+
+        Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
+        up: the writer would get on when the loop is idle again. A slow disk is not waited for.
+        """
+        self._giving_way = False
+        with self._change:
+            slow = not self._ready and not self._computing  # a flush that had begun before
+            while (self._ready or self._busy) and not slow:
+                needs_us = self._ready or self._computing
+                slow = not self._change.wait(COMPUTE_SECONDS if needs_us else COMMIT_SECONDS)
+        self._hear(loop)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell those in this event loop what became of their work."""
+        with self._change:
+            outcomes = self._told.pop(loop, [])
+        for work, answer, error in outcomes:
+            work.then(answer, error)
+
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
             with self._database.reader.connect() as connection, connection.begin():
@@ -124,63 +154,100 @@ class Store:
                 works, later = waiting[:_MAX_TOGETHER], waiting[_MAX_TOGETHER:]
                 if later:
                     self._waiting[lane] = later
+                self._computing = True
             self._run(lane, works)
             with self._change:
                 self._busy.discard(lane)
                 if lane in self._waiting:
                     self._ready.append(lane)
-                self._change.notify_all()
+                self._computed()
 
     def _run(self, lane: str, works: "list[_Work]") -> None:
         """Commit works together; where one of them is at fault, each by itself."""
         try:
             with self._database.transaction(durable=any(work.durable for work in works), lane=lane) as connection:
-                answers = [work.do(connection) for work in works]
+                answers = _done(connection, works)
+                with self._change:
+                    self._computed()
         except Exception as error:
             if len(works) > 1 and not is_away(error):
                 for work in works:
                     self._run(lane, [work])
                 return
-            _tell([(work, None, _unavailable(error)) for work in works])
+            self._tell([(work, None, _unavailable(error)) for work in works])
             return
         self.num_commits += 1
-        _tell([(work, answer, None) for work, answer in zip(works, answers, strict=True)])
+        self._tell([(work, answer, None) for work, answer in zip(works, answers, strict=True)])
+
+    def _computed(self) -> None:
+        """Note that a writer does not need the interpreter now."""
+        self._computing = False
+        self._change.notify_all()
+
+    def _tell(self, outcomes: "list[_Outcome]") -> None:
+        """Tell what a group became; an event loop is woken once for all of them."""
+        loops: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+        for work, answer, error in outcomes:
+            if work.loop is None:
+                work.then(answer, error)
+            else:
+                loops.setdefault(work.loop, []).append((work, answer, error))
+        for loop, theirs in loops.items():
+            with self._change:
+                self._told.setdefault(loop, []).extend(theirs)
+            try:
+                loop.call_soon_threadsafe(self._hear, loop)
+            except RuntimeError:  # a closed loop has nobody who waits
+                self._told.pop(loop, None)
+
+
+class Together(Generic[Item, T]):
+    """Work that is done at once for all who wait with the same; `do_all` answers each of their items, in order."""
+
+    def __init__(self, do_all: Callable[[Connection, list[Item]], Sequence[T]], item: Item) -> None:
+        self.do_all = do_all
+        self.item = item
+
+    def __call__(self, connection: Connection) -> T:
+        """Do it for this item alone."""
+        return self.do_all(connection, [self.item])[0]
+
+
+Then = Callable[[T | None, Exception | None], None]
+"""Is told what a piece of work returned, or why it could not be done."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Something to do in a transaction, and where its answer goes: a future of `loop`, or one of any thread."""
+    """Something to do in a transaction, and who is told: in `loop`, or in the writer's own thread."""
 
     do: Callable[[Connection], Any]
     durable: bool
-    result: "Future[Any] | asyncio.Future[Any]"
+    then: Then[Any]
     loop: asyncio.AbstractEventLoop | None = None
+
+
+def _done(connection: Connection, works: list[_Work]) -> list[Any]:
+    """The answers of works, done in their order; neighbours that can are done together."""
+    answers: list[Any] = []
+    for do_all, group in groupby(works, key=lambda work: work.do.do_all if isinstance(work.do, Together) else None):
+        if do_all is None:
+            answers += [work.do(connection) for work in group]
+        else:
+            answers += do_all(connection, [work.do.item for work in group if isinstance(work.do, Together)])
+    return answers
 
 
 _Outcome = tuple[_Work, Any, Exception | None]
 
 
-def _tell(outcomes: list[_Outcome]) -> None:
-    """Give what a group became to those who wait; an event loop is woken once for all of them."""
-    loops: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
-    for outcome in outcomes:
-        if (loop := outcome[0].loop) is None:
-            _give([outcome])
-        else:
-            loops.setdefault(loop, []).append(outcome)
-    for loop, theirs in loops.items():
-        with suppress(RuntimeError):  # a closed loop has nobody who waits
-            loop.call_soon_threadsafe(_give, theirs)
-
-
-def _give(outcomes: list[_Outcome]) -> None:
-    for work, answer, error in outcomes:
-        if work.result.cancelled():
-            continue  # whoever waited has left
-        if error is None:
-            work.result.set_result(answer)
-        else:
-            work.result.set_exception(error)
+def _resolve(result: "Future[Any] | asyncio.Future[Any]", answer: Any, error: Exception | None) -> None:
+    if result.cancelled():
+        return  # whoever waited has left
+    if error is None:
+        result.set_result(answer)
+    else:
+        result.set_exception(error)
 
 
 def is_away(error: Exception) -> bool:

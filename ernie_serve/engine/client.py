@@ -222,17 +222,18 @@ class ProcessClient:
                 self._note_end(message)
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
-        """Hand a step out: first what ends, then the rest, a few in each turn of the loop.
+        """Hand a step out: first what ends, then the rest, one in each turn of the loop.
 
         All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
-        request still needs, such as its charge, would wait for the tokens of all others.
+        request still needs, such as its charge, would wait at each of its steps for the tokens of all others.
         """
         self._hand_out(len(self._undelivered))  # of the step before, so that no output overtakes another
         self._undelivered.extend(sorted(outputs, key=lambda output: output.finish_reason is None))
-        self._deliver_on()
+        num_ended = sum(output.finish_reason is not None for output in outputs)
+        self._deliver_on(max(1, min(num_ended, _ENDED_TOGETHER)))
 
-    def _deliver_on(self) -> None:
-        self._hand_out(min(_TOGETHER, len(self._undelivered)))
+    def _deliver_on(self, count: int = 1) -> None:
+        self._hand_out(min(count, len(self._undelivered)))
         if self._undelivered:
             asyncio.get_running_loop().call_soon(self._deliver_on)
 
@@ -284,8 +285,8 @@ class ProcessClient:
                 self._loop.call_soon_threadsafe(callback)
 
 
-_TOGETHER = 8
-"""So many requests get their outputs in one turn of the event loop."""
+_ENDED_TOGETHER = 8
+"""So many that end get their last outputs in one turn of the event loop, so that they are charged together."""
 
 _SIGNALS: dict[int, str] = {
     signal.SIGKILL: " The system does that when memory runs out: try --quantization int4, or a lower "

@@ -2,7 +2,8 @@
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,12 +17,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from ernie_serve.billing import boots, ledger
+from ernie_serve.billing import bills, boots, ledger
 from ernie_serve.billing.database import Database
 from ernie_serve.billing.keys import Caller, KeyLimits
-from ernie_serve.billing.office import open_key
+from ernie_serve.billing.money import Nano
+from ernie_serve.billing.office import NewKey, open_key
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import problems
 
@@ -140,19 +143,38 @@ class Money(RuleBasedStateMachine):
         cost = 0 if status == "failed" else cost
         assert cost <= running.held
         usage = Usage(prompt_tokens=running.prompt, completion_tokens=sent, cached_tokens=cached)
-        settled = self.do(ledger.settle, self.bill(name, usage, prices.cost(usage, status), status), self.now)
+        (settled,) = self.do(bills.settle, [self.bill(name, usage, prices.cost(usage, status), status)])
         assert (settled.cost_nano, settled.again, settled.waived_nano) == (cost, False, 0)
         del self.running[name]
         self.ended[name] = cost
         self.charge(cost)
+
+    @precondition(lambda self: self.running)
+    @rule(shares=st.lists(st.integers(0, 100), min_size=1, max_size=6), again=st.booleans())
+    def settle_together(self, shares: list[int], again: bool) -> None:
+        picked = list(zip(sorted(self.running), shares, strict=False))
+        given, expected = [], []
+        for name, share in picked:
+            running = self.running.pop(name)
+            usage = Usage(prompt_tokens=running.prompt, completion_tokens=running.covered * share // 100)
+            cost = running.prices.cost(usage)
+            given.append(self.bill(name, usage, cost))
+            expected.append((cost, False))
+            self.ended[name] = cost
+            self.charge(cost)
+        if again:
+            given.append(given[0])
+            expected.append((expected[0][0], True))
+        settled = self.do(bills.settle, given)
+        assert [(each.cost_nano, each.again) for each in settled] == expected
 
     def charge(self, cost: int) -> None:
         self.balance -= cost
         self.spent += cost
         self.month_spent += cost
 
-    def bill(self, name: str, usage: Usage, cost: Any, status: Any = "ok") -> ledger.Bill:
-        return ledger.Bill(
+    def bill(self, name: str, usage: Usage, cost: Any, status: Any = "ok") -> bills.Bill:
+        return bills.Bill(
             request_id=name,
             caller=self.caller,
             model="m",
@@ -160,13 +182,14 @@ class Money(RuleBasedStateMachine):
             usage=usage,
             cost_nano=cost,
             status=status,
+            ended=self.now,
         )
 
     @precondition(lambda self: self.ended)
     @rule(which=st.integers(0, 99))
     def settle_again(self, which: int) -> None:
         name = sorted(self.ended)[which % len(self.ended)]
-        settled = self.do(ledger.settle, self.bill(name, Usage(prompt_tokens=5), 350), self.now)
+        (settled,) = self.do(bills.settle, [self.bill(name, Usage(prompt_tokens=5), 350)])
         assert (settled.cost_nano, settled.again) == (self.ended[name], True)
 
     @precondition(lambda self: self.running)
@@ -191,7 +214,7 @@ class Money(RuleBasedStateMachine):
         # One of them was not dead, only silent: it is charged what is still there.
         usage = Usage(prompt_tokens=running.prompt, completion_tokens=sent)
         wanted = running.prices.cost(usage)
-        settled = self.do(ledger.settle, self.bill(name, usage, wanted), self.now)
+        (settled,) = self.do(bills.settle, [self.bill(name, usage, wanted)])
         assert settled.cost_nano == min(wanted, self.balance)
         assert settled.waived_nano == wanted - settled.cost_nano
         self.ended[name] = settled.cost_nano
@@ -249,6 +272,67 @@ def test_ten_thousand_random_operations_add_up(new_file: Callable[[], str]) -> N
         ),
     )
     assert machine.operations >= 10_000
+
+
+def test_what_is_settled_together_is_what_is_settled_in_turn(url: str) -> None:
+    """Of two accounts, four keys, two days, two models; then with a hold that is gone and one that is too small."""
+    database, prompt = Database(url), 100 * PRICES.input_nano
+    try:
+        with database.transaction(durable=True, lane="") as connection:
+            boots.beat(connection, "boot", START)
+            keys = [
+                open_key(connection, f"{n}", now=START, credit_nano=10 * prompt, account="ab"[n % 2]) for n in range(4)
+            ]
+            given = [bill_of(connection, keys[number % 4], number) for number in range(12)]
+        for wrong in (False, True):
+            if wrong:
+                with database.transaction(durable=True, lane="") as connection:
+                    assert ledger.release(connection, "r1", keys[1].account_id)
+                given[6] = replace(given[6], cost_nano=Nano(100 * prompt))
+            assert outcome(database, [given]) == outcome(database, [[bill] for bill in given])
+    finally:
+        database.close()
+
+
+def bill_of(connection: Connection, key: NewKey, number: int) -> bills.Bill:
+    """Hold the money of a request, and what it is charged then."""
+    caller = Caller(account_id=key.account_id, project_id=key.project_id, key_id=key.key_id, limits=KeyLimits())
+    prompt = PRICES.prompt_hold(100)
+    hold = {"prompt_nano": prompt, "token_nano": 280, "want_tokens": 0, "least_tokens": 0}
+    ask = ledger.Ask(request_id=f"r{number}", caller=caller, boot_id="boot", **hold)
+    assert ledger.reserve(connection, ask, START).granted
+    usage = Usage(prompt_tokens=100 - number)
+    return bills.Bill(
+        request_id=ask.request_id,
+        caller=caller,
+        model=f"m{number % 3 // 2}",
+        price_version=1,
+        usage=usage,
+        cost_nano=PRICES.cost(usage, "failed" if number == 5 else "ok"),
+        status="failed" if number == 5 else "ok",
+        ended=START + number // 8 * ledger.DAY,
+    )
+
+
+def outcome(database: Database, groups: list[list[bills.Bill]]) -> list[Any]:
+    """What comes of settling these groups, which is then undone."""
+    found: list[Any] = []
+    with suppress(ZeroDivisionError), database.transaction(durable=True, lane="") as connection:
+        found += [each for group in groups for each in bills.settle(connection, group)]
+        assert problems(connection) == []
+        for table, columns in (
+            ("account", "id, balance_nano, reserved_nano"),
+            ("reservation", "request_id, state, amount_nano"),
+            ("ledger", "ref, account_id, delta_nano, kind, created"),
+            ("usage_event", "*"),
+            ("usage_day", "*"),
+        ):
+            found.append(sorted(map(tuple, connection.exec_driver_sql(f"SELECT {columns} FROM {table}")), key=repr))
+        raise ZeroDivisionError
+    return found
+
+
+PRICES = Prices()
 
 
 def test_the_tables_themselves_forbid_an_overdraft(small_shop: Any) -> None:

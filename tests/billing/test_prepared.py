@@ -23,6 +23,28 @@ CLOSE = Prepared(
     .values(status=bindparam("to"))
     .returning(account.c.balance_nano)
 )
+CLOSE_ALL = Prepared(
+    update(account)
+    .where(account.c.id.in_(bindparam("row_ids", expanding=True)), account.c.status == "active")
+    .values(status=bindparam("to"))
+    .returning(account.c.id, account.c.balance_nano)
+)
+
+
+def test_they_insert_and_change_many_rows_at_once(shop):
+    def statements(connection):
+        ADD.inserted(connection, [ROW | {"id": each, "name": each, "balance_nano": ord(each)} for each in "abc"])
+        closed = CLOSE_ALL.rows(connection, {"row_ids": ["a", "c", "d"], "to": "disabled"})
+        assert sorted(map(tuple, closed)) == [("a", 97), ("c", 99)]
+        assert CLOSE_ALL.rows(connection, {"row_ids": ["a"], "to": "disabled"}) == []
+        assert [BALANCE.value(connection, {"row_id": each}) for each in "abc"] == [97, 98, 99]
+        connection.rollback()
+
+    async def scenario():
+        async with shop.open() as meter:
+            await meter.report(statements)
+
+    asyncio.run(scenario())
 
 
 def test_they_change_rows_count_them_and_read_values(shop):

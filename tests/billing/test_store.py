@@ -20,7 +20,7 @@ from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import Scope, find_usage, problems
 from ernie_serve.billing.schema import account
-from ernie_serve.billing.store import Store
+from ernie_serve.billing.store import Store, Together
 from ernie_serve.errors import StoreUnavailable, Unauthorized
 
 
@@ -66,6 +66,61 @@ def test_one_bad_piece_of_work_spoils_no_other(url):
         assert store.submit(names).result(10) == {"good", "last"}
     finally:
         store.close()
+
+
+def test_neighbours_with_the_same_work_are_done_at_once_and_alone_where_one_is_at_fault(url):
+    store, groups = Store(Database(url)), []
+
+    def all_of(connection, items):
+        groups.append(list(items))
+        return [100 // item for item in items]
+
+    def hand_in(*items):
+        gate = threading.Event()
+        store.submit(lambda connection: gate.wait(10))
+        waiting = [store.submit(Together(all_of, item)) if item is not None else store.submit(names) for item in items]
+        gate.set()
+        return [each.exception(10) or each.result(0) for each in waiting]
+
+    try:
+        assert hand_in(1, 2, None, 4) == [100, 50, set(), 25]
+        assert groups == [[1, 2], [4]]
+        groups.clear()
+        assert [type(each) for each in hand_in(5, 0, 4)] == [int, ZeroDivisionError, int]
+        assert groups == [[5, 0, 4], [5], [0], [4]]
+    finally:
+        store.close()
+
+
+def test_slow_work_does_not_stop_the_event_loop(url):
+    async def scenario():
+        loop, gate, told = asyncio.get_running_loop(), threading.Event(), []
+        for name in "ab":
+            store.hand_in(lambda connection, name=name: gate.wait(10) and name, lambda *each: told.append(each))
+        loop.call_later(0.05, gate.set)  # which no turn would come to
+        assert await store.write(lambda connection: "c") == "c"
+        assert told == [("a", None), ("b", None)]
+
+    store = Store(Database(url))
+    try:
+        asyncio.run(scenario())
+    finally:
+        store.close()
+
+
+def test_a_closed_store_tells_at_once_that_it_is(url):
+    async def scenario():
+        told = []
+        store.hand_in(names, lambda *each: told.append(each))
+        ((answer, error),) = told
+        assert answer is None
+        assert isinstance(error, StoreUnavailable)
+        with pytest.raises(StoreUnavailable):
+            await store.write(names)
+
+    store = Store(Database(url))
+    store.close()
+    asyncio.run(scenario())
 
 
 def test_a_closed_store_finishes_what_it_has_and_takes_no_more(url):
@@ -231,6 +286,31 @@ def test_nobody_is_let_in_on_an_old_belief(shop, monkeypatch):
                 with pytest.raises(Unauthorized):
                     await meter.authenticate("no key")
             await meter.authenticate(new.key)
+
+    asyncio.run(scenario())
+
+
+def test_a_key_is_read_once_for_all_who_ask_meanwhile_and_anew_after_a_change(small_shop, monkeypatch):
+    async def scenario():
+        async with small_shop.open() as meter:
+            new = await small_shop.new_key(meter)
+            read, reads = meter._store.read, []
+
+            async def counted(do):
+                reads.append(do)
+                return await read(do)
+
+            monkeypatch.setattr(meter._store, "read", counted)
+            callers = await asyncio.gather(*(meter.authenticate(new.key) for _ in range(50)))
+            assert len(reads) == 1
+            assert {caller.key_id for caller in callers} == {new.key_id}
+            small_shop.clock.move(5)
+            begun = asyncio.ensure_future(meter.authenticate(new.key))
+            await asyncio.sleep(0)
+            await meter.change(accounts.disable_key, new.key_id, now=1)
+            await asyncio.wait([begun])
+            with pytest.raises(Unauthorized):
+                await meter.authenticate(new.key)
 
     asyncio.run(scenario())
 
