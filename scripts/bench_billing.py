@@ -4,7 +4,7 @@ Asks two servers of `scripted_server.py` with many streams at once, in turns: on
 a model is measured. The asking is done with as little computing as can be, since it happens on the same cores and its
 own delays would count as the server's.
 
-    .venv/bin/python scripts/bench_billing.py [--folder FOLDER] [--streams 64] [--requests 510] [--rounds 5]
+    .venv/bin/python scripts/bench_billing.py [--folder FOLDER] [--streams 64] [--requests 510] [--rounds 5] [--apart]
 """
 
 import argparse
@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvloop
-from scripted_server import MARK_BASE
+from scripted_server import MARK_BASE, STEP_SECONDS
 
 TOKENS = range(8, 25)
 """Answers have so many tokens in turn, so that of 64 in flight about four end with a step."""
@@ -117,17 +118,24 @@ class Server:
         return used(f"/proc/{process_id}/stat"), used(f"/proc/{process_id}/task/{process_id}/stat")
 
 
-async def load(server: Server, streams: int, requests: int, *, stream: bool, keep: bool) -> None:
-    """Ask so many requests, so many at once, and keep what was measured while that many were in flight."""
+async def load(server: Server, streams: int, requests: int, *, stream: bool, keep: bool, apart: bool) -> None:
+    """Ask so many requests, so many at once, and keep what was measured while that many were in flight.
+
+    One follows the other, so that several are asked together, after a step; `apart` they come at any time of it.
+    """
     loop = asyncio.get_running_loop()
     marks = list(itertools.islice(server.marks, requests))
-    asked = iter(enumerate(marks))
+    asked = iter(marks)
     times: dict[int, Times] = {}
+    chance = random.Random(len(marks))
+    tokens = dict(zip(marks, itertools.cycle(TOKENS), strict=False))
 
     async def ask_on() -> None:
         transport, asker = await loop.create_connection(Asker, "127.0.0.1", server.port)
-        for index, mark in asked:
-            request = server.request(mark, TOKENS[index % len(TOKENS)], stream=stream)
+        for mark in asked:
+            if apart:
+                await asyncio.sleep(chance.random() * STEP_SECONDS)
+            request = server.request(mark, tokens[mark], stream=stream)
             times[mark] = await asker.ask(request)
         transport.close()
 
@@ -146,7 +154,9 @@ async def load(server: Server, streams: int, requests: int, *, stream: bool, kee
         if (found := times.get(int(mark))) is None:
             continue
         before_ms, after_ms = (float(came) - found.sent) * 1e3, (found.end - float(stepped)) * 1e3
+        steps_ms = tokens[int(mark)] * STEP_SECONDS * 1e3
         told = {"before_engine": before_ms, "after_engine": after_ms, "outside_engine": before_ms + after_ms}
+        told["whole_but_steps"] = (found.end - found.sent) * 1e3 - steps_ms
         if stream:
             told["last_token_after_engine"] = (found.last_token - float(stepped)) * 1e3
         for part, ms in told.items():
@@ -185,6 +195,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--requests", type=int, default=510)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--apart", action="store_true", help="requests come at any time of a step, not after it")
     given = parser.parse_args()
     if given.requests <= 2 * given.streams:
         parser.error("--requests must be more than twice --streams: the first and the last ones do not count.")
@@ -196,7 +207,9 @@ def main() -> None:
         try:
             for round_ in range(given.rounds + 1):  # the first one warms up
                 for stream, server in itertools.product((True, False), servers[:: (-1) ** round_]):
-                    measured = load(server, given.streams, given.requests, stream=stream, keep=round_ > 0)
+                    measured = load(
+                        server, given.streams, given.requests, stream=stream, keep=round_ > 0, apart=given.apart
+                    )
                     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                         runner.run(measured)
                 flushes += flush_ms(folder)

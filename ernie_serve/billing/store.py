@@ -25,6 +25,9 @@ from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceEr
 from ernie_serve.billing.database import COMMIT_SECONDS, COMPUTE_SECONDS, Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
+_IMPATIENT_FOR = 32
+"""So many commits are not waited for after one that was slow."""
+
 Item = TypeVar("Item")
 T = TypeVar("T")
 
@@ -50,6 +53,7 @@ class Store:
         self._change = threading.Condition()
         self._computing = False
         self._giving_way = False
+        self._impatient = 0
         self._told: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
         self._closed = False
         self.num_commits = 0
@@ -117,14 +121,19 @@ class Store:
         """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
 
         Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
-        up: the writer would get on when the loop is idle again. A slow disk is not waited for.
+        up: the writer would get on when the loop is idle again. A slow disk is not waited for: where a commit took
+        longer than we do, the next ones are not waited for at all.
         """
         self._giving_way = False
         with self._change:
-            slow = not self._ready and not self._computing  # a flush that had begun before
-            while (self._ready or self._busy) and not slow:
-                needs_us = self._ready or self._computing
-                slow = not self._change.wait(COMPUTE_SECONDS if needs_us else COMMIT_SECONDS)
+            while self._ready or self._computing:
+                if not self._change.wait(COMPUTE_SECONDS):
+                    break
+            else:
+                if self._impatient:
+                    self._impatient -= 1
+                elif self._busy and not self._change.wait(COMMIT_SECONDS):
+                    self._impatient = _IMPATIENT_FOR
         self._hear(loop)
 
     def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
