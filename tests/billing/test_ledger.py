@@ -263,7 +263,7 @@ def test_ten_thousand_random_operations_add_up(new_file: Callable[[], str]) -> N
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=32,
+            max_examples=40,
             stateful_step_count=440,
             deadline=None,
             derandomize=True,
