@@ -152,8 +152,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
     report(1.0, "making the first token")
-    most = min(settings.max_num_batched_tokens, room.max_model_len - 1)
-    _warm_up(core, _PROMPTS if device.type == "cuda" else _PROMPTS[:1], most)
+    lengths = [n for n in _PROMPTS if n <= settings.max_num_batched_tokens] if device.type == "cuda" else [1]
+    _warm_up(core, lengths, max(1, room.max_model_len - 1))
     info = EngineInfo(
         device=str(device),
         dtype=_weights(quantization, dtype),
@@ -175,19 +175,23 @@ _PROMPTS = (1, 17, 33, 65, 129, 250, 257, 513, 1024, 1200, 2048, 4096, 8192)
 
 
 def _warm_up(core: EngineCore, lengths: Sequence[int], longest: int) -> None:
-    """Make a token after prompts of these lengths, as far as they are allowed.
+    """Make tokens after prompts of these lengths, in several texts where one may only be `longest`.
 
-    An engine that says it is ready has shown that it can.
+    An engine that says it is ready has shown that it can. With a bias scores are copied, and lie otherwise in memory.
     """
-    sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     for length in lengths:
-        prompt = [0] * max(1, min(length, longest))
-        core.add(
-            EngineRequest(request_id="warm-up", prompt_token_ids=prompt, sampling=sampling, cache_salt=str(length))
-        )
-        outputs = [output for _ in range(4) if core.has_work for output in core.step()]
-        if not outputs or outputs[-1].finish_reason == "error":
-            raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+        _make_a_token(core, length, longest, SamplingParams(max_tokens=1, seed=0, temperature=0.0))
+    if len(lengths) > 1:
+        _make_a_token(core, 1, longest, SamplingParams(max_tokens=1, seed=0, logit_bias={0: 1.0}))
+
+
+def _make_a_token(core: EngineCore, length: int, longest: int, sampling: SamplingParams) -> None:
+    for start in range(0, length, longest):
+        name, prompt = f"warm-up {length} {start}", [0] * min(longest, length - start)
+        core.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, cache_salt=name))
+    outputs = [output for _ in range(64) if core.has_work for output in core.step()]
+    if not outputs or outputs[-1].finish_reason == "error":
+        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
 def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -242,7 +243,7 @@ def check_experts(report: Report, machine: Machine, c: ModelConfig, format: Any,
     weights = [normal(machine, E, 2 * width, N, scale=N**-0.5), normal(machine, E, N, width, scale=width**-0.5)]
     weights += [normal(machine, 2 * wide, N, scale=N**-0.5), normal(machine, N, wide, scale=wide**-0.5)]
     gate_up, down, *shared = [quantize(w, format) if format else w for w in weights]
-    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
+    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600, 1100, 1500):
         x = normal(machine, T, N)
         chances, ids = reference.route(
             x, torch.randn(E, N, device=machine.device), torch.zeros(E, device=machine.device), A, 1e-12
@@ -258,9 +259,15 @@ def check_experts(report: Report, machine: Machine, c: ModelConfig, format: Any,
 
 
 def check_others(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
-    """Norm and router."""
+    """Norm, router, SwiGLU and products of few rows."""
     reference, kernels = ReferenceKernels(), CudaKernels()
     N, E, A = c.hidden_size, c.moe_num_experts, c.moe_k
+    heads = c.head_dim * (c.num_attention_heads + 2 * c.num_key_value_heads)
+    for T, outputs in itertools.product((1, 5, 16), (heads, 512 if machine.dry else c.vocab_size)):
+        x, matrix = normal(machine, T, N), normal(machine, outputs, N, scale=N**-0.5)
+        with poisoned():
+            found = kernels.linear(x, matrix)
+        report.compared(f"linear T={T} of {outputs}", found, reference.linear(x, matrix), tolerance)
     weight = torch.randn(E, N, device=machine.device) * N**-0.5
     bias = torch.randn(E, device=machine.device) * 1e-3
     for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
@@ -278,6 +285,10 @@ def check_others(report: Report, machine: Machine, c: ModelConfig, tolerance: fl
         same = (ids == want_ids).float().mean()
         report.compared(f"route ids T={T}", same, torch.ones((), device=machine.device), 0.01)
         agree = (ids == want_ids).all(-1)
+        wide = normal(machine, T, 2 * c.moe_intermediate_size)
+        with poisoned():
+            got_swiglu = kernels.swiglu(wide)
+        report.compared(f"swiglu T={T}", got_swiglu, reference.swiglu(wide), tolerance)
         report.compared(f"route weights T={T}", chances[agree], want_chances[agree], tolerance)
 
 

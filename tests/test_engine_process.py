@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ernie_serve.config import Settings
-from ernie_serve.engine_process import build_engine
+from ernie_serve.engine.core import EngineCore
+from ernie_serve.engine_process import _warm_up, build_engine
 from ernie_serve.errors import SettingsError
+from ernie_serve.messages import EngineOutput, EngineRequest
 
 
 def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
@@ -23,3 +26,34 @@ def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
     with pytest.raises(SettingsError, match="--max-model-len 999999: this checkpoint reads at most 131072 tokens"):
         build_engine(Settings(model=str(folder), max_model_len=999999), 100, report)
     assert not heard
+
+
+class FakeCore:
+    """Takes all that was added in one step, and makes a token for each."""
+
+    def __init__(self) -> None:
+        self.waiting: list[EngineRequest] = []
+        self.steps: list[list[EngineRequest]] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting)
+
+    def add(self, request: EngineRequest) -> None:
+        assert request.request_id not in [each.request_id for each in self.waiting]
+        self.waiting.append(request)
+
+    def step(self) -> list[EngineOutput]:
+        self.steps.append(self.waiting)
+        self.waiting = []
+        return [
+            EngineOutput(request_id=each.request_id, token_ids=[5], finish_reason="length") for each in self.steps[-1]
+        ]
+
+
+def test_a_start_makes_steps_of_every_length_of_texts_that_are_allowed() -> None:
+    core = FakeCore()
+    _warm_up(cast("EngineCore", core), [1, 17, 100], longest=40)
+    assert [sum(len(each.prompt_token_ids) for each in step) for step in core.steps] == [1, 17, 100, 1]
+    assert max(len(each.prompt_token_ids) for step in core.steps for each in step) == 40
+    assert core.steps[-1][0].sampling.logit_bias, "copied scores lie otherwise in memory"

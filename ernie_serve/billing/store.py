@@ -26,7 +26,7 @@ from ernie_serve.billing.database import COMMIT_SECONDS, COMPUTE_SECONDS, Databa
 from ernie_serve.errors import StoreUnavailable
 
 _IMPATIENT_FOR = 32
-"""So many commits are not waited for after one that was slow."""
+"""So many turns of the event loop give no way to the writer after one in which it was slow."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Store:
         self._busy: set[str] = set()
         self._change = threading.Condition()
         self._computing = False
-        self._giving_way = False
+        self._giving_way: asyncio.AbstractEventLoop | None = None
         self._impatient = 0
         self._told: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
         self._closed = False
@@ -82,8 +82,8 @@ class Store:
         except StoreUnavailable as error:
             then(None, error)
             return
-        if self.embedded and not self._giving_way:
-            self._giving_way = True
+        if self.embedded and self._giving_way is not loop:
+            self._giving_way = loop
             loop.call_soon(self._give_way, loop)
 
     async def read(self, do: Callable[[Connection], T]) -> T:
@@ -121,19 +121,21 @@ class Store:
         """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
 
         Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
-        up: the writer would get on when the loop is idle again. A slow disk is not waited for: where a commit took
-        longer than we do, the next ones are not waited for at all.
+        up: the writer would get on when the loop is idle again. What is slow is not waited for: where a group took
+        longer than we wait, the loop goes on, and gives no way in the turns after.
         """
-        self._giving_way = False
-        with self._change:
-            while self._ready or self._computing:
-                if not self._change.wait(COMPUTE_SECONDS):
-                    break
-            else:
-                if self._impatient:
-                    self._impatient -= 1
-                elif self._busy and not self._change.wait(COMMIT_SECONDS):
-                    self._impatient = _IMPATIENT_FOR
+        self._giving_way = None
+        if self._impatient:
+            self._impatient -= 1
+        else:
+            with self._change:
+                while self._ready or self._computing:
+                    if not self._change.wait(COMPUTE_SECONDS):
+                        self._impatient = _IMPATIENT_FOR
+                        break
+                else:
+                    if self._busy and not self._change.wait(COMMIT_SECONDS):
+                        self._impatient = _IMPATIENT_FOR
         self._hear(loop)
 
     def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -141,7 +143,10 @@ class Store:
         with self._change:
             outcomes = self._told.pop(loop, [])
         for work, answer, error in outcomes:
-            work.then(answer, error)
+            try:
+                work.then(answer, error)
+            except Exception:  # what one does with it is no reason not to tell the others
+                _log.exception("Whoever was told what became of its work failed.")
 
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:

@@ -43,6 +43,9 @@ class Waiting:
     told: str
 
 
+_NEVER_WRITTEN = "Never written to the billing store, book by hand: %s"
+
+
 class Upkeep:
     """The background of one meter. `boot_id` names this process in the store."""
 
@@ -52,6 +55,7 @@ class Upkeep:
         self._clock = clock
         self._counters = counters
         self._waiting: deque[Waiting] = deque()
+        self._stopped = False
         self._settling = asyncio.Lock()
         self._alive_since_ns: int | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -71,13 +75,16 @@ class Upkeep:
             await asyncio.wait([self._keeper])
         await self.settle_waiting()
         for waiting in self._waiting:
-            _log.critical("Never written to the billing store, book by hand: %s", waiting.told)
+            _log.critical(_NEVER_WRITTEN, waiting.told)
+        self._stopped = True
         with suppress(StoreUnavailable):
             await self._store.write(partial(boots.retire, boot_id=self.boot_id))
 
     def later(self, waiting: Waiting) -> None:
         """Keep what the store could not take, in order, until it can."""
         self._waiting.append(waiting)
+        if self._stopped:
+            _log.critical(_NEVER_WRITTEN, waiting.told)
         self._counters.unsettled = len(self._waiting)
 
     async def settle_waiting(self) -> int:

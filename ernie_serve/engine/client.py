@@ -222,7 +222,7 @@ class ProcessClient:
                 self._note_end(message)
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
-        """Hand a step out: first what ends, then the rest, one in each turn of the loop.
+        """Hand a step out: what ends, several at once, then the rest, one in each turn of the loop.
 
         All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
         request still needs, such as its charge, would wait at each of its steps for the tokens of all others.

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,49 @@ def test_slow_work_does_not_stop_the_event_loop(url):
         loop.call_later(0.05, gate.set)  # which no turn would come to
         assert await store.write(lambda connection: "c") == "c"
         assert told == [("a", None), ("b", None)]
+
+    store = Store(Database(url))
+    try:
+        asyncio.run(scenario())
+    finally:
+        store.close()
+
+
+def test_a_store_that_is_locked_does_not_slow_the_event_loop(sqlite_url, monkeypatch):
+    """A turn that hands something in waits for it, but not turn after turn."""
+    store = Store(Database(sqlite_url))
+    waits, wait = [], store._change.wait
+
+    def counted(timeout=None):
+        if threading.current_thread() is threading.main_thread():
+            waits.append(timeout)
+        return wait(timeout)
+
+    async def scenario():
+        for _ in range(100):
+            store.hand_in(names, lambda *each: None)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(store._change, "wait", counted)
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        asyncio.run(scenario())
+        assert 1 <= len(waits) <= 10
+        assert all(seconds <= 0.002 for seconds in waits)
+    finally:
+        other.rollback()
+        other.close()
+        store.close()
+
+
+def test_who_fails_when_told_keeps_nobody_else_from_being_told(url):
+    async def scenario():
+        told = []
+        store.hand_in(names, lambda *each: 1 / 0)
+        store.hand_in(names, lambda *each: told.append(each))
+        await store.write(names)
+        assert len(told) == 1
 
     store = Store(Database(url))
     try:

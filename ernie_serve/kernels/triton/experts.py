@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ernie_serve.kernels.quantized import GROUP, Quantized
 from ernie_serve.kernels.triton import align
-from ernie_serve.kernels.triton.launching import UPCAST, dot
+from ernie_serve.kernels.triton.launching import UPCAST, dot, has_large_tiles
 from ernie_serve.kernels.triton.tiles import Tile, tile_for
 from ernie_serve.kernels.triton.widening import bytes_as_half, nibbles_as_half
 
@@ -220,7 +220,10 @@ def experts(
     E, _, width = down.shape
     S = 0 if shared is None else shared[1].shape[1] // width
     direct = T <= MOST_DIRECT
-    first, second = tiles or (tile_for("gate_up", T, format_of(gate_up)), tile_for("down", T, format_of(down)))
+    if tiles is None:
+        small = not has_large_tiles(x.device)
+        tiles = tile_for("gate_up", T, format_of(gate_up), small), tile_for("down", T, format_of(down), small)
+    first, second = tiles
     assert first.rows == second.rows, "both kernels read the same blocks"
     if direct:
         order = block_experts = ids

@@ -4,8 +4,10 @@ Knows Triton's interpreter: it keeps bfloat16 as integers, so that a dot of such
 therefore compute on float32 as soon as a value is loaded, and take the compile-time switch `UPCAST` for their dots.
 """
 
+import functools
 import os
 
+import torch
 import triton
 import triton.language as tl
 
@@ -21,6 +23,19 @@ def dot(x, w, acc, UPCAST: tl.constexpr):
     else:
         acc = tl.dot(x, w.to(x.dtype), acc=acc, input_precision="ieee")
     return acc
+
+
+LARGE_TILES = 160 << 10
+SMALL_TILES = 99 << 10
+"""Bytes of shared memory that the largest tiles take, and those for cards with less, such as those of 24 GB."""
+
+
+@functools.cache
+def has_large_tiles(device: torch.device) -> bool:
+    """Whether a processor of this device has room for the largest tiles, as those of an A100, H100 and H200 have."""
+    if device.type != "cuda":
+        return True
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= LARGE_TILES
 
 
 def power_of_two(n: int) -> int:

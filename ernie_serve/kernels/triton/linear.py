@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ernie_serve.kernels.triton.launching import UPCAST, dot, power_of_two
+from ernie_serve.kernels.triton.launching import UPCAST, dot, has_large_tiles, power_of_two
 
 # T rows, N numbers of each, M rows of the matrix
 
@@ -48,10 +48,11 @@ def _linear(x, weight, out, T, M, N: tl.constexpr, BM: tl.constexpr, BN: tl.cons
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `linear` takes these; it wants rows side by side, in 16 bit, whose ends are aligned."""
+    """Whether `linear` takes these; it wants rows side by side, in 16 bit, whose ends are aligned, and a large card."""
     (T, N), M = x.shape, len(weight)
     return (
-        0 < T <= _MOST_ROWS
+        has_large_tiles(x.device)
+        and 0 < T <= _MOST_ROWS
         and N <= _MOST_DEPTH
         and (x.dtype == weight.dtype == torch.bfloat16 or UPCAST)
         and N % 16 == 0

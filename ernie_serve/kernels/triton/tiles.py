@@ -30,8 +30,8 @@ class Tile:
         }
 
 
-def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str) -> Tile:
-    """The tile for so many tokens; of int4 a step is always 128 deep, as its units are."""
+def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, small: bool = False) -> Tile:
+    """The tile for so many tokens; of int4 a step is always 128 deep, as its units are. `small` is for 99 KiB."""
     if num_tokens <= 64:
         columns = 32 if kernel == "gate_up" else 64
         if format == "int4":
@@ -41,5 +41,6 @@ def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str) -
         return Tile(16, columns, 128, warps=4, stages=3)
     if num_tokens <= 256:
         return Tile(32, 64 if kernel == "gate_up" else 128, 128, warps=4, stages=3)
-    rows = 64 if num_tokens <= 1024 else 128
-    return Tile(rows, 128, 128 if format == "int4" else 64, warps=8 if rows == 128 else 4, stages=3)
+    rows = 64 if num_tokens <= 1024 or small else 128
+    columns = 64 if small and kernel == "gate_up" else 128
+    return Tile(rows, columns, 128 if format == "int4" else 64, warps=8 if rows == 128 else 4, stages=3)

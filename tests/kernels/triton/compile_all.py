@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from ernie_serve.kernels.quantized import quantize
 from ernie_serve.kernels.triton import align, attention, experts, linear, norm, prompt, rope, router, sampling
+from ernie_serve.kernels.triton.tiles import tile_for
 
 TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
@@ -26,6 +27,7 @@ T, N, E, A, WIDTH, H, K, D, VOCAB = 64, 2560, 64, 6, 1536, 20, 4, 128, 103424
 
 target = GPUTarget("cuda", int(sys.argv[1]), 32)
 seen: set[str] = set()
+small = ""  # what is said of kernels that are compiled for a card with less shared memory
 
 
 def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
@@ -49,7 +51,7 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = F
     seen.add(name)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=target, options=options)
-    label = f"{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
+    label = f"{small}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
     print(label, built.metadata.shared, flush=True)
 
 
@@ -70,7 +72,8 @@ live = torch.empty(1, dtype=torch.int32)
 weights, ids = router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live)
 router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live, torch.empty_like(x, dtype=torch.float16))
 align.align(ids, E, 2, 16)
-linear.linear(x[:16], torch.empty((H + 2 * K) * D, N, dtype=torch.bfloat16))
+for outputs in ((H + 2 * K) * D, VOCAB):
+    linear.linear(x[:16], torch.empty(outputs, N, dtype=torch.bfloat16))
 for format in (None, "int8", "fp8", "int4"):
     made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
@@ -80,6 +83,12 @@ for format in (None, "int8", "fp8", "int4"):
         rows = torch.empty(tokens, N, dtype=torch.float16 if format else torch.bfloat16)
         chances, picked = torch.empty(tokens, A, dtype=torch.bfloat16), torch.empty(tokens, A, dtype=torch.int32)
         experts.experts(rows, chances, picked, *made, tuple(both))
+    small, rows = "small ", torch.empty(1200 if format else 512, N, dtype=torch.float16 if format else torch.bfloat16)
+    chances, picked = (torch.empty(len(rows), A, dtype=dtype) for dtype in (torch.bfloat16, torch.int32))
+    kind = "plain" if format is None else "int4" if format == "int4" else "row"
+    tiles = tuple(tile_for(kernel, len(rows), kind, small=True) for kernel in ("gate_up", "down"))
+    experts.experts(rows, chances, picked, *made, tuple(both), tiles=tiles)
+    small = ""
 prompt.swiglu(torch.empty(T, 2 * WIDTH, dtype=torch.bfloat16))
 prompt.combine(x, torch.empty(T, A, dtype=torch.int64), chances[:T], x)
 sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)
