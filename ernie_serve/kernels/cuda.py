@@ -109,7 +109,7 @@ class CudaKernels(ReferenceKernels):
             return super().moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
         half = torch.empty_like(x, dtype=torch.float16)
         weights, ids = router.route(x, weight, correction_bias, top_k, norm_min, self._num_live, half)
-        return self._experts(x, half, weights, ids, gate_up, down, shared)
+        return self.experts(x, weights, ids, gate_up, down, shared, half)
 
     def experts(
         self,
@@ -119,24 +119,14 @@ class CudaKernels(ReferenceKernels):
         gate_up: Matrices,
         down: Matrices,
         shared: tuple[Matrix, Matrix] | None,
+        half: Tensor | None = None,
     ) -> Tensor:
         """The experts' outputs, summed, or one beside the other, [T, P, N], for `add_rms_norm` to sum.
 
         Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs.
-        A shared MLP in another format than the experts is computed by itself.
+        A shared MLP in another format than the experts is computed by itself. `half` is `x` in half precision, where
+        somebody has it already.
         """
-        return self._experts(x, x, weights, ids, gate_up, down, shared)
-
-    def _experts(
-        self,
-        x: Tensor,
-        half: Tensor,
-        weights: Tensor,
-        ids: Tensor,
-        gate_up: Matrices,
-        down: Matrices,
-        shared: tuple[Matrix, Matrix] | None,
-    ) -> Tensor:
         if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
             return super().experts(x, weights, ids, gate_up, down, shared)
         inside = None
@@ -146,7 +136,7 @@ class CudaKernels(ReferenceKernels):
                 inside = (first, second)
         if len(x) > _MOST_BY_TRITON and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
             return self._grouped(x, weights, ids, gate_up, down, None if shared is None else self._mlp(x, *shared))
-        slots = experts.experts(half, weights, ids, gate_up, down, inside)
+        slots = experts.experts(x if half is None else half, weights, ids, gate_up, down, inside)
         if shared is not None and inside is None:
             slots = torch.cat((slots, self._mlp(x, *shared)[:, None]), dim=1)
         return slots if len(x) <= _MOST_BY_TRITON else slots.float().sum(1).to(x.dtype)
