@@ -186,10 +186,11 @@ def _warm_up(core: EngineCore, lengths: Sequence[int], longest: int) -> None:
 
 
 def _make_a_token(core: EngineCore, length: int, longest: int, sampling: SamplingParams) -> None:
-    for start in range(0, length, longest):
+    starts = range(0, length, longest)
+    for start in starts:
         name, prompt = f"warm-up {length} {start}", [0] * min(longest, length - start)
         core.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, cache_salt=name))
-    outputs = [output for _ in range(64) if core.has_work for output in core.step()]
+    outputs = [output for _ in range(4 * len(starts)) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
         raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
