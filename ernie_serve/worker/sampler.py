@@ -48,7 +48,7 @@ class Sampler:
         valid = logits[:, : self.num_valid_ids]
         bounds = Bounds(masks, places, valid.shape[1]) if masks else None
         scores = self._adjusted(valid, rows, bounds)
-        if bounds and (self._draw or scores.device.type != "cpu"):
+        if bounds and self._draw:
             scores, bounds = bounds.applied_to_all(scores), None
         token_ids = _drawn(self._draw, scores, rows) if self._draw else _choose(scores, rows, bounds)
         logprobs = logprobs_of(logits, token_ids, [row.sampling.logprobs for row in rows], self.num_valid_ids)
@@ -142,21 +142,18 @@ def _drawn(draw: Draw, scores: Tensor, rows: list[PlanRow]) -> list[int]:
 
 
 def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[int]:
-    """A token id for every row of `scores` [R, V], greedily or by chance."""
+    """A token id for every row of `scores` [R, V] on a CPU, greedily or by chance."""
     params = [row.sampling for row in rows]
     greedy = [i for i, p in enumerate(params) if p.temperature == 0]
+    ids = _likeliest(scores, greedy, bounds)
     if len(greedy) == len(rows):
-        return _likeliest(scores, greedy, bounds)
+        return ids
     uniforms = [uniform(row.sampling.seed, len(row.output_token_ids)) for row in rows]
-    picked = []
     for part in _parts(params, scores, bounds):
         some = rows_at(scores, part)
         if bounds and part[0] in bounds:
             some = bounds.applied(some, part)
-        picked.append((part, _pick(some, [params[i] for i in part], [uniforms[i] for i in part])))
-    # Only now, so that a GPU has all other work before it is waited for.
-    ids = _likeliest(scores, greedy, bounds) if greedy else [0] * len(rows)
-    for part, found in picked:
+        found = _pick(some, [params[i] for i in part], [uniforms[i] for i in part])
         for i, token_id in zip(part, found.tolist(), strict=True):
             ids[i] = token_id
     return ids
@@ -164,8 +161,6 @@ def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[
 
 def _likeliest(scores: Tensor, rows: list[int], bounds: Bounds | None) -> list[int]:
     """The ids of the highest scores in `rows`, of equals the lowest, and any id in the others."""
-    if scores.device.type != "cpu":
-        return scores.argmax(-1).tolist()
     ids, numbers = [0] * scores.shape[0], scores.numpy()  # whose argmax is many times as fast as a tensor's
     for i in rows:
         ids[i] = int(numbers[i].argmax())
@@ -175,19 +170,20 @@ def _likeliest(scores: Tensor, rows: list[int], bounds: Bounds | None) -> list[i
 
 
 def _parts(params: list[SamplingParams], scores: Tensor, bounds: Bounds | None) -> Iterator[list[int]]:
-    """The rows that chance decides, a few at a time.
+    """The rows that chance decides, a few at a time: so few that what is made of them stays in a core's cache.
 
-    Those that top_k or top_p limit are apart from those that are free, and those with a mask from those without. On a
-    CPU so few that what is made of them stays in a core's cache.
+    Those that top_k or top_p limit are apart from those that are free, and those with a mask from those without.
     """
-    at_once = 2 if scores.device.type == "cpu" else 32
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, p in enumerate(params):
         if p.temperature:
             kinds.setdefault((_is_limited(p, scores.shape[1]), bounds is not None and i in bounds), []).append(i)
     for rows in kinds.values():
-        for start in range(0, len(rows), at_once):
-            yield rows[start : start + at_once]
+        for start in range(0, len(rows), _AT_ONCE):
+            yield rows[start : start + _AT_ONCE]
+
+
+_AT_ONCE = 2
 
 
 def _is_limited(params: SamplingParams, num_ids: int) -> bool:
