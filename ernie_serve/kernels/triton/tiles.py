@@ -1,6 +1,7 @@
 """Tile sizes of the expert kernels by the number of tokens and the format of the weights.
 
-For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 by `scripts/gpu_tiles`; up to 512 tokens.
+For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 at 1 to 256 tokens, as
+`scripts/gpu_tiles` does it; for more tokens, and for cards with less shared memory, they are starting points.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A request never waits for the compiler: what a start has found is all that prompts of any length need."""
+"""No prompt waits for the compiler of router and experts, which differ most by its length: a start has found them."""
 
 import os
 import subprocess
