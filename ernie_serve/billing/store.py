@@ -22,13 +22,9 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, ProgrammingError, TimeoutError
 
-from ernie_serve.billing.database import Database, cause_of
+from ernie_serve.billing.database import COMMIT_SECONDS, COMPUTE_SECONDS, Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
-_COMPUTE_SECONDS = 0.002
-"""How long SQLite may take over the statements of a group before it is called slow."""
-_COMMIT_SECONDS = 0.002
-"""How long its commit, which is the flush of a disk, may take before it is called slow."""
 _IMPATIENT_FOR = 32
 """So many turns of the event loop give no way to the writer after one in which it was slow."""
 
@@ -134,11 +130,11 @@ class Store:
         else:
             with self._change:
                 while self._ready or self._computing:
-                    if not self._change.wait(_COMPUTE_SECONDS):
+                    if not self._change.wait(COMPUTE_SECONDS):
                         self._impatient = _IMPATIENT_FOR
                         break
                 else:
-                    if self._busy and not self._change.wait(_COMMIT_SECONDS):
+                    if self._busy and not self._change.wait(COMMIT_SECONDS):
                         self._impatient = _IMPATIENT_FOR
         self._hear(loop)
 
