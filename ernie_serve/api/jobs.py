@@ -3,9 +3,10 @@
 Knows how prompts multiply into choices. Knows nothing of templates or tokenizers.
 """
 
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from uuid import uuid4
 
 from msgspec import structs
 
@@ -32,7 +33,7 @@ def make_job(
     id_prefix: str = "",
 ) -> Job:
     """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
-    job_id = f"{id_prefix or ('chatcmpl-' if chat else 'cmpl-')}{uuid4().hex}"
+    job_id = f"{id_prefix or ('chatcmpl-' if chat else 'cmpl-')}{_new_id()}"
     num_choices = require_choices(services, fields, len(prompts))
     prompt_only = fields.wanted_tokens[1] == 0 and fields.scored_prompt is not None
     sampling = Sampling(
@@ -105,3 +106,11 @@ def require_choices(services: Services, fields: TextRequest, num_prompts: int) -
         told = f"{num_prompts} prompts with `{param}` {num_choices} make {num_prompts * num_choices} choices"
         raise InvalidRequest(f"{told}; one request may have {limits.max_choices}. Send several.", param=param)
     return num_choices
+
+
+def _new_id() -> str:
+    """32 hexadecimal digits: milliseconds since 1970, then 80 random bits, like a UUID of version 7 (RFC 9562, 5.7).
+
+    Who keeps jobs by their id, as the billing store does, writes those of one time in one place.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"

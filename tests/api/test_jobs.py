@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,6 +31,15 @@ def test_request_ids_are_unique_and_begin_with_the_answers(services: Any) -> Non
     ids = [choice.request.request_id for job in jobs for choice in job.choices]
     assert len(set(ids)) == 12
     assert all(choice.request.request_id.startswith(job.id) for job in jobs for choice in job.choices)
+
+
+def test_ids_of_later_jobs_sort_later(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for milliseconds in (1_799_999_999_999, 1_800_000_000_000, 1_800_000_000_001):
+        monkeypatch.setattr("ernie_serve.api.jobs.time.time_ns", lambda now=milliseconds: now * 1_000_000)
+        made.append([job_of(services, [1]).id for _ in range(50)])
+    assert all(max(earlier) < min(later) for earlier, later in pairwise(made))
+    assert len(set().union(*made)) == 150
 
 
 def test_number_of_choices_is_bounded_by_configuration(make_services: Any) -> None:
