@@ -130,21 +130,20 @@ class Reservation:
         self.order = order
         self.prices = prices
         self.covered = covered
+        self.most = order.n * order.tokens_each
+        """Output tokens that the request can have at all."""
         self.exhausted = False
         self.charge: Charging | None = None
         self._extend = extend
         self._extending: asyncio.Task[None] | None = None
 
-    @property
-    def most(self) -> int:
-        """Output tokens that the request can have at all."""
-        return self.order.n * self.order.tokens_each
-
     async def cover(self, num_tokens: int) -> bool:
         """Whether `num_tokens` of output are paid for, extending the lease ahead of need.
 
-        Costs nothing while they are. After `False` send only `covered` tokens, stop generating, and settle.
+        Costs a comparison while they are. After `False` send only `covered` tokens, stop generating, and settle.
         """
+        if num_tokens <= self.covered - (_AHEAD if self.covered < self.most else 0):
+            return True
         self._look_ahead(num_tokens)
         while num_tokens > self.covered and self._extending is not None:
             await asyncio.shield(self._extending)
