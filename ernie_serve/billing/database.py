@@ -25,7 +25,7 @@ from ernie_serve.errors import SettingsError, StartupError
 STATEMENT_SECONDS = 2
 COMPUTE_SECONDS = 0.002
 """How long SQLite may take over the statements of a group before it is called slow."""
-COMMIT_SECONDS = 0.002
+COMMIT_SECONDS = 0.004
 """How long its commit, which is the flush of a disk, may take before it is called slow."""
 _CONNECTIONS = 8
 _READERS = 4

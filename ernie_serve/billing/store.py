@@ -25,8 +25,8 @@ from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceEr
 from ernie_serve.billing.database import COMMIT_SECONDS, COMPUTE_SECONDS, Database, cause_of
 from ernie_serve.errors import StoreUnavailable
 
-_IMPATIENT_FOR = 32
-"""So many turns of the event loop give no way to the writer after one in which it was slow."""
+_MOST_IMPATIENT = 64
+"""So many turns of the event loop at most give no way to the writer after one in which it was slow."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class Store:
         self._change = threading.Condition()
         self._computing = False
         self._giving_way: asyncio.AbstractEventLoop | None = None
-        self._impatient = 0
+        self._impatient = 0  # turns still to come that give no way
+        self._impatience = 0  # and how many they were after the last slow one
         self._told: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
         self._closed = False
         self.num_commits = 0
@@ -121,22 +122,24 @@ class Store:
         """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
 
         Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
-        up: the writer would get on when the loop is idle again. What is slow is not waited for: where a group took
-        longer than we wait, the loop goes on, and gives no way in the turns after.
+        up: the writer would get on when the loop is idle again. What is slow is not waited for: where a group takes
+        longer than we wait, the loop goes on, and gives no way in the turn after; in twice as many if it is slow again.
         """
         self._giving_way = None
         if self._impatient:
             self._impatient -= 1
         else:
-            with self._change:
-                while self._ready or self._computing:
-                    if not self._change.wait(COMPUTE_SECONDS):
-                        self._impatient = _IMPATIENT_FOR
-                        break
-                else:
-                    if self._busy and not self._change.wait(COMMIT_SECONDS):
-                        self._impatient = _IMPATIENT_FOR
+            self._impatience = 0 if self._is_quick() else min(2 * self._impatience + 1, _MOST_IMPATIENT)
+            self._impatient = self._impatience
         self._hear(loop)
+
+    def _is_quick(self) -> bool:
+        """Wait for the writer for as long as a turn may; whether it was done."""
+        with self._change:
+            while self._ready or self._computing:
+                if not self._change.wait(COMPUTE_SECONDS):
+                    return False
+            return not self._busy or self._change.wait(COMMIT_SECONDS)
 
     def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell those in this event loop what became of their work."""

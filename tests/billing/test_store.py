@@ -109,8 +109,9 @@ def test_slow_work_does_not_stop_the_event_loop(url):
         store.close()
 
 
-def test_a_store_that_is_locked_does_not_slow_the_event_loop(sqlite_url, monkeypatch):
-    """A turn that hands something in waits for it, but not turn after turn."""
+@pytest.fixture
+def waits(sqlite_url, monkeypatch):
+    """A store, and how long the event loop's turns waited for its writer."""
     store = Store(Database(sqlite_url))
     waits, wait = [], store._change.wait
 
@@ -119,22 +120,49 @@ def test_a_store_that_is_locked_does_not_slow_the_event_loop(sqlite_url, monkeyp
             waits.append(timeout)
         return wait(timeout)
 
-    async def scenario():
-        for _ in range(100):
-            store.hand_in(names, lambda *each: None)
-            await asyncio.sleep(0)
-
     monkeypatch.setattr(store._change, "wait", counted)
-    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    yield store, waits
+    store.close()
+
+
+@contextmanager
+def locked(url):
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
-        asyncio.run(scenario())
-        assert 1 <= len(waits) <= 10
-        assert all(seconds <= 0.002 for seconds in waits)
+        yield
     finally:
         other.rollback()
         other.close()
-        store.close()
+
+
+async def hand_in(store, times):
+    for _ in range(times):
+        store.hand_in(names, lambda *each: None)
+        await asyncio.sleep(0)
+
+
+def test_a_store_that_is_locked_does_not_slow_the_event_loop(waits, sqlite_url):
+    """A turn that hands something in waits for it, but not turn after turn."""
+    store, seconds = waits
+    with locked(sqlite_url):
+        asyncio.run(hand_in(store, 100))
+        assert 1 <= len(seconds) <= 10
+        assert all(each <= 0.002 for each in seconds)
+
+
+def test_a_store_that_was_slow_once_is_waited_for_again_soon(waits, sqlite_url):
+    store, seconds = waits
+
+    async def scenario():
+        with locked(sqlite_url):
+            await hand_in(store, 2)
+        await store.write(names)
+        before = len(seconds)
+        await hand_in(store, 8)
+        assert len(seconds) > before
+
+    asyncio.run(scenario())
 
 
 def test_who_fails_when_told_keeps_nobody_else_from_being_told(url):
