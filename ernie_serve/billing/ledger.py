@@ -5,7 +5,7 @@ transaction that its caller opened for one account, and gives a value rather tha
 because a transaction is shared. After each of them
 
     balance  = sum of the account's ledger
-    reserved = sum of its open reservations
+    reserved = sum of its reservations
     reserved <= balance
 """
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     bindparam,
     cast,
+    delete,
     func,
     insert,
     select,
@@ -71,7 +72,6 @@ def reserve(connection: Connection, ask: Ask, now: int) -> Held:
         "project_id": ask.caller.project_id,
         "key_id": ask.caller.key_id,
         "amount_nano": amount,
-        "state": "open",
         "boot_id": ask.boot_id,
         "created": now,
     }
@@ -95,7 +95,7 @@ def extend(connection: Connection, request_id: str, caller: Caller, tokens: int,
 
 def release(connection: Connection, request_id: str, account_id: str) -> bool:
     """Let a hold go for which nothing was computed. `False` when there was none."""
-    held = _CLOSE_RESERVATION.value(connection, {"row_id": request_id, "to": "released"})
+    held = close_all(connection, [request_id]).get(request_id)
     if held is not None:
         give_back(connection, account_id, held)
     return held is not None
@@ -132,8 +132,8 @@ def charge(connection: Connection, account_id: str, *, cost: int, held: int) -> 
 
 
 def close_all(connection: Connection, request_ids: list[str]) -> dict[str, int]:
-    """Close the reservations of requests that have ended; what was held for each that had one open."""
-    return {row[0]: row[1] for row in _CLOSE_RESERVATIONS.rows(connection, {"row_ids": request_ids, "to": "settled"})}
+    """Take away the reservations of requests that have ended; what was held for each that had one."""
+    return {row[0]: row[1] for row in _CLOSE_RESERVATIONS.rows(connection, {"row_ids": request_ids})}
 
 
 def book(connection: Connection, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -159,7 +159,7 @@ def spent_this_month(connection: Connection, account_id: str, column: str, id_: 
         usage_day.c.account_id == account_id, usage_day.c[column] == id_, usage_day.c.day >= month_start(now)
     )
     held = select(cast(func.coalesce(func.sum(reservation.c.amount_nano), 0), BigInteger)).where(
-        reservation.c.account_id == account_id, reservation.c[column] == id_, reservation.c.state == "open"
+        reservation.c.account_id == account_id, reservation.c[column] == id_
     )
     return int(connection.execute(spent).scalar_one()) + int(connection.execute(held).scalar_one())
 
@@ -210,19 +210,12 @@ _TOP_UP = Prepared(
 _INSERT_RESERVATION = Prepared(insert(reservation))
 _RAISE_RESERVATION = Prepared(
     update(reservation)
-    .where(reservation.c.request_id == bindparam("row_id"), reservation.c.state == "open")
+    .where(reservation.c.request_id == bindparam("row_id"))
     .values(amount_nano=reservation.c.amount_nano + bindparam("more"))
 )
-_CLOSE_RESERVATION = Prepared(
-    update(reservation)
-    .where(reservation.c.request_id == bindparam("row_id"), reservation.c.state == "open")
-    .values(state=bindparam("to"))
-    .returning(reservation.c.amount_nano)
-)
 _CLOSE_RESERVATIONS = Prepared(
-    update(reservation)
-    .where(reservation.c.request_id.in_(bindparam("row_ids", expanding=True)), reservation.c.state == "open")
-    .values(state=bindparam("to"))
+    delete(reservation)
+    .where(reservation.c.request_id.in_(bindparam("row_ids", expanding=True)))
     .returning(reservation.c.request_id, reservation.c.amount_nano)
 )
 _INSERT_LEDGER = Prepared(insert(ledger), [column.name for column in ledger.c if column.name != "id"])

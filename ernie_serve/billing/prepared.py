@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, Update
+from sqlalchemy import Connection, Delete, Insert, Select, Update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 class Prepared:
     """One statement of Core; an insert that leaves columns to the database comes with the names of the others."""
 
-    def __init__(self, statement: Select[Any] | Update | Insert, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, statement: Select[Any] | Update | Insert | Delete, columns: Sequence[str] | None = None) -> None:
         self._statement = statement
         compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=columns)
         self._text = str(compiled)

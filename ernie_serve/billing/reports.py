@@ -215,7 +215,7 @@ def problems(connection: Connection) -> list[str]:
     """What does not add up, in words; an empty list is a healthy ledger."""
     booked = _sums(connection, ledger, ledger.c.delta_nano)
     charged = _sums(connection, ledger, ledger.c.delta_nano, ledger.c.kind == "usage")
-    held = _sums(connection, reservation, reservation.c.amount_nano, reservation.c.state == "open")
+    held = _sums(connection, reservation, reservation.c.amount_nano)
     used = _sums(connection, usage_event, usage_event.c.cost_nano)
     found = []
     for row in connection.execute(select(account.c.id, account.c.balance_nano, account.c.reserved_nano)):

@@ -5,7 +5,7 @@ seconds since 1970, both 64-bit integers; no column holds text of a request. The
 types, being STRICT) and PostgreSQL; `migrations/` brings an older database here.
 
     account ─┬─ project ─── api_key         who
-             ├─ reservation ─── boot        money held while a request runs, and by which process
+             ├─ reservation ─── boot        money held while a request runs, and by which process; gone when it ends
              ├─ usage_event ─── usage_day   what was computed; the second is the first, added up
              └─ ledger                      every change of a balance, never changed itself
     price                                   what a token cost from when on
@@ -41,8 +41,9 @@ def _text(name: str, *extra: SchemaItem, nullable: bool = False, primary_key: bo
     return Column(name, Text(), *extra, nullable=nullable, primary_key=primary_key)
 
 
-def _table(name: str, *items: SchemaItem) -> Table:
-    return Table(name, metadata, *items, sqlite_strict=True)
+def _table(name: str, *items: SchemaItem, in_order: bool = False) -> Table:
+    """`in_order` keeps SQLite's rows where their primary key is, without an index beside them."""
+    return Table(name, metadata, *items, sqlite_strict=True, sqlite_with_rowid=not in_order)
 
 
 account = _table(
@@ -108,12 +109,10 @@ reservation = _table(
     _text("project_id"),
     _text("key_id"),
     _number("amount_nano"),
-    _text("state"),
     _text("boot_id"),
     _number("created"),
     CheckConstraint("amount_nano >= 0", name="reservation_amount"),
-    CheckConstraint("state IN ('open', 'settled', 'released')", name="reservation_state"),
-    Index("reservation_state", "state", "account_id"),
+    in_order=True,
 )
 
 usage_event = _table(

@@ -29,7 +29,7 @@ DEAD_SECONDS = 60
 
 _BEAT_SECONDS = 10
 _TIDY_SECONDS = 3600
-_KEEP_CLOSED_SECONDS = 86_400
+_KEEP_BOOTS_SECONDS = 86_400
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Upkeep:
 
     def _tidy(self, connection: Connection) -> None:
         now = self._clock.seconds()
-        boots.forget_old(connection, now - _KEEP_CLOSED_SECONDS)
+        boots.forget_old(connection, now - _KEEP_BOOTS_SECONDS)
         idempotency.forget_old(connection, now)
 
     async def _release_orphans(self, alive_since: int) -> None:

@@ -34,7 +34,7 @@ START = 1_800_000_000
 ADDED_UP = """
     SELECT balance_nano, reserved_nano,
         (SELECT coalesce(sum(delta_nano), 0) FROM ledger),
-        (SELECT coalesce(sum(amount_nano), 0) FROM reservation WHERE state = 'open'),
+        (SELECT coalesce(sum(amount_nano), 0) FROM reservation),
         (SELECT coalesce(sum(cost_nano), 0) FROM usage_event),
         (SELECT coalesce(-sum(delta_nano), 0) FROM ledger WHERE kind = 'usage'),
         (SELECT coalesce(sum(cost_nano), 0) FROM usage_day)
@@ -322,7 +322,7 @@ def outcome(database: Database, groups: list[list[bills.Bill]]) -> list[Any]:
         assert problems(connection) == []
         for table, columns in (
             ("account", "id, balance_nano, reserved_nano"),
-            ("reservation", "request_id, state, amount_nano"),
+            ("reservation", "request_id, amount_nano"),
             ("ledger", "ref, account_id, delta_nano, kind, created"),
             ("usage_event", "*"),
             ("usage_day", "*"),

@@ -249,7 +249,7 @@ class Money(RuleBasedStateMachine):
 ADDED_UP = """
     SELECT id, balance_nano, reserved_nano,
         CAST((SELECT coalesce(sum(delta_nano), 0) FROM ledger WHERE account_id = account.id) AS BIGINT),
-        CAST((SELECT coalesce(sum(amount_nano), 0) FROM reservation WHERE account_id = account.id AND state = 'open')
+        CAST((SELECT coalesce(sum(amount_nano), 0) FROM reservation WHERE account_id = account.id)
             AS BIGINT)
     FROM account"""
 

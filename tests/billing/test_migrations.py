@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, inspect, select
 
+from ernie_serve.billing import migrations
 from ernie_serve.billing.database import Database
-from ernie_serve.billing.schema import metadata
+from ernie_serve.billing.migrations.versions import v0001_ledger
+from ernie_serve.billing.schema import metadata, reservation
 from ernie_serve.errors import StartupError
 
 
@@ -27,6 +31,39 @@ def test_the_steps_make_the_tables(url):
 def test_migrating_again_changes_nothing(url):
     for _ in range(2):
         Database(url).close()
+
+
+def test_holds_that_run_outlive_the_second_step_and_those_that_ended_are_gone(old_url):
+    engine = create_engine(old_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection)
+        with Operations.context(context):
+            v0001_ledger.upgrade()
+        context.stamp(ScriptDirectory(Path(migrations.__file__).parent), "0001")
+        connection.exec_driver_sql("INSERT INTO account VALUES ('a', 'a', 100, 7, 'active', 0)")
+        for name, amount, state in (("r1", 7, "open"), ("r2", 8, "settled"), ("r3", 9, "released")):
+            values = f"'{name}', 'a', 'p', 'k', {amount}, '{state}', 'b', 5"
+            connection.exec_driver_sql(f"INSERT INTO reservation VALUES ({values})")
+    Database(old_url).close()
+    with engine.connect() as connection:
+        assert [tuple(row) for row in connection.execute(select(reservation))] == [("r1", "a", "p", "k", 7, "b", 5)]
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old_url(request, tmp_path):
+    """A database without a table."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'old.db'}"
+        return
+    url = request.getfixturevalue("postgres")
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE old")
+        yield url.replace("/postgres?", "/old?")
+        connection.exec_driver_sql("DROP DATABASE old")
+    engine.dispose()
 
 
 def test_a_database_of_a_newer_version_is_left_alone(sqlite_url):
