@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
@@ -65,11 +65,12 @@ class CudaKernels(ReferenceKernels):
         """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one."""
         T, H, D = q.shape
         if all(span.query_len == 1 for span in layout.spans):
-            return self._decode(q, k_cache, v_cache, layout.block_tables, layout.context_lens, layout.spans)
+            longest = max(span.context_len for span in layout.spans)
+            splits = attention.splits_for(len(layout.spans), k_cache.shape[2], longest)
+            return attention.decode_attention(q, k_cache, v_cache, layout.block_tables, layout.context_lens, splits)
         out = torch.empty_like(q)
         if some := layout.decodes:
-            found = self._decode(q[some.tokens], k_cache, v_cache, some.block_tables, some.context_lens, some.spans)
-            out[some.tokens] = found.view(-1, H, D)
+            out[some.tokens] = self.attention(q[some.tokens], k_cache, v_cache, some.layout).view(-1, H, D)
         for span, table in zip(layout.spans, layout.block_tables, strict=True):
             if span.query_len > 1:
                 keys, values = (
@@ -79,13 +80,6 @@ class CudaKernels(ReferenceKernels):
                 mine = slice(span.query_start, span.query_start + span.query_len)
                 out[mine] = _attend(q[mine], keys, values)
         return out.view(T, H * D)
-
-    def _decode(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, lens: Tensor, spans: tuple[Span, ...]
-    ) -> Tensor:
-        longest = max(span.context_len for span in spans)
-        splits = attention.splits_for(len(spans), k_cache.shape[2], longest)
-        return attention.decode_attention(q, k_cache, v_cache, tables, lens, splits)
 
     def route(
         self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float

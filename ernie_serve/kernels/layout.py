@@ -3,6 +3,7 @@
 Knows positions, slots and block tables as tensors. Knows nothing of requests, plans or the network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,25 +41,35 @@ class Layout:
         ]
 
     @cached_property
-    def decodes(self) -> "Decodes | None":
+    def decodes(self) -> "Ends | None":
         """The requests with one token, by themselves; `None` if all are or none is. Made once a step, not a layer."""
         which = [r for r, span in enumerate(self.spans) if span.query_len == 1]
-        if len(which) in (0, len(self.spans)):
-            return None
-        spans = tuple(self.spans[r] for r in which)
+        return None if len(which) in (0, len(self.spans)) else self.ends(which)
+
+    def ends(self, requests: Sequence[int]) -> "Ends":
+        """The last token of each of these requests, without those before it."""
+        spans = [self.spans[r] for r in requests]
         where = self.block_tables.device
-        rows, tokens = (torch.tensor(x, device=where) for x in (which, [span.query_start for span in spans]))
-        return Decodes(tokens, self.block_tables[rows], self.context_lens[rows], spans)
+        rows = torch.tensor(requests, dtype=torch.int64, device=where)
+        tokens = torch.tensor([s.query_start + s.query_len - 1 for s in spans], dtype=torch.int64, device=where)
+        alone = Layout(
+            positions=self.positions[tokens],
+            slots=self.slots[tokens],
+            block_tables=self.block_tables[rows],
+            query_starts=torch.arange(len(spans) + 1, dtype=torch.int32, device=where),
+            context_lens=self.context_lens[rows],
+            spans=tuple(Span(i, 1, span.context_len) for i, span in enumerate(spans)),
+            block_size=self.block_size,
+        )
+        return Ends(tokens, alone)
 
 
 @dataclass(frozen=True, slots=True)
-class Decodes:
-    """The D requests of a layout that have one token: where that stands in the batch, their blocks and lengths."""
+class Ends:
+    """The last tokens of R requests of a layout: where they stand in it, and their layout by themselves."""
 
-    tokens: Tensor  # [D] int64, into T
-    block_tables: Tensor  # [D, blocks] int32
-    context_lens: Tensor  # [D] int32
-    spans: tuple["Span", ...]
+    tokens: Tensor  # [R] int64, into T
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)

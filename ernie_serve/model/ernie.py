@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.layout import Ends, Layout
 from ernie_serve.kernels.reference import Matrices, Matrix
 from ernie_serve.kernels.reference import ReferenceKernels as Kernels
 from ernie_serve.model.config import ModelConfig
@@ -64,13 +64,20 @@ class Ernie(Part):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, kernels, dtype)
         self.requires_grad_(False)
 
-    def forward(self, ids: Tensor, layout: Layout, cache: KVCache, logit_indices: Tensor) -> Tensor:
-        """Logits [rows, V] after the tokens at `logit_indices` of `ids` [T]; writes all of them into `cache`."""
+    def forward(
+        self, ids: Tensor, layout: Layout, cache: KVCache, logit_indices: Tensor, ends: Ends | None = None
+    ) -> Tensor:
+        """Logits [rows, V] after the tokens at `logit_indices` of `ids` [T]; writes all of them into `cache`.
+
+        Where those tokens are the `ends` of requests, the last layer computes nothing for others but keys and values.
+        """
         rotary = self.rotary(layout.positions)
         residual, x = self.embed_tokens(ids), None
+        last = self.layers[-1]
         for block, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
-            residual, x = block(residual, x, rotary, k_cache, v_cache, layout)
-        residual, x = residual[logit_indices], None if x is None else x[logit_indices]
+            residual, x = block(residual, x, rotary, k_cache, v_cache, layout, ends if block is last else None)
+        if ends is None:
+            residual, x = residual[logit_indices], None if x is None else x[logit_indices]
         _, x = self.norm(residual, x)
         return self.embed_tokens.project(x) if self.config.tie_word_embeddings else self.lm_head(x)
 
@@ -90,11 +97,22 @@ class Block(Part):
             self.mlp = MLP(config.hidden_size, config.intermediate_size, kernels, dtype)
 
     def forward(
-        self, residual: Tensor, x: Tensor | None, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout
+        self,
+        residual: Tensor,
+        x: Tensor | None,
+        rotary: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        layout: Layout,
+        ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The stream so far, and what the block before still has to add to it; the same of this block."""
+        """The stream so far, and what the block before has yet to add to it; the same of this block, or of its ends."""
         residual, x = self.input_layernorm(residual, x)
-        x = self.self_attn(x, rotary, k_cache, v_cache, layout)
+        x = self.self_attn(x, rotary, k_cache, v_cache, layout, ends)
+        if ends is not None:
+            residual = residual[ends.tokens]
+            if not len(residual):
+                return residual, x
         residual, x = self.post_attention_layernorm(residual, x)
         x = self.mlp(x)
         return residual, x
@@ -111,10 +129,18 @@ class Attention(Part):
         self.qkv_proj = Linear(config.hidden_size, (H + 2 * K) * D, kernels, dtype)
         self.o_proj = Linear(H * D, config.hidden_size, kernels, dtype)
 
-    def forward(self, x: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
-        """`x` [T, N] attends to everything before it; its keys and values are written on the way."""
+    def forward(
+        self, x: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout, ends: Ends | None = None
+    ) -> Tensor:
+        """`x` [T, N], or its `ends`, attend to everything before; all keys and values are written on the way."""
         qkv = self.qkv_proj(x)  # [T, (H + 2K) D]
-        heads = self.kernels.attend(qkv, rotary, k_cache, v_cache, layout, self.num_heads)  # [T, H D]
+        if ends is None:
+            heads = self.kernels.attend(qkv, rotary, k_cache, v_cache, layout, self.num_heads)  # [T, H D]
+        else:
+            q = self.kernels.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, self.num_heads)
+            if not len(ends.tokens):
+                return x[:0]
+            heads = self.kernels.attention(q[ends.tokens], k_cache, v_cache, ends.layout)  # [R, H D]
         y: Tensor = self.o_proj(heads)  # [T, N]
         return y
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ernie_serve.kernels.layout import Layout, Span
+from ernie_serve.kernels.layout import Ends, Layout, Span
 from ernie_serve.messages import PlanRow, StepPlan
 from ernie_serve.worker.recent import Recent
 
@@ -34,6 +34,8 @@ class ForwardBatch:
     logit_indices: Tensor  # [len(sampled_rows) + sum(map(num_scored, scored_rows))] int64, into T
     sampled_rows: list[PlanRow]
     scored_rows: list[PlanRow]
+    ends: Ends | None
+    """The tokens at `logit_indices`, where each is the last of its row and there are others beside them."""
 
 
 class BatchBuilder:
@@ -75,12 +77,14 @@ class BatchBuilder:
             if row.wants_prompt_logprobs
             for i in range(num_scored(row))
         ]
+        asked = [r for r, row in enumerate(rows) if row.wants_token]
         return ForwardBatch(
             ids=self._upload(ids, torch.int64),
             layout=layout,
             logit_indices=self._upload(wanted + scored, torch.int64),
             sampled_rows=[row for row in rows if row.wants_token],
             scored_rows=[row for row in rows if row.wants_prompt_logprobs],
+            ends=None if scored or len(asked) == len(ids) else layout.ends(asked),
         )
 
     def _places(self, rows: list[PlanRow], contexts: list[int], tables: _Ints) -> tuple[_Numbers, _Numbers]:

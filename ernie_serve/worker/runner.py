@@ -93,7 +93,7 @@ class Runner:
         batch = self._batches.build(plan)
         cache = self._cache_while(is_wanted) if is_wanted else self.cache
         try:
-            logits = self.model(batch.ids, batch.layout, cache, batch.logit_indices)
+            logits = self.model(batch.ids, batch.layout, cache, batch.logit_indices, batch.ends)
         except _BrokenOff:
             return []
         rows = batch.sampled_rows

@@ -82,6 +82,14 @@ def test_attention(noise, spans, shuffle, heads, kv_heads, dtype):
     same(CPU.attention(q, k_cache, v_cache, layout), REFERENCE.attention(q, k_cache, v_cache, layout))
 
 
+@pytest.mark.parametrize("shuffle", [False, True], ids=["run", "shuffled"])
+def test_attention_at_the_end_of_a_full_context(noise, shuffle):
+    layout = laid_out([(50, 131_072), (1, 131_072)], block_size=64, shuffle=shuffle, num_blocks=4096)
+    q = noise(51, 2, 8)
+    k_cache, v_cache = noise(4096, 64, 1, 8), noise(4096, 64, 1, 8)
+    same(CPU.attention(q, k_cache, v_cache, layout), REFERENCE.attention(q, k_cache, v_cache, layout))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 17, 100])
 def test_experts(noise, tokens, dtype):
@@ -106,12 +114,12 @@ def test_a_negative_expert_id_routes_nowhere(noise, kernels):
     assert not y[1].any()
 
 
-def laid_out(spans, block_size, shuffle):
-    """(query_len, context_len) pairs in a cache of 64 blocks."""
-    pool = list(range(64))
+def laid_out(spans, block_size, shuffle, num_blocks=64):
+    """(query_len, context_len) pairs in a cache of so many blocks."""
+    pool = list(range(num_blocks))
     if shuffle:
         random.Random(1).shuffle(pool)
-    tables = torch.zeros(len(spans), 32, dtype=torch.int32)
+    tables = torch.zeros(len(spans), num_blocks // 2, dtype=torch.int32)
     positions, slots, starts = [], [], [0]
     for r, (count, context) in enumerate(spans):
         blocks = [pool.pop(0) for _ in range(-(-context // block_size))]

@@ -204,6 +204,13 @@ def test_attention_over_many_parts(fused, noise, cache):
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_attention_at_the_end_of_a_full_context(fused, noise, cache):
+    kept = filled(noise, cache, 4096, 64, 1, 8)
+    layout, q = laid_out([(50, 131_072), (1, 131_072)], 64, num_blocks=4096), noise(51, 2, 8)
+    same(fused.attention(q, *kept, layout), REFERENCE.attention(q, *kept, layout))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
 def test_attention_of_a_row_is_the_same_alone_as_in_a_long_prompt(fused, noise, cache):
     kept, q = filled(noise, cache, 64, 32, 2, 16), noise(30, 10, 16)
     together = fused.attention(q, *kept, laid_out([(30, 1040)], 32))

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Ernie4_5Config
 
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie, Linear
@@ -82,6 +83,56 @@ def test_packed_weights_give_the_logits_of_plain_ones(geometry, dtype, logits_of
     packed = logits_of(model, ids)
     off = (packed.float() - plain.float()).abs().mean() / plain.float().abs().mean()
     assert off < (0.05 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("kernels", [ReferenceKernels(), CpuKernels()], ids=["reference", "cpu"])
+def test_the_last_layer_computes_the_ends_alone_and_writes_what_it_writes_for_all(peer, kernels):
+    """Three prompts in one step: of 5 and 9 tokens, after which something is asked, and between them one of 7."""
+    model = ernie_like(peer, kernels)
+    lengths, starts, total = [5, 7, 9], [0, 5, 12, 21], 21
+    layout = Layout(
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        slots=torch.cat([16 * r + torch.arange(length) for r, length in enumerate(lengths)]),
+        block_tables=torch.arange(3, dtype=torch.int32)[:, None],
+        query_starts=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(lengths, dtype=torch.int32),
+        spans=tuple(Span(starts[r], length, length) for r, length in enumerate(lengths)),
+        block_size=16,
+    )
+    ids = torch.randint(160, (total,), generator=torch.Generator().manual_seed(3))
+    K, D, dtype = model.config.num_key_value_heads, model.config.head_dim, model.norm.weight.dtype
+    cache = [
+        [tensor.zero_() for tensor in model.kernels.empty_cache(3, 16, K, D, dtype, torch.device("cpu"))]
+        for _ in model.layers
+    ]
+    model(ids, layout, cache, torch.tensor([4, 20]))
+    whole = [tensor.clone() for pair in cache for tensor in pair]
+    model.layers[-1].mlp = mlp = Counted(model.layers[-1].mlp)
+    for asked in ([0, 2], []):
+        for pair in cache:
+            for tensor in pair:
+                tensor.zero_()
+        ends = layout.ends(asked)
+        logits = model(ids, layout, cache, ends.tokens, ends)
+        assert len(logits) == len(asked)
+        for r, made in zip(asked, logits, strict=True):
+            expected = peer(ids[None, starts[r] : starts[r + 1]]).logits[0, -1]
+            torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+        for one, other in zip(whole, (tensor for pair in cache for tensor in pair), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert mlp.counts == [2]
+
+
+class Counted(torch.nn.Module):
+    """A module, and how many rows it was given each time."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.counts = module, []
+
+    def forward(self, x):
+        self.counts.append(len(x))
+        return self.module(x)
 
 
 def test_a_model_built_on_meta_works_once_it_is_filled(logits_of):

@@ -50,6 +50,22 @@ def test_rows_are_flattened_one_after_the_other(builder):
     assert [r.request_id for r in batch.sampled_rows] == ["a", "c"]
 
 
+def test_the_last_tokens_of_rows_that_want_one_have_a_layout_of_their_own(builder):
+    rows = [row("a", 0, 3, [7]), row("b", 5, 4, [2, 9, 4], wants_token=False), row("c", 8, 1, [1, 3, 0, 6])]
+    ends = builder.build(StepPlan(0, rows)).ends
+    assert ends.tokens.tolist() == [2, 7]
+    layout = ends.layout
+    assert layout.positions.tolist() == [2, 8]
+    assert layout.slots.tolist() == [30, 0]
+    assert layout.block_tables.tolist() == [[7, 0, 0], [1, 3, 0]]
+    assert layout.query_starts.tolist() == [0, 1, 2]
+    assert layout.context_lens.tolist() == [3, 9]
+    assert [(s.query_start, s.query_len, s.context_len) for s in layout.spans] == [(0, 1, 3), (1, 1, 9)]
+    assert builder.build(StepPlan(0, rows[1:2])).ends.tokens.tolist() == []
+    assert builder.build(StepPlan(0, rows[2:])).ends is None  # every token is the last of its row
+    assert builder.build(StepPlan(0, [*rows[1:], row("d", 0, 2, [5], scored=[0, 1])])).ends is None
+
+
 def test_blocks_that_follow_one_another_are_known_as_a_run(builder):
     layout = builder.build(
         StepPlan(0, [row("a", 8, 1, [3, 4, 5, 9]), row("b", 5, 1, [3, 2]), row("c", 0, 1, [8])])
