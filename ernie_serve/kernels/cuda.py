@@ -66,7 +66,7 @@ class CudaKernels(ReferenceKernels):
         T, H, D = q.shape
         if all(span.query_len == 1 for span in layout.spans):
             longest = max(span.context_len for span in layout.spans)
-            splits = attention.splits_for(len(layout.spans), k_cache.shape[2], longest)
+            splits = attention.splits_for(len(layout.spans), k_cache.shape[2], longest, q.device)
             return attention.decode_attention(q, k_cache, v_cache, layout.block_tables, layout.context_lens, splits)
         out = torch.empty_like(q)
         if some := layout.decodes:

@@ -17,14 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.triton.launching import UPCAST, power_of_two
+from ernie_serve.kernels.triton.launching import UPCAST, num_processors, power_of_two
 from ernie_serve.kernels.triton.rope import cache_format
 
 # R requests, H query heads, K key/value heads, G = H / K, D head size, B blocks of PAGE tokens
 
 SPLITS = (1, 4, 16, 64)
 _STEP = 64
-_PROCESSORS = 132
 
 
 @triton.jit
@@ -128,7 +127,9 @@ def decode_attention(
     parts = torch.empty((R, H, splits, D) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     logs = torch.empty((R, H, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     bd = max(16, power_of_two(D))
-    stages = 5 if R * K * splits <= 2 * _PROCESSORS else 4  # few programs want more loads under way in each
+    stages = (
+        5 if R * K * splits <= 2 * num_processors(q.device) else 4
+    )  # few programs want more loads under way in each
     _attend[(R, K, splits)](
         q, k_cache, v_cache, block_tables, context_lens, out, parts, logs, block_tables.stride(0), D**-0.5,
         SPLITS=splits, H=H, K=K, G=H // K, D=D, BG=max(16, power_of_two(H // K)), BD=bd, PAGE=k_cache.shape[1],
@@ -141,11 +142,11 @@ def decode_attention(
     return out
 
 
-def splits_for(num_requests: int, num_kv_heads: int, longest: int, num_processors: int = _PROCESSORS) -> int:
+def splits_for(num_requests: int, num_kv_heads: int, longest: int, device: torch.device) -> int:
     """Into how many parts contexts are split: programs for nearly two on each processor, none of less than a step.
 
     However many requests there are, a long context is split, so that one program does not keep the others waiting.
     """
-    wanted = max(-(-19 * num_processors // (10 * num_requests * num_kv_heads)), -(-longest // 8192))
+    wanted = max(-(-19 * num_processors(device) // (10 * num_requests * num_kv_heads)), -(-longest // 8192))
     most = max(1, -(-longest // _STEP))
     return next((splits for splits in SPLITS if splits >= min(wanted, most)), SPLITS[-1])

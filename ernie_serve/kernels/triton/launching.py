@@ -38,6 +38,12 @@ def has_large_tiles(device: torch.device) -> bool:
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= LARGE_TILES
 
 
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a device; of anything but a GPU an H200's 132, whose choices are tested."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
 def power_of_two(n: int) -> int:
     """The least power of two that is not below `n`."""
     return 1 << max(0, n - 1).bit_length()

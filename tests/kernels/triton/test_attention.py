@@ -7,7 +7,10 @@ from ernie_serve.kernels import kv_format
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.kernels.triton import attention
 from ernie_serve.kernels.triton.attention import SPLITS, decode_attention, splits_for
+
+CPU = torch.device("cpu")
 
 
 def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
@@ -73,13 +76,19 @@ def test_a_padded_row_has_no_context_and_yields_zeros(generator, splits):
 
 
 def test_a_long_context_is_split_however_many_requests_there_are():
-    assert splits_for(1, 4, 1024) == 16
-    assert splits_for(32, 4, 2048) == 4
-    assert splits_for(64, 4, 2048) == 1, "nearly two programs on each processor are enough"
-    assert splits_for(256, 4, 2048) == 1
-    assert splits_for(256, 4, 131072) == 16
-    assert splits_for(1, 4, 131072) == 64
-    assert splits_for(1, 4, 1) == 1
+    assert splits_for(1, 4, 1024, CPU) == 16
+    assert splits_for(32, 4, 2048, CPU) == 4
+    assert splits_for(64, 4, 2048, CPU) == 1, "nearly two programs on each processor are enough"
+    assert splits_for(256, 4, 2048, CPU) == 1
+    assert splits_for(256, 4, 131072, CPU) == 16
+    assert splits_for(1, 4, 131072, CPU) == 64
+    assert splits_for(1, 4, 1, CPU) == 1
+
+
+def test_a_card_with_fewer_processors_splits_less(monkeypatch):
+    monkeypatch.setattr(attention, "num_processors", lambda device: 58)
+    assert splits_for(16, 4, 2048, CPU) == 4
+    assert splits_for(32, 4, 2048, CPU) == 1, "where 132 processors would split"
 
 
 def test_what_is_made_for_the_requests_with_one_token_is_made_once_a_step(generator, monkeypatch):
