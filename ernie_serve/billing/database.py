@@ -1,6 +1,6 @@
 """Opens a database: SQLite with the care that money needs, or PostgreSQL.
 
-Knows URLs, pragmas and connections. Knows no table.
+Knows URLs, pragmas and connections, and how a server is known to live. Knows no other table.
 
 A hold need not outlive a power cut, because every hold is released when its process is gone; a settled request must. So
 a transaction says whether it is `durable`, and only those wait for the disk: SQLite's `synchronous` is `FULL` for them
@@ -23,6 +23,8 @@ from ernie_serve.billing.migrations import migrate
 from ernie_serve.errors import SettingsError, StartupError
 
 STATEMENT_SECONDS = 2
+DEAD_SECONDS = 60
+"""After this long without a heartbeat a replica is taken for dead, and its holds are released."""
 COMPUTE_SECONDS = 0.002
 """How long SQLite may take over the statements of a group before it is called slow."""
 COMMIT_SECONDS = 0.004
@@ -53,7 +55,7 @@ class Database:
             raise SettingsError(f"`{without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
         try:
             with self.transaction(durable=True, lane="") as connection:
-                migrate(connection)
+                migrate(connection, self._is_served)
         except (DBAPIError, sqlite3.Error) as error:
             self.close()
             told = f"The billing database {without_password(url)} cannot be used: {cause_of(error)}"
@@ -61,6 +63,7 @@ class Database:
         except BaseException:
             self.close()
             raise
+        self._let_others_serve()
 
     writer: Engine
     reader: Engine
@@ -128,6 +131,19 @@ class Database:
             self._kept.close()
         self.writer.dispose()
         self.reader.dispose()
+        self._let_others_serve()
+
+    def _is_served(self, connection: Connection) -> bool:
+        """Whether a server lives that charges here. None begins to while a SQLite file is opened after that."""
+        if not self.embedded:
+            return bool(connection.execute(_SERVED, {"seconds": DEAD_SECONDS}).scalar_one())
+        try:
+            self.hold_alone()
+        except StartupError:
+            return True
+        return False
+
+    def _let_others_serve(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -175,6 +191,7 @@ class Database:
 
 
 _EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
+_SERVED = text("SELECT count(*) FROM boot WHERE heartbeat > EXTRACT(EPOCH FROM clock_timestamp()) - :seconds")
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
 _TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
 _TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")

@@ -20,12 +20,10 @@ from sqlalchemy import Connection
 
 from ernie_serve.billing import boots, idempotency
 from ernie_serve.billing.clock import NS, Clock
+from ernie_serve.billing.database import DEAD_SECONDS
 from ernie_serve.billing.meter import Counters
 from ernie_serve.billing.store import Store
 from ernie_serve.errors import StoreUnavailable
-
-DEAD_SECONDS = 60
-"""After this long without a heartbeat a replica is taken for dead, and its holds are released."""
 
 _BEAT_SECONDS = 10
 _TIDY_SECONDS = 3600

@@ -1,5 +1,7 @@
 """The steps of `migrations/` make the tables of `schema.py`, in both databases."""
 
+import fcntl
+import os
 import sqlite3
 from pathlib import Path
 
@@ -34,12 +36,8 @@ def test_migrating_again_changes_nothing(url):
 
 
 def test_holds_that_run_outlive_the_second_step_and_those_that_ended_are_gone(old_url):
-    engine = create_engine(old_url.replace("postgresql:", "postgresql+psycopg:"))
+    engine = first_version(old_url)
     with engine.begin() as connection:
-        context = MigrationContext.configure(connection)
-        with Operations.context(context):
-            v0001_ledger.upgrade()
-        context.stamp(ScriptDirectory(Path(migrations.__file__).parent), "0001")
         connection.exec_driver_sql("INSERT INTO account VALUES ('a', 'a', 100, 7, 'active', 0)")
         for name, amount, state in (("r1", 7, "open"), ("r2", 8, "settled"), ("r3", 9, "released")):
             values = f"'{name}', 'a', 'p', 'k', {amount}, '{state}', 'b', 5"
@@ -49,6 +47,46 @@ def test_holds_that_run_outlive_the_second_step_and_those_that_ended_are_gone(ol
         assert [tuple(row) for row in connection.execute(select(reservation))] == [("r1", "a", "p", "k", 7, "b", 5)]
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+def test_tables_are_not_changed_under_a_server_that_lives(old_url):
+    engine = first_version(old_url)
+    lock = None
+    if engine.dialect.name == "sqlite":  # a server has the file's lock, and on PostgreSQL a heartbeat
+        lock = os.open(f"{engine.url.database}.lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    else:
+        with engine.begin() as connection:
+            beat = "INSERT INTO boot SELECT %s, 1, EXTRACT(EPOCH FROM clock_timestamp())::bigint - %s"
+            connection.exec_driver_sql(beat, ("living", 50))
+            connection.exec_driver_sql(beat, ("dead", 100))
+    with pytest.raises(StartupError, match="Stop every server on it first"):
+        Database(old_url)
+    with engine.connect() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == "0001"
+        assert connection.exec_driver_sql("SELECT count(state) FROM reservation").scalar_one() == 0
+    if lock is None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM boot WHERE id = 'living'")
+    else:
+        os.close(lock)
+    database = Database(old_url)
+    if database.embedded:
+        database.hold_alone()  # whoever only opened it keeps no server from it
+        Database(old_url).close()
+    database.close()
+    engine.dispose()
+
+
+def first_version(url):
+    """An engine on a database with the tables of the first step."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection)
+        with Operations.context(context):
+            v0001_ledger.upgrade()
+        context.stamp(ScriptDirectory(Path(migrations.__file__).parent), "0001")
+    return engine
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -88,7 +126,7 @@ def test_sqlite_checks_the_types(sqlite_url):
 def test_a_failed_step_leaves_nothing_behind(tmp_path, monkeypatch):
     from ernie_serve.billing import database as module
 
-    def broken(connection):
+    def broken(connection, is_served):
         connection.exec_driver_sql("CREATE TABLE half (id INTEGER)")
         raise RuntimeError
 

@@ -127,9 +127,8 @@ def decode_attention(
     parts = torch.empty((R, H, splits, D) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     logs = torch.empty((R, H, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     bd = max(16, power_of_two(D))
-    stages = (
-        5 if R * K * splits <= 2 * num_processors(q.device) else 4
-    )  # few programs want more loads under way in each
+    few = R * K * splits <= 2 * num_processors(q.device)
+    stages = 5 if few else 4  # few programs want more loads under way in each
     _attend[(R, K, splits)](
         q, k_cache, v_cache, block_tables, context_lens, out, parts, logs, block_tables.stride(0), D**-0.5,
         SPLITS=splits, H=H, K=K, G=H // K, D=D, BG=max(16, power_of_two(H // K)), BD=bd, PAGE=k_cache.shape[1],

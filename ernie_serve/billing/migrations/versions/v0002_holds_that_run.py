@@ -11,9 +11,9 @@ _INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Keep what is open, without saying so. SQLite's table is made anew: in the order of its key, with no index."""
-    op.execute("DELETE FROM reservation WHERE state <> 'open'")
-    op.drop_index("reservation_state", "reservation")
     if op.get_context().dialect.name != "sqlite":
+        op.execute("DELETE FROM reservation WHERE state <> 'open'")
+        op.drop_index("reservation_state", "reservation")
         op.drop_column("reservation", "state")  # and the check with it
         return
     op.create_table(
@@ -33,7 +33,7 @@ def upgrade() -> None:
     )
     op.execute(
         "INSERT INTO held SELECT request_id, account_id, project_id, key_id, amount_nano, boot_id, created "
-        "FROM reservation"
+        "FROM reservation WHERE state = 'open'"
     )
     op.drop_table("reservation")
     op.rename_table("held", "reservation")
