@@ -9,6 +9,7 @@ import subprocess
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from itertools import islice, takewhile
 from queue import SimpleQueue
 from threading import Thread
 from typing import Literal, Protocol
@@ -222,18 +223,19 @@ class ProcessClient:
                 self._note_end(message)
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
-        """Hand a step out: what ends, several at once, then the rest, one in each turn of the loop.
+        """Hand a step out: what ends, several in a turn of the loop, then the rest, one in each turn.
 
         All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
         request still needs, such as its charge, would wait at each of its steps for the tokens of all others.
         """
         self._hand_out(len(self._undelivered))  # of the step before, so that no output overtakes another
         self._undelivered.extend(sorted(outputs, key=lambda output: output.finish_reason is None))
-        num_ended = sum(output.finish_reason is not None for output in outputs)
-        self._deliver_on(max(1, min(num_ended, _ENDED_TOGETHER)))
+        self._deliver_on()
 
-    def _deliver_on(self, count: int = 1) -> None:
-        self._hand_out(min(count, len(self._undelivered)))
+    def _deliver_on(self) -> None:
+        first = islice(self._undelivered, _ENDED_TOGETHER)
+        num_ended = sum(1 for _ in takewhile(lambda output: output.finish_reason is not None, first))
+        self._hand_out(min(max(1, num_ended), len(self._undelivered)))
         if self._undelivered:
             asyncio.get_running_loop().call_soon(self._deliver_on)
 

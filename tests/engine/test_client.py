@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections import Counter
 from contextlib import aclosing
 from multiprocessing import Pipe
 from pathlib import Path
@@ -112,6 +113,38 @@ def test_each_request_gets_its_own_outputs():
             texts = [[token for output in await reader for token in output.token_ids] for reader in readers]
             assert texts == [[1, 3, 5], [2, 4]]
             assert engine.client.stats.step == 3
+
+    asyncio.run(scenario())
+
+
+def test_what_ends_is_handed_out_eight_in_a_turn_and_what_goes_on_one_in_a_turn():
+    async def scenario():
+        async with PlayedEngine() as engine:
+            await engine.ready()
+            loop, turn, came = asyncio.get_running_loop(), 0, []
+
+            def count():
+                nonlocal turn
+                turn += 1
+                loop.call_soon(count)
+
+            async def read(name):
+                async for output in engine.client.generate(make_request(name, [1])):
+                    came.append((turn, name[0]))
+                    if name[0] == "g":
+                        break
+
+            names = [f"e{i}" for i in range(20)] + [f"g{i}" for i in range(5)]
+            readers = [asyncio.ensure_future(read(name)) for name in names]
+            for _ in names:
+                await engine.hear()
+            count()
+            told = [output(name, 1, finish_reason="stop" if name[0] == "e" else None) for name in names]
+            engine.say(stepped(*reversed(told)))
+            await asyncio.gather(*readers)
+            groups = Counter(came)
+            assert [groups[each] for each in sorted(groups)] == [8, 8, 4, 1, 1, 1, 1, 1]
+            assert "".join(kind for _, kind in came) == 20 * "e" + 5 * "g"
 
     asyncio.run(scenario())
 
