@@ -78,13 +78,14 @@ class BatchBuilder:
             for i in range(num_scored(row))
         ]
         asked = [r for r, row in enumerate(rows) if row.wants_token]
+        ends = None if scored or len(asked) == len(ids) else layout.ends(asked)
         return ForwardBatch(
             ids=self._upload(ids, torch.int64),
             layout=layout,
-            logit_indices=self._upload(wanted + scored, torch.int64),
+            logit_indices=self._upload(wanted + scored, torch.int64) if ends is None else ends.tokens,
             sampled_rows=[row for row in rows if row.wants_token],
             scored_rows=[row for row in rows if row.wants_prompt_logprobs],
-            ends=None if scored or len(asked) == len(ids) else layout.ends(asked),
+            ends=ends,
         )
 
     def _places(self, rows: list[PlanRow], contexts: list[int], tables: _Ints) -> tuple[_Numbers, _Numbers]:

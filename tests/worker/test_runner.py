@@ -52,6 +52,26 @@ def test_scattered_blocks_yield_what_one_block_yields(runner, step, alone, make_
     agree(seen, alone(make_text(length, **sampling)))
 
 
+def test_the_last_layer_gets_a_row_for_each_text_that_is_asked_and_none_where_nobody_is(
+    runner, tiny_model, step, make_text, monkeypatch
+):
+    counts = []
+    linear = tiny_model.kernels.linear
+
+    def counted(x, weight):
+        if weight is tiny_model.layers[-1].self_attn.o_proj.weight:
+            counts.append(len(x))
+        return linear(x, weight)
+
+    monkeypatch.setattr(tiny_model.kernels, "linear", counted, raising=False)
+    pool, a, b = shuffled(64), make_text(9, "a"), make_text(12, "b")
+    step(runner, {a: a.row(pool, BLOCK, 5), b: b.row(pool, BLOCK, 5)})
+    assert counts == []
+    step(runner, {a: a.row(pool, BLOCK), b: b.row(pool, BLOCK, 3)})
+    step(runner, {a: a.row(pool, BLOCK), b: b.row(pool, BLOCK)})
+    assert counts == [1, 2]
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 4, 13])
 def test_a_prompt_in_chunks_yields_what_it_yields_at_once(runner, step, alone, make_text, chunk):
     text, pool, seen = make_text(21), shuffled(64), []
