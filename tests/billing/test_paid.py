@@ -130,7 +130,11 @@ def test_without_max_tokens_a_lease_is_held_and_extended_ahead_of_need(shop):
             caller = await shop.caller(meter)
             reservation = await meter.reserve(caller, order(max_tokens=None, most_tokens=3000))
             assert reservation.covered == LEASE_TOKENS
-            for produced in range(1, 3001):
+            assert await reservation.cover(LEASE_TOKENS - 257)
+            assert reservation._extending is None
+            assert await reservation.cover(LEASE_TOKENS - 255)  # paid for, and the next lease is asked for already
+            assert reservation._extending is not None
+            for produced in range(LEASE_TOKENS - 254, 3001):
                 assert await reservation.cover(produced)
             assert reservation.covered == 3000
             assert not await reservation.cover(3001)

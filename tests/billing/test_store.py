@@ -151,16 +151,23 @@ def test_a_store_that_is_locked_does_not_slow_the_event_loop(waits, sqlite_url):
         assert all(each <= 0.002 for each in seconds)
 
 
-def test_a_store_that_was_slow_once_is_waited_for_again_soon(waits, sqlite_url):
+@pytest.mark.parametrize(("slow", "soon"), [(2, 8), (500, 70)])
+def test_a_store_that_was_slow_is_waited_for_again(waits, sqlite_url, slow, soon):
+    """Soon where it was slow once, and after 64 turns however long it was."""
     store, seconds = waits
 
     async def scenario():
         with locked(sqlite_url):
-            await hand_in(store, 2)
+            await hand_in(store, slow)
         await store.write(names)
         before = len(seconds)
-        await hand_in(store, 8)
+        await hand_in(store, soon)
         assert len(seconds) > before
+        await store.write(names)
+        for _ in range(3):  # it is quick now, so every turn gives way
+            before = len(seconds)
+            await store.write(names)
+            assert len(seconds) > before
 
     asyncio.run(scenario())
 

@@ -7,7 +7,7 @@ import threading
 
 from sqlalchemy import func, select, update
 
-from ernie_serve.billing import idempotency
+from ernie_serve.billing import boots, idempotency
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.office import open_key
 from ernie_serve.billing.opening import open_meter
@@ -92,6 +92,19 @@ def test_a_sqlite_server_releases_at_its_start_what_the_last_one_held(small_shop
             assert meter.counters.orphans_released == 3
             assert (await small_shop.account(meter, caller)).reserved_nano == 0
             assert (await small_shop.account(meter, caller)).balance_nano == 10**9
+
+    asyncio.run(scenario())
+
+
+def test_boots_that_have_been_silent_for_long_are_forgotten_and_no_others(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            await meter.change(boots.beat, "silent", 100)
+            await meter.change(boots.beat, "living", 200)
+            await meter.change(boots.forget_old, 150)
+            names = await meter.report(lambda connection: set(connection.execute(select(boot.c.id)).scalars()))
+            assert "silent" not in names
+            assert {"living", meter.upkeep.boot_id} <= names
 
     asyncio.run(scenario())
 
