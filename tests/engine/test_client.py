@@ -129,7 +129,7 @@ def test_what_ends_is_handed_out_eight_in_a_turn_and_what_goes_on_one_in_a_turn(
                 loop.call_soon(count)
 
             async def read(name):
-                async for output in engine.client.generate(make_request(name, [1])):
+                async for _ in engine.client.generate(make_request(name, [1])):
                     came.append((turn, name[0]))
                     if name[0] == "g":
                         break
