@@ -9,6 +9,10 @@ from ernie_serve.billing.ledger import give_back
 from ernie_serve.billing.schema import boot, reservation
 
 
+DEAD_SECONDS = 60
+"""After this long without a heartbeat a replica is taken for dead, and its holds are released."""
+
+
 def database_time(connection: Connection) -> int:
     """Seconds by the database's clock, which all replicas share."""
     clock = (
@@ -33,6 +37,12 @@ def retire(connection: Connection, boot_id: str) -> None:
 def bury_others(connection: Connection, boot_id: str) -> None:
     """Say that no other process lives: this one has the database to itself."""
     connection.execute(delete(boot).where(boot.c.id != boot_id))
+
+
+def anybody_lives(connection: Connection) -> bool:
+    """Whether a replica has been heard of lately."""
+    lately = database_time(connection) - DEAD_SECONDS
+    return connection.execute(select(boot.c.id).where(boot.c.heartbeat > lately).limit(1)).first() is not None
 
 
 def orphaned_accounts(connection: Connection, alive_since: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Opens a database: SQLite with the care that money needs, or PostgreSQL.
 
-Knows URLs, pragmas and connections, and how a server is known to live. Knows no other table.
+Knows URLs, pragmas and connections. Knows no table.
 
 A hold need not outlive a power cut, because every hold is released when its process is gone; a settled request must. So
 a transaction says whether it is `durable`, and only those wait for the disk: SQLite's `synchronous` is `FULL` for them
@@ -19,12 +19,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from ernie_serve.billing import boots
 from ernie_serve.billing.migrations import migrate
 from ernie_serve.errors import SettingsError, StartupError
 
 STATEMENT_SECONDS = 2
-DEAD_SECONDS = 60
-"""After this long without a heartbeat a replica is taken for dead, and its holds are released."""
 COMPUTE_SECONDS = 0.002
 """How long SQLite may take over the statements of a group before it is called slow."""
 COMMIT_SECONDS = 0.004
@@ -136,7 +135,7 @@ class Database:
     def _is_served(self, connection: Connection) -> bool:
         """Whether a server lives that charges here. None begins to while a SQLite file is opened after that."""
         if not self.embedded:
-            return bool(connection.execute(_SERVED, {"seconds": DEAD_SECONDS}).scalar_one())
+            return boots.anybody_lives(connection)
         try:
             self.hold_alone()
         except StartupError:
@@ -191,7 +190,6 @@ class Database:
 
 
 _EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
-_SERVED = text("SELECT count(*) FROM boot WHERE heartbeat > EXTRACT(EPOCH FROM clock_timestamp()) - :seconds")
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
 _TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
 _TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")

@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ernie_serve.billing import boots, idempotency
+from ernie_serve.billing.boots import DEAD_SECONDS
 from ernie_serve.billing.clock import NS, Clock
-from ernie_serve.billing.database import DEAD_SECONDS
 from ernie_serve.billing.meter import Counters
 from ernie_serve.billing.store import Store
 from ernie_serve.errors import StoreUnavailable
