@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, literal_column
 from ernie_serve.billing.ledger import give_back
 from ernie_serve.billing.schema import boot, reservation
 
-
 DEAD_SECONDS = 60
 """After this long without a heartbeat a replica is taken for dead, and its holds are released."""
 

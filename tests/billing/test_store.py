@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,14 @@ def test_slow_work_does_not_stop_the_event_loop(url):
         store.close()
 
 
-@pytest.fixture
-def waits(sqlite_url, monkeypatch):
-    """A store, and how long the event loop's turns waited for its writer."""
+async def hand_in(store, times):
+    for _ in range(times):
+        store.hand_in(names, lambda *each: None)
+        await asyncio.sleep(0)
+
+
+def test_a_store_that_is_locked_does_not_slow_the_event_loop(sqlite_url, monkeypatch):
+    """A turn that hands something in waits for it, but not turn after turn."""
     store = Store(Database(sqlite_url))
     waits, wait = [], store._change.wait
 
@@ -121,55 +127,42 @@ def waits(sqlite_url, monkeypatch):
         return wait(timeout)
 
     monkeypatch.setattr(store._change, "wait", counted)
-    yield store, waits
-    store.close()
-
-
-@contextmanager
-def locked(url):
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
-        yield
+        asyncio.run(hand_in(store, 100))
+        assert 1 <= len(waits) <= 10
+        assert all(seconds <= 0.002 for seconds in waits)
     finally:
         other.rollback()
         other.close()
+        store.close()
 
 
-async def hand_in(store, times):
-    for _ in range(times):
-        store.hand_in(names, lambda *each: None)
-        await asyncio.sleep(0)
+def test_the_loop_loses_patience_by_degrees_and_finds_it_again(sqlite_url, monkeypatch):
+    """So many turns pass between two that wait: twice as many each time it was too short, up to 64, and then none."""
+    store = Store(Database(sqlite_url))
+    turn, waited = 0, []
 
-
-def test_a_store_that_is_locked_does_not_slow_the_event_loop(waits, sqlite_url):
-    """A turn that hands something in waits for it, but not turn after turn."""
-    store, seconds = waits
-    with locked(sqlite_url):
-        asyncio.run(hand_in(store, 100))
-        assert 1 <= len(seconds) <= 10
-        assert all(each <= 0.002 for each in seconds)
-
-
-@pytest.mark.parametrize(("slow", "soon"), [(2, 8), (500, 70)])
-def test_a_store_that_was_slow_is_waited_for_again(waits, sqlite_url, slow, soon):
-    """Soon where it was slow once, and after 64 turns however long it was."""
-    store, seconds = waits
+    def is_quick():
+        waited.append(turn)
+        return len(waited) > 8
 
     async def scenario():
-        with locked(sqlite_url):
-            await hand_in(store, slow)
-        await store.write(names)
-        before = len(seconds)
-        await hand_in(store, soon)
-        assert len(seconds) > before
-        await store.write(names)
-        for _ in range(3):  # it is quick now, so every turn gives way
-            before = len(seconds)
-            await store.write(names)
-            assert len(seconds) > before
+        nonlocal turn
+        while turn < 400:
+            await hand_in(store, 1)
+            turn += 1
 
-    asyncio.run(scenario())
+    monkeypatch.setattr(store, "_is_quick", is_quick)
+    try:
+        asyncio.run(scenario())
+    finally:
+        store.close()
+    between = [later - earlier - 1 for earlier, later in pairwise(waited)]
+    assert between[:8] == [1, 3, 7, 15, 31, 63, 64, 64]
+    assert len(between) > 50
+    assert set(between[8:]) == {0}
 
 
 def test_who_fails_when_told_keeps_nobody_else_from_being_told(url):
