@@ -70,20 +70,20 @@ class BatchBuilder:
             block_size=self.block_size,
         )
         ids = [token_id for row in rows for token_id in row.token_ids]
-        wanted = [stop - 1 for row, stop in zip(rows, query_starts[1:], strict=True) if row.wants_token]
+        asked = [r for r, row in enumerate(rows) if row.wants_token]
         scored = [
             start + i
             for row, start in zip(rows, query_starts, strict=False)  # one start more, where the last row ends
             if row.wants_prompt_logprobs
             for i in range(num_scored(row))
         ]
-        asked = [r for r, row in enumerate(rows) if row.wants_token]
         ends = None if scored or len(asked) == len(ids) else layout.ends(asked)
+        wanted = [query_starts[r + 1] - 1 for r in asked]
         return ForwardBatch(
             ids=self._upload(ids, torch.int64),
             layout=layout,
             logit_indices=self._upload(wanted + scored, torch.int64) if ends is None else ends.tokens,
-            sampled_rows=[row for row in rows if row.wants_token],
+            sampled_rows=[rows[r] for r in asked],
             scored_rows=[row for row in rows if row.wants_prompt_logprobs],
             ends=ends,
         )
