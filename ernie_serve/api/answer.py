@@ -7,6 +7,7 @@ shape of an answer; an endpoint brings both.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from ernie_serve.api.jobs import kept_apart
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream
 from ernie_serve.api.telling import Job
+from ernie_serve.api.whole import WholeAnswer
 from ernie_serve.billing.meter import AlreadyAnswered
 from ernie_serve.errors import InvalidRequest, RequestError
 
@@ -45,8 +47,8 @@ class Format(Protocol):
     def failure(self, error: RequestError) -> bytes:
         """What a stream that breaks ends with."""
 
-    def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
-        """The body of an answer in one piece."""
+    def whole(self, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
+        """What makes the body of an answer in one piece of its usage, which is known last."""
 
 
 Prepare = Callable[[Services, dict[str, Any]], tuple[Job, Format]]
@@ -65,12 +67,7 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     billed = Billed(services, caller, job, claim_of(request, body))
     if job.stream:
         return EventStream(_chunks(billed, job, form), services.limits, form.failure, billed.client_left)
-    try:
-        told = await while_connected(request.receive, _whole(billed, form), billed.client_left)
-    except AlreadyAnswered as earlier:
-        again = services.replays.get(earlier.request_id)
-        return Response(again, headers={"idempotent-replayed": "true"}, media_type="application/json")
-    return Response(told, media_type="application/json")
+    return WholeAnswer(partial(_whole, services, billed, form), billed.client_left)
 
 
 async def prepared(
@@ -94,14 +91,26 @@ async def require_grammar(services: Services, request: Request, job: Job) -> Non
         raise InvalidRequest(error.message, param=error.param or job.grammar_param) from None
 
 
-async def _whole(billed: Billed, form: Format) -> bytes:
+async def _whole(services: Services, billed: Billed, form: Format) -> Response:
+    """The answer, once it is charged, or the earlier one to the same question."""
+    try:
+        return Response(await _body(billed, form), media_type="application/json")
+    except AlreadyAnswered as earlier:
+        again = services.replays.get(earlier.request_id)
+        return Response(again, headers={"idempotent-replayed": "true"}, media_type="application/json")
+
+
+async def _body(billed: Billed, form: Format) -> bytes:
     """The body, once it is charged. A client that leaves at that point may ask for it again, with a key for that."""
 
     async def finish() -> bytes:
-        return billed.keep(form.whole(answers, await billed.settle()))
+        await asyncio.sleep(0)  # others that ended with the same step are charged together with this one
+        told = form.whole(answers)  # and all are spelled while the charges are written
+        return billed.keep(told(await billed.usage()))
 
     async with billed:
         answers = await billed.generation.answers()
+        billed.charge()
         return await (asyncio.shield(finish()) if billed.claimed else finish())
 
 
@@ -115,5 +124,6 @@ async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[byte
                 last, opening = opening + form.chunk(event), b""
                 if last and num_open:
                     yield last
-        usage = await billed.settle()
+        billed.charge()
+        usage = await billed.usage()
     yield last + form.closing(usage)

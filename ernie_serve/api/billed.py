@@ -18,7 +18,7 @@ from ernie_serve.api.replays import not_kept
 from ernie_serve.api.services import Services
 from ernie_serve.api.telling import Job
 from ernie_serve.billing.keys import Caller
-from ernie_serve.billing.meter import AlreadyAnswered, Charge, Order, Reservation
+from ernie_serve.billing.meter import AlreadyAnswered, Charging, Order, Reservation
 from ernie_serve.billing.prices import Status
 
 
@@ -34,7 +34,7 @@ class Billed:
     """A job at work for somebody who pays.
 
     `async with` holds the money, and raises what `Meter.reserve` raises; of these `AlreadyAnswered` only for a whole
-    answer. Leaving it charges, as a failure of ours unless `settle` was called before, or `client_left`.
+    answer. Leaving it charges, as a failure of ours unless `charge` was called before, or `client_left`.
     """
 
     def __init__(self, services: Services, caller: Caller, job: Job, claim: Claim | None = None) -> None:
@@ -43,7 +43,7 @@ class Billed:
         self._job = job
         self._claim = claim
         self._status: Status = "failed"
-        self._settled = False
+        self._charging: Charging | None = None
 
     generation: Generation
     _reservation: Reservation
@@ -65,8 +65,8 @@ class Billed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._settled:
-            await self._charge(self._status)
+        if self._charging is None:
+            await self._settle(self._status)
 
     @property
     def claimed(self) -> bool:
@@ -77,9 +77,14 @@ class Billed:
         """Say that the client is gone: what ends the job now is no failure of ours."""
         self._status = "cancelled"
 
-    async def settle(self) -> dict[str, Any]:
-        """Charge the whole job, for good, and return OpenAI's usage object, with what it cost if that is counted."""
-        charge = await self._charge("ok")
+    def charge(self) -> None:
+        """Charge the whole job, whatever becomes from here on of whoever asked for it."""
+        self._charging = self._settle("ok")
+
+    async def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object, with what it cost if that is counted, once that is charged for good."""
+        assert self._charging is not None, "nothing was charged"
+        charge = await self._charging
         usage = self.generation.usage
         if self._services.meter.charges:
             usage |= {"cost": exact(charge.cost_usd), "cost_nano_usd": charge.cost_nano}
@@ -91,11 +96,10 @@ class Billed:
             self._services.replays.put(self._job.id, body)
         return body
 
-    async def _charge(self, status: Status) -> Charge:
-        self._settled = True
+    def _settle(self, status: Status) -> Charging:
         generation, began = self.generation, self._began_ns
         first = generation.first_token_ns
-        return await self._services.meter.settle(
+        return self._services.meter.settle(
             self._reservation,
             generation.used,
             status,

@@ -4,6 +4,8 @@ Knows the shapes of messages, deltas and calls of functions. Knows nothing of ho
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ from ernie_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import DONE, UNPAID, error_event
 from ernie_serve.api.telling import Job
+from ernie_serve.api.whole import with_usage
 from ernie_serve.errors import RequestError
 
 
@@ -83,14 +86,14 @@ class ChatFormat:
         """What a stream that breaks ends with."""
         return error_event(error)
 
-    def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
-        """The body of an answer in one piece."""
-        body = {**self._about, "choices": [self._told(each) for each in answers], "usage": usage}
+    def whole(self, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
+        """What makes the body of an answer in one piece of its usage."""
+        body: dict[str, Any] = {**self._about, "choices": [self._told(each) for each in answers]}
         if self._with_token_ids:
             body["prompt_token_ids"] = self._prompt_ids
         if answers[0].prompt_logprobs:
             body["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answers[0].prompt_logprobs)
-        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+        return partial(with_usage, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
 
     def _told(self, answer: Answer) -> dict[str, Any]:
         told: dict[str, Any] = {

@@ -4,6 +4,8 @@ Knows their shapes. Knows nothing of how the text comes about.
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ from ernie_serve.api.logprobs import completion_logprobs, placed_prompt, prompt_
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import DONE, UNPAID, error_event
 from ernie_serve.api.telling import Job
+from ernie_serve.api.whole import with_usage
 from ernie_serve.errors import RequestError
 
 
@@ -89,10 +92,10 @@ class CompletionFormat:
         """What a stream that breaks ends with."""
         return error_event(error)
 
-    def whole(self, answers: list[Answer], usage: dict[str, Any]) -> bytes:
-        """The body of an answer in one piece."""
-        body = {**self._about, "choices": [self._told(each) for each in answers], "usage": usage}
-        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+    def whole(self, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
+        """What makes the body of an answer in one piece of its usage."""
+        body = {**self._about, "choices": [self._told(each) for each in answers]}
+        return partial(with_usage, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
 
     def _told(self, answer: Answer) -> dict[str, Any]:
         told: dict[str, Any] = {

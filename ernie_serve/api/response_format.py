@@ -57,13 +57,13 @@ class ResponseFormat:
         failed = {"error": {"code": "server_error", "message": error.message}}
         return self._spell([("response.failed", {"response": {**self._response("failed"), **failed}})])
 
-    def whole(self, answers: list[Answer], usage: Fields) -> bytes:
-        """The body of a response in one piece."""
+    def whole(self, answers: list[Answer]) -> Callable[[Fields], bytes]:
+        """What makes the body of a response in one piece of its usage."""
         (answer,) = answers
         for event in _events_of(answer):
             self.chunk(event)
         self._close()
-        return orjson.dumps(self._finish(usage))
+        return lambda usage: orjson.dumps(self._finish(usage))
 
     def _close(self) -> list[Typed]:
         """Close the last item; a response that says nothing has an empty message."""

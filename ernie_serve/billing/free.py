@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from ernie_serve.billing.keys import SCOPES, Caller, digest
-from ernie_serve.billing.meter import Charge, Counters, Order, Reservation
+from ernie_serve.billing.meter import Charge, Charging, Counters, Order, Reservation
 from ernie_serve.billing.money import Nano
 from ernie_serve.billing.prices import Prices, Status, Usage
 from ernie_serve.billing.reports import ExportFormat, Scope
@@ -46,7 +46,7 @@ class FreeMeter:
         self.counters.reserved += 1
         return Reservation(caller, order, _FREE, order.n * order.tokens_each)
 
-    async def settle(
+    def settle(
         self,
         reservation: Reservation,
         usage: Usage,
@@ -55,10 +55,12 @@ class FreeMeter:
         finish_reason: str | None = None,
         ttft_us: int | None = None,
         total_us: int | None = None,
-    ) -> Charge:
+    ) -> Charging:
         """Nothing."""
         self.counters.settled += 1
-        return Charge(Nano(0), usage, 0)
+        charging = Charging()
+        charging.end(Charge(Nano(0), usage, 0))
+        return charging
 
     async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """There is nothing to tell."""

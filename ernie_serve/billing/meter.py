@@ -4,9 +4,9 @@ Knows the shapes of the question and of the answer. `paid.py` answers with a sto
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -90,7 +90,7 @@ class Charge:
 
 
 class Charging:
-    """A charge on its way to the store, which goes on whatever becomes of those who wait for it."""
+    """A charge on its way to the store, which goes on whatever becomes of those who await it."""
 
     def __init__(self) -> None:
         self._ended = asyncio.Event()
@@ -102,8 +102,11 @@ class Charging:
         self._charge, self._error = charge, error
         self._ended.set()
 
-    async def wait(self) -> Charge:
-        """What it became. Raises the error that it ended with."""
+    def __await__(self) -> Generator[Any, None, Charge]:
+        """What it became, once that is written for good. Raises the error that it ended with."""
+        return self._wait().__await__()
+
+    async def _wait(self) -> Charge:
         await self._ended.wait()
         if self._charge is None:
             assert self._error is not None, "ended without a charge or an error"
@@ -200,7 +203,7 @@ class Meter(Protocol):
         """
         ...
 
-    async def settle(
+    def settle(
         self,
         reservation: Reservation,
         usage: Usage,
@@ -209,11 +212,11 @@ class Meter(Protocol):
         finish_reason: str | None = None,
         ttft_us: int | None = None,
         total_us: int | None = None,
-    ) -> Charge:
-        """Charge what was computed and let the hold go; the usage is written for good when this returns.
+    ) -> Charging:
+        """Charge what was computed and let the hold go; the usage is written for good when what this returns is.
 
-        Every reservation is settled once, whatever became of it; a second time gives the first charge. Cancelling the
-        caller does not cancel it.
+        Every reservation is settled once, whatever became of it; a second time gives the first charge. To be called in
+        an event loop.
         """
         ...
 

@@ -77,7 +77,7 @@ class PaidMeter:
         self.counters.reserved += 1
         return Reservation(caller, order, self.prices, held, self._extend)
 
-    async def settle(
+    def settle(
         self,
         reservation: Reservation,
         usage: Usage,
@@ -86,7 +86,7 @@ class PaidMeter:
         finish_reason: str | None = None,
         ttft_us: int | None = None,
         total_us: int | None = None,
-    ) -> Charge:
+    ) -> Charging:
         """Charge a request; see `Meter.settle`."""
         if reservation.charge is None:
             usage = _within(usage, reservation.covered)
@@ -111,7 +111,7 @@ class PaidMeter:
             reservation.charge = charging = Charging()
             self._charging.add(charging)
             self._store.hand_in(do, partial(self._charged, bill, do, charging), lane=bill.caller.account_id)
-        return await reservation.charge.wait()
+        return reservation.charge
 
     async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read; see `Meter.report`."""
@@ -146,7 +146,7 @@ class PaidMeter:
     async def close(self) -> None:
         """Write what still waits and let go of the store. What cannot be written is logged, to be booked by hand."""
         if self._charging:
-            ends = [asyncio.ensure_future(each.wait()) for each in self._charging]
+            ends = [asyncio.ensure_future(each) for each in self._charging]
             await asyncio.wait(ends, timeout=_CLOSE_SECONDS)
         await self.upkeep.stop()
         await asyncio.to_thread(self._store.close)

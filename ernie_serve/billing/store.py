@@ -52,6 +52,7 @@ class Store:
         self._busy: set[str] = set()
         self._change = threading.Condition()
         self._computing = False
+        self._flushing = False
         self._giving_way: asyncio.AbstractEventLoop | None = None
         self._impatient = 0  # turns still to come that give no way
         self._impatience = 0  # and how many they were after the last slow one
@@ -122,24 +123,40 @@ class Store:
         """Let SQLite's writer compute what was handed in during the last turn of the event loop, before the next.
 
         Both need the interpreter, and a loop with much to do leaves it only for moments in which no other thread wakes
-        up: the writer would get on when the loop is idle again. What is slow is not waited for: where a group takes
+        up: the writer would get on when the loop is idle again. While the disk is waited for there is one more turn, in
+        which those who are charged can prepare what they tell then. What is slow is not waited for: where a group takes
         longer than we wait, the loop goes on, and gives no way in the turn after; in twice as many if it is slow again.
         """
         self._giving_way = None
         if self._impatient:
             self._impatient -= 1
+            self._hear(loop)
+        elif not self._is_computed():
+            self._found(loop, quick=False)
+        elif self._flushing:
+            loop.call_soon(self._give_way_on, loop)
         else:
-            self._impatience = 0 if self._is_quick() else min(2 * self._impatience + 1, _MOST_IMPATIENT)
-            self._impatient = self._impatience
-        self._hear(loop)
+            self._give_way_on(loop)
 
-    def _is_quick(self) -> bool:
-        """Wait for the writer for as long as a turn may; whether it was done."""
+    def _give_way_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let it end what it has computed."""
+        with self._change:
+            quick = not self._busy or self._computing or self._change.wait(COMMIT_SECONDS)
+        self._found(loop, quick=quick)
+
+    def _is_computed(self) -> bool:
+        """Wait for the writer to compute for as long as a turn may; whether it has."""
         with self._change:
             while self._ready or self._computing:
                 if not self._change.wait(COMPUTE_SECONDS):
                     return False
-            return not self._busy or self._change.wait(COMMIT_SECONDS)
+        return True
+
+    def _found(self, loop: asyncio.AbstractEventLoop, *, quick: bool) -> None:
+        """Tell what became of it so far; be as patient as what was found allows."""
+        self._impatience = 0 if quick else min(2 * self._impatience + 1, _MOST_IMPATIENT)
+        self._impatient = self._impatience
+        self._hear(loop)
 
     def _hear(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell those in this event loop what became of their work."""
@@ -175,6 +192,7 @@ class Store:
             self._run(lane, works)
             with self._change:
                 self._busy.discard(lane)
+                self._flushing = False
                 if lane in self._waiting:
                     self._ready.append(lane)
                 self._computed()
@@ -182,9 +200,11 @@ class Store:
     def _run(self, lane: str, works: "list[_Work]") -> None:
         """Commit works together; where one of them is at fault, each by itself."""
         try:
-            with self._database.transaction(durable=any(work.durable for work in works), lane=lane) as connection:
+            durable = any(work.durable for work in works)
+            with self._database.transaction(durable=durable, lane=lane) as connection:
                 answers = _done(connection, works)
                 with self._change:
+                    self._flushing = durable
                     self._computed()
         except Exception as error:
             if len(works) > 1 and not is_away(error):

@@ -378,7 +378,7 @@ def test_a_caller_that_leaves_while_settling_is_charged(shop):
         async with shop.open() as meter:
             caller = await shop.caller(meter)
             reservation = await meter.reserve(caller, order())
-            task = asyncio.create_task(meter.settle(reservation, FULL, "cancelled"))
+            task = asyncio.ensure_future(meter.settle(reservation, FULL, "cancelled"))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

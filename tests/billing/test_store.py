@@ -144,7 +144,7 @@ def test_the_loop_loses_patience_by_degrees_and_finds_it_again(sqlite_url, monke
     store = Store(Database(sqlite_url))
     turn, waited = 0, []
 
-    def is_quick():
+    def is_computed():
         waited.append(turn)
         return len(waited) > 8
 
@@ -154,7 +154,7 @@ def test_the_loop_loses_patience_by_degrees_and_finds_it_again(sqlite_url, monke
             await hand_in(store, 1)
             turn += 1
 
-    monkeypatch.setattr(store, "_is_quick", is_quick)
+    monkeypatch.setattr(store, "_is_computed", is_computed)
     try:
         asyncio.run(scenario())
     finally:
@@ -163,6 +163,35 @@ def test_the_loop_loses_patience_by_degrees_and_finds_it_again(sqlite_url, monke
     assert between[:8] == [1, 3, 7, 15, 31, 63, 64, 64]
     assert len(between) > 50
     assert set(between[8:]) == {0}
+
+
+def test_while_the_disk_is_waited_for_there_is_a_turn_to_prepare_what_is_told_then(sqlite_url, monkeypatch):
+    """What waits for the commit is in the end the loop, which is not left before; nothing here hangs on a clock."""
+    store = Store(Database(sqlite_url))
+    commits, prepared, order = store._database.transaction, threading.Event(), []
+    monkeypatch.setattr("ernie_serve.billing.store.COMPUTE_SECONDS", 10)
+    monkeypatch.setattr("ernie_serve.billing.store.COMMIT_SECONDS", 10)
+
+    @contextmanager
+    def on_a_slow_disk(**given):
+        with commits(**given) as connection:
+            yield connection
+            order.append("flushing" if prepared.wait(10) else "nobody prepared")
+
+    async def scenario():
+        store.hand_in(names, lambda *each: order.append("told"))
+        await asyncio.sleep(0)
+        order.append("prepared")
+        prepared.set()
+        await asyncio.sleep(0)
+        order.append("next")
+
+    monkeypatch.setattr(store._database, "transaction", on_a_slow_disk)
+    try:
+        asyncio.run(scenario())
+    finally:
+        store.close()
+    assert order == ["prepared", "flushing", "told", "next"]
 
 
 def test_who_fails_when_told_keeps_nobody_else_from_being_told(url):
