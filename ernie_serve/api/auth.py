@@ -15,7 +15,7 @@ from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.meter import Meter
 from ernie_serve.errors import RequestError
 
-PUBLIC_PATHS = frozenset({"/health/live", "/health/ready"})
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
 NEEDS: dict[str, keys.Scope | None] = {
     "/v1/completions": "inference",

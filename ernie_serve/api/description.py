@@ -73,6 +73,7 @@ OPERATIONS = (
     Operation("get", "/metrics", "What is counted, for Prometheus", None, media=("text/plain",)),
     Operation("get", "/health/live", "Whether the server runs", answers.Health),
     Operation("get", "/health/ready", "Whether it answers requests", answers.Health),
+    Operation("get", "/health", "The same, where other servers have it", answers.Health),
 )
 
 _REF = "#/components/schemas/{model}"

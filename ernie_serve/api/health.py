@@ -1,6 +1,7 @@
 """GET /health/live and /health/ready: whether the server runs, and whether it answers requests yet.
 
-Knows the engine's state. Needs no key, and so tells nothing that only the operator should read.
+/health is the latter, as other servers spell it. Knows the engine's state. Needs no key, and so tells nothing that only
+the operator should read.
 """
 
 from typing import Any
@@ -21,6 +22,7 @@ def router(services: Services) -> APIRouter:
     async def live(request: Request) -> Response:
         return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
 
+    @routes.api_route("/health", methods=["GET", "HEAD"])
     @routes.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready(request: Request) -> Response:
         state = services.engine.state

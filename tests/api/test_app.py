@@ -57,7 +57,7 @@ def test_wrong_method_names_the_right_one(call: Any) -> None:
     assert "POST" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/ernie", "/health/live", "/health/ready"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/ernie", "/health/live", "/health/ready", "/health"])
 def test_head_answers_like_get(call: Any, path: str) -> None:
     assert call("HEAD", path).status_code == call("GET", path).status_code == 200
 

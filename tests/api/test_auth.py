@@ -55,7 +55,8 @@ PATHS = [
     "/v1/models",
     "//v1/models",
     "/v1/..%2fhealth/live",
-    "/health",
+    "/healthz",
+    "/health/x",
     "/HEALTH/LIVE",
     "/health/live/../../v1/models",
     "/v1/models/ernie",
@@ -153,7 +154,7 @@ def needs_of(path: str) -> list[KeyScope | None]:
     return [NEEDS[each] for each in lines]
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health"])
 def test_spellings_of_a_public_path_are_not_public(make_services: Any, path: str) -> None:
     app = create_app(make_services(meter=ScopedMeter()))
     for spelled in variants(path):

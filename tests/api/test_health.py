@@ -9,9 +9,10 @@ def test_live_whatever_the_engine_does(call: Any, engine: Any, state: str) -> No
     assert call("GET", "/health/live").status_code == 200
 
 
-def test_ready_says_how_far_loading_is(call: Any, engine: Any) -> None:
+@pytest.mark.parametrize("path", ["/health/ready", "/health"])
+def test_ready_says_how_far_loading_is(call: Any, engine: Any, path: str) -> None:
     engine.state, engine.progress = "loading", (1 / 3, "reading weights")
-    response = call("GET", "/health/ready")
+    response = call("GET", path)
     assert response.status_code == 503
     assert response.json() == {"state": "loading", "progress": 0.3333, "doing": "reading weights"}
     assert response.headers["retry-after"] == "1"
