@@ -45,8 +45,8 @@ class Prefixes:
         return num_spared >= max(self._min_tokens_worth_waiting, num_missing / 2)
 
     def start(self, request: Request) -> None:
-        """The request will compute its unpublished blocks."""
-        if self._pool.enable_prefix_caching:
+        """The request will compute its unpublished blocks; one that scores its prompt, too slowly to wait for."""
+        if self._pool.enable_prefix_caching and not request.wants_scores:
             size = self._pool.block_size
             for digest in request.block_digests(request.num_tokens // size, size)[request.num_published :]:
                 self._coming.setdefault(digest, request.order)

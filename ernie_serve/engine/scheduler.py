@@ -128,11 +128,12 @@ class Scheduler:
             request = self._running[place]
             place += 1
             count = min(request.num_pending, max(1, budget - len(self._running) + place))
+            if request.wants_scores:
+                count = min(count, scored)
             if count > 1:
                 count = min(count, prompts)
                 prompts -= count
             if request.wants_scores:
-                count = min(count, scored)
                 scored -= count
             if count:  # otherwise its next token is still under way, or others had what it needs of this step
                 budget -= count

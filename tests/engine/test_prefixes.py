@@ -13,12 +13,12 @@ class Room:
         self.prefixes = Prefixes(self.pool, min_tokens)
         self.num_arrived = 0
 
-    def arriving(self, prompt) -> Request:
+    def arriving(self, prompt, **sampling) -> Request:
         self.num_arrived += 1
-        return Request.arriving(make_request(f"r{self.num_arrived}", list(prompt)), self.num_arrived)
+        return Request.arriving(make_request(f"r{self.num_arrived}", list(prompt), **sampling), self.num_arrived)
 
-    def started(self, prompt) -> Request:
-        request = self.arriving(prompt)
+    def started(self, prompt, **sampling) -> Request:
+        request = self.arriving(prompt, **sampling)
         found = self.prefixes.find(request)
         self.pool.share(found)
         request.start(found + self.pool.take(self.pool.blocks_for(request.num_tokens) - len(found)), len(found), 4)
@@ -45,6 +45,15 @@ def test_one_token_is_always_left_to_compute():
     room.prefixes.publish(room.started(range(8)), 8)
     assert len(room.prefixes.find(room.arriving(range(8)))) == 1
     assert len(room.prefixes.find(room.arriving(range(9)))) == 2
+
+
+def test_nobody_waits_for_a_prompt_that_is_scored_but_its_blocks_are_found():
+    room = Room()
+    first = room.started(range(20), prompt_logprobs=0)
+    later = room.arriving(range(20))
+    assert not room.waits(later)
+    room.prefixes.publish(first, 20)
+    assert len(room.prefixes.find(later)) == 4
 
 
 def test_a_later_request_waits_for_what_an_earlier_one_computes():

@@ -451,6 +451,15 @@ def test_a_step_scores_no_more_tokens_than_it_may():
     assert sum(each.get("r3", 0) for each in sizes) >= 9
 
 
+def test_what_a_step_does_not_score_is_left_to_the_prompts_of_others():
+    core = make_core(max_num_batched_tokens=32, max_scored_tokens=6)
+    core.add(make_request("scored", some_tokens(60), prompt_logprobs=0))
+    core.add(make_request("other", some_tokens(60, 1)))
+    assert plan_sizes(core) == {"scored": 6, "other": 26}
+    assert plan_sizes(core) == {"scored": 6, "other": 26}
+    assert plan_sizes(core) == {"scored": 6, "other": 8}
+
+
 def test_a_cached_prompt_is_scored_all_the_same():
     core = make_core()
     run(core, make_request("first", some_tokens(30)))
