@@ -68,7 +68,7 @@ class Constraint:
             self._let_stop(bits, may_end=_has(bits, self._num_ids))
         else:
             bits[:] = _all(self._num_ids)
-            if self._matcher is not None:
+            if self._matcher is not None or len(self._output) < self._sampling.min_tokens:
                 _clear(bits, self._sampling.stop_token_ids)
         _clear(bits, range(self._num_ids, 8 * len(bits)))
         if self._allowed is not None:

@@ -59,6 +59,15 @@ def test_a_bad_word_is_never_completed():
     assert allowed(constraint) == everything
 
 
+@pytest.mark.parametrize("bound", [{"bad_words": ((3,),)}, {"allowed_token_ids": (0, 1, EOS)}])
+def test_before_min_tokens_nothing_ends_an_answer_that_no_grammar_binds(bound):
+    constraint = make(stop_token_ids=(EOS, END), min_tokens=2, **bound)
+    for _ in range(2):
+        assert not {EOS, END} & allowed(constraint)
+        constraint.advance(0)
+    assert EOS in allowed(constraint)
+
+
 def test_stop_ids_are_allowed_exactly_where_the_grammar_may_end():
     constraint = make(Grammar("regex", "AB?"), stop_token_ids=(EOS, END))
     assert allowed(constraint) == set(letters("A"))
