@@ -1,7 +1,9 @@
 """`ernie-serve quantize` and what is served of it, as a user has them."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ernie_serve import cli
 from ernie_serve.bundled import ERNIE_TINY
@@ -147,6 +150,36 @@ def test_a_quantization_that_is_none_is_told_with_those_that_are(
         cli.main()
     assert ended.value.code == 1
     assert "it is int4, int8, mixed or fp8" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def half_precision(packable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint in float16."""
+    folder = tmp_path_factory.mktemp("half") / "checkpoint"
+    shutil.copytree(packable, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config[next(name for name in ("dtype", "torch_dtype") if name in config)] = "float16"
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    halves = {name: tensor.half() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in tensors.items()}
+    save_file(halves, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"kv_cache_dtype": "int8"}])
+def test_a_checkpoint_in_float16_is_quantized_to_the_same_text(
+    packable: Path, half_precision: Path, settings: dict[str, str]
+) -> None:
+    settings = {"quantization": "int8", **settings}
+    assert text_of(half_precision, **settings) == text_of(packable, **settings)
+
+
+def test_what_a_checkpoint_in_float16_says_by_itself_is_read_by_the_operators(half_precision: Path) -> None:
+    assert len(text_of(half_precision, quantization="int4")) == 12
+
+
+def test_arithmetic_in_float16_reads_a_cache_of_8_bits(half_precision: Path) -> None:
+    assert text_of(half_precision, kv_cache_dtype="int8")[:4] == text_of(half_precision)[:4]
 
 
 def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:

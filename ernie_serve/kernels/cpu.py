@@ -56,6 +56,7 @@ class CpuKernels(ReferenceKernels):
         """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
         if (ops := operators()) is None:
             return packed.quantize(weight, bits, search)
+        weight = weight.float() if weight.dtype == torch.float16 else weight
         made = packed.empty(weight.shape[0], weight.shape[1], bits)
         ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
         return made

@@ -22,8 +22,10 @@ def cpu_kernels_for(dtype: torch.dtype, *, has_packed: bool = False, num_bytes: 
     """The best for `num_bytes` of weights in a dtype and, perhaps, something in 4 or 8 bits.
 
     Where torch multiplies as fast as our operators nothing is compiled, and neither is it for a small model alone: so
-    the first start of one answers at once.
+    the first start of one answers at once. Our operators know no float16.
     """
+    if dtype == torch.float16:
+        return CpuKernels()
     if has_packed:
         return cpu_kernels()
     if not multiplies_in_panels(dtype) or (num_bytes is not None and num_bytes < _SMALL and not is_compiled()):

@@ -84,7 +84,8 @@ def dtypes_of(
     """The dtype of numbers between operators, and that of the KV cache (int8 for 8 bits), by the settings' words.
 
     On a CPU "auto" arithmetic beside quantized matrices is float32, which needs nothing of the processor, and the cache
-    keeps the checkpoint's dtype. Raises `SettingsError` for what no kernel takes.
+    keeps the checkpoint's dtype, unless that is float16, which no operator reads. Raises `SettingsError` for what no
+    kernel takes.
     """
     own: torch.dtype = getattr(torch, config.dtype)
     is_packed = quantization is not None and quantization.layout == "cpu"
@@ -100,7 +101,7 @@ def dtypes_of(
         return dtype, torch.float8_e4m3fn
     if cache == "int8":
         return dtype, torch.int8
-    return dtype, own if is_packed and arithmetic == "auto" else dtype
+    return dtype, own if is_packed and arithmetic == "auto" and own != torch.float16 else dtype
 
 
 def require_fp8(quantization: Quantization | None, cache_dtype: torch.dtype, capability: tuple[int, int]) -> None:
