@@ -88,6 +88,11 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     block_size = settings.block_size or (64 if device.type == "cuda" else 16)
     folder = hub.resolve(settings.model, settings.revision, "text" if dummy else "all", report)
     config = ModelConfig.from_folder(folder)
+    if num_valid_ids > config.vocab_size:
+        raise StartupError(
+            f"The tokenizer has {num_valid_ids} ids, the model only {config.vocab_size} (vocab_size in config.json). "
+            "Resize the model's embedding to the tokenizer, or take the tokens that were added out of the tokenizer."
+        )
     memory.require_length(config, settings.max_model_len)
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)

@@ -9,7 +9,7 @@ import pytest
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import _warm_up, build_engine
-from ernie_serve.errors import SettingsError
+from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.messages import EngineOutput, EngineRequest
 
 
@@ -26,6 +26,11 @@ def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
     with pytest.raises(SettingsError, match="--max-model-len 999999: this checkpoint reads at most 131072 tokens"):
         build_engine(Settings(model=str(folder), max_model_len=999999), 100, report)
     assert not heard
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused_with_both_numbers(tiny_checkpoint: Path) -> None:
+    with pytest.raises(StartupError, match=r"has 641 ids, the model only 640 .*Resize the model's embedding"):
+        build_engine(Settings(model=str(tiny_checkpoint)), 641, lambda share, what: None)
 
 
 class FakeCore:
