@@ -22,6 +22,9 @@ from ernie_serve.errors import ContextLengthExceeded, InvalidRequest
 from ernie_serve.messages import SamplingParams
 from ernie_serve.text.tokenizer import Tokenizer
 
+LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken, as at 0: no other has a chance that can be told from none."""
+
 Value = TypeVar("Value")
 
 
@@ -50,13 +53,14 @@ class Sampling:
         self._seed = fields.seed
         self._min_tokens = fields.min_tokens or 0
         defaults, vocab_size = services.defaults, services.tokenizer.vocab_size
+        temperature = first_given(fields.temperature, defaults.temperature, 1.0)
         top_p = first_given(fields.top_p, defaults.top_p, 1.0)
         top_k = max(0, first_given(fields.top_k, defaults.top_k, 0))
         self._params = SamplingParams(
             max_tokens=0,
             seed=0,
             min_tokens=self._min_tokens,
-            temperature=first_given(fields.temperature, defaults.temperature, 1.0),
+            temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
             top_p=top_p or 1.0,
             top_k=top_k if top_p else 1,  # the smallest set of tokens that holds no mass is the likeliest one
             min_p=fields.min_p or 0.0,

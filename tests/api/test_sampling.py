@@ -52,6 +52,11 @@ def test_client_overrules_them_with_zero_too(sample: Any) -> None:
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty) == (0, 1, 0, 1)
 
 
+@pytest.mark.parametrize(("asked", "given"), [(1e-300, 0), (1e-46, 0), (9e-6, 0), (1e-5, 1e-5), (1e-3, 1e-3)])
+def test_a_temperature_too_low_to_divide_by_is_greedy(sample: Any, asked: float, given: float) -> None:
+    assert sample(temperature=asked).temperature == given
+
+
 def test_where_nobody_says_anything_it_is_openais_default(sample: Any) -> None:
     params = sample(services={"defaults": GenerationDefaults()})
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty) == (1, 1, 0, 1)
