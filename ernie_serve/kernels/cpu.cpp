@@ -2,7 +2,7 @@
 //
 // Knows tensors and the formats of packed.py and panels.py. Knows no layer, no request and no page of Python. One
 // source for every processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the
-// products of 8-bit integers, a screen below, are written for AVX2, for AVX-512-VNNI, and without either.
+// products of 8-bit integers, a screen below, are written for AVX2, for VNNI, for Arm's dot products, and plainly.
 //
 // What is computed for a token never depends on the tokens beside it, nor on how many threads there are: each row's
 // sums run in one order. So the same text comes out however requests are batched.
@@ -36,6 +36,9 @@
 #elif defined(__AVXVNNI__)
 #define ERNIE_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
+#elif !defined(ERNIE_PORTABLE) && defined(__ARM_FEATURE_DOTPROD) && defined(__aarch64__)
+#include <arm_neon.h>
+#define ERNIE_SDOT 1
 #endif
 
 #ifndef ERNIE_NAMESPACE
@@ -316,6 +319,45 @@ inline __m256i codes<__m256i>(const uint8_t* p) {  // each code twice, in 16 bit
   return _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(read<int64_t>(p)), places), 8);
 }
 
+#elif defined(ERNIE_SDOT)
+
+inline int32_t start4(const int8_t* q) { return -8 * total(q); }
+inline int32_t start8(const int8_t*) { return 0; }
+
+struct Bytes {
+  uint8x16_t first, last;  // of 4 rows each
+};
+
+struct Dot {
+  using Codes = f8;
+  int32x4_t first, last;
+  void begin(int32_t x) { first = last = vdupq_n_s32(x); }
+  void add(const Bytes& w, int32_t x) {
+    const int8x16_t numbers = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    first = vdotq_s32(first, vreinterpretq_s8_u8(w.first), numbers);
+    last = vdotq_s32(last, vreinterpretq_s8_u8(w.last), numbers);
+  }
+  f8 end(f8 codes) const {
+    f8 sums;
+    const float32x4_t halves[2] = {vcvtq_f32_s32(first), vcvtq_f32_s32(last)};
+    std::memcpy(&sums, halves, sizeof(sums));
+    return sums * codes;
+  }
+};
+struct Dot4 : Dot {
+  void start(const Group& x) { begin(x.start4); }
+};
+struct Dot8 : Dot {
+  using Weights = Bytes;
+  static Bytes weights(const Bytes& w) { return w; }
+  void start(const Group&) { begin(0); }
+};
+
+template <class Codes>
+inline Codes codes(const uint8_t* p) {
+  return load(reinterpret_cast<const int8_t*>(p));
+}
+
 #else
 
 inline f8 codes_of(const uint8_t* p) { return load(reinterpret_cast<const int8_t*>(p)); }
@@ -362,6 +404,10 @@ inline Codes codes(const uint8_t* p) {
 inline __m256i vector(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline __m256i low(__m256i w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
 inline __m256i high(__m256i w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
+#elif defined(ERNIE_SDOT)
+inline Bytes vector(const uint8_t* p) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
+inline Bytes low(const Bytes& w) { return {vandq_u8(w.first, vdupq_n_u8(15)), vandq_u8(w.last, vdupq_n_u8(15))}; }
+inline Bytes high(const Bytes& w) { return {vshrq_n_u8(w.first, 4), vshrq_n_u8(w.last, 4)}; }
 #else
 inline Bytes vector(const uint8_t* p) { return read<Bytes>(p); }
 inline Bytes low(const Bytes& w) {
