@@ -23,6 +23,7 @@
         ├── UnsupportedMedia    415
         ├── IdempotencyMismatch 422  an idempotency key came back with another body
         ├── RateLimited         429  the caller's own limit; try again after the seconds told
+        ├── HeadersTooLarge     431
         ├── EngineUnavailable   503  loading, or ended; try again later
         ├── StoreUnavailable    503  the billing store cannot be written; nothing was generated or charged
         └── EngineFailure       500  the engine failed this request; it is not charged
@@ -194,6 +195,13 @@ class RateLimited(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class HeadersTooLarge(RequestError):
+    """A head with more bytes than are read."""
+
+    status = 431
+    type = "invalid_request_error"
 
 
 class EngineUnavailable(RequestError):

@@ -22,6 +22,7 @@ import uvloop
 from fastapi import FastAPI
 
 from ernie_serve import banner
+from ernie_serve.api.protocol import HttpProtocol
 from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.billing.free import FreeMeter
@@ -249,6 +250,7 @@ class _Server(uvicorn.Server):
 def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         lifespan="off",

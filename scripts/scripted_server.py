@@ -83,6 +83,7 @@ async def serve(url: str, notes: Path) -> None:
     import uvicorn
 
     from ernie_serve.api.app import create_app
+    from ernie_serve.api.protocol import HttpProtocol
     from ernie_serve.api.services import Services
     from ernie_serve.billing.free import FreeMeter
     from ernie_serve.billing.meter import Meter
@@ -115,7 +116,13 @@ async def serve(url: str, notes: Path) -> None:
         meter=meter,
     )
     config = uvicorn.Config(
-        create_app(services), port=0, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=75
+        create_app(services),
+        http=HttpProtocol,
+        port=0,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve())

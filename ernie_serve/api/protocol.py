@@ -1,0 +1,107 @@
+"""One HTTP connection: uvicorn's, within bounds, and one request at a time.
+
+Knows what a client may do to a connection. Knows no route.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ernie_serve.api.problems import error_body
+from ernie_serve.errors import HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout
+
+MAX_HEAD_BYTES = 65536
+HEAD_SECONDS = 30.0
+"""How long the head of a request may take to arrive, from its first byte on."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Ends a connection whose request has a head that is too large or too slow.
+
+    What a client sends before it has its answer is read, so that its leaving is seen, and thrown away: the connection
+    is closed behind that answer, and such a client asks again (RFC 9112, section 9.3.2).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._answering: Any = None
+        self._is_last = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client has come; it has as long to say something as between two requests."""
+        super().connection_made(transport)
+        self._time_head(self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, whatever it had asked for."""
+        self._time_head(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """More of a request."""
+        if self._is_last or self.transport.is_closing():
+            return
+        if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
+            self._be_last()
+            return
+        super().data_received(data)
+        if (self.pipeline or self._in_head) and not (self._answering is None or self._answering.response_complete):
+            self._be_last()
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEAD_BYTES} bytes. Send fewer."))
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._time_head(HEAD_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is here."""
+        self._in_head = False
+        self._time_head(None)
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no HTTP, as every other error is said."""
+        self._refuse(InvalidRequest(msg))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _be_last(self) -> None:
+        """Answer nothing on this connection after what is being answered."""
+        self._is_last, self._in_head = True, False
+        self._time_head(None)
+        self.pipeline.clear()
+        self.cycle = self._answering
+        self.cycle.keep_alive = False
+        self.flow.resume_reading()
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer with an error, unless something is being answered, and close the connection."""
+        self._time_head(None)
+        if self.cycle is None or self.cycle.response_complete:
+            body = error_body(error)
+            head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _time_head(self, seconds: float | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = None if seconds is None else self.loop.call_later(seconds, self._is_slow)
+
+    def _is_slow(self) -> None:
+        if self._in_head:
+            self._refuse(RequestTimeout(f"The headers did not arrive within {HEAD_SECONDS:g} seconds."))
+        else:
+            self.transport.close()

@@ -1,0 +1,149 @@
+"""What a client may do to a connection, over real sockets."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from ernie_serve.api import protocol
+from ernie_serve.api.app import create_app
+
+PROBE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def post(**fields: Any) -> bytes:
+    body = json.dumps({"model": "ernie", "prompt": "Hi", "max_tokens": 9, **fields}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+class Client:
+    """One connection to a server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, bytes]:
+        """The status and body of an answer that says how long it is."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        return int(head.split()[1]), await self.reader.readexactly(length)
+
+
+@asynccontextmanager
+async def connected(services: Any, **changes: Any) -> AsyncIterator[Client]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(services), http=protocol.HttpProtocol, log_config=None, lifespan="off", **changes
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    while not server.started:  # noqa: ASYNC110  # there is no event for it
+        await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    yield Client(reader, writer)
+    writer.close()
+    server.should_exit = True
+    await serving
+
+
+def run(scenario: Any) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 30))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("more", [PROBE, PROBE[:20], PROBE * 9])
+def test_a_client_that_leaves_is_noticed_whatever_else_it_has_asked(
+    services: Any, engine: Any, stream: bool, at_once: bool, more: bytes
+) -> None:
+    engine.hang_after = 3
+
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(post(stream=stream) + (more if at_once else b""))
+            await asyncio.to_thread(engine.begun.wait, 20)
+            if not at_once:
+                await client.say(more)
+            client.writer.close()
+            await asyncio.to_thread(engine.someone_left.wait, 20)
+            assert len(engine.left) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("more", [PROBE, PROBE[:20], PROBE * 9])
+def test_what_is_asked_before_the_answer_is_not_answered_and_the_connection_closed(services: Any, more: bytes) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(post() + more)
+            assert (await client.answer())[0] == 200
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_one_request_after_the_other_is_answered_on_one_connection(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            for asked, status in ((post(), 200), (PROBE, 200), (post(model="no"), 404), (post(), 200)):
+                await client.say(asked[:-30])
+                await asyncio.sleep(0.01)  # so that it comes in two pieces, which only makes the test harder
+                await client.say(asked[-30:])
+                assert (await client.answer())[0] == status
+
+    run(scenario())
+
+
+def test_a_head_without_end_is_refused_and_the_connection_closed(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(PROBE)
+            assert (await client.answer())[0] == 200
+            await client.say(PROBE[:-2] + b"x: " + b"a" * protocol.MAX_HEAD_BYTES)
+            status, body = await client.answer()
+            assert status == 431
+            assert "65536 bytes" in json.loads(body)["error"]["message"]
+
+    run(scenario())
+
+
+def test_a_head_that_does_not_arrive_is_not_waited_for(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(PROBE[:20])
+            status, body = await client.answer()
+            assert (status, json.loads(body)["error"]["type"]) == (408, "invalid_request_error")
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_a_client_that_says_nothing_is_let_go(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services, timeout_keep_alive=0) as client:
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_what_is_no_http_is_told_so_like_every_error(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(b"\x16\x03\x01 hello\r\n\r\n")
+            status, body = await client.answer()
+            assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+
+    run(scenario())
