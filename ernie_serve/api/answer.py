@@ -31,6 +31,9 @@ T = TypeVar("T")
 INLINE_BYTES = 4096
 """Bodies up to this size are read, templated and tokenised at once; larger ones in a thread."""
 
+INLINE_SCORES = 1000
+"""Answers with the log-probabilities of so many tokens are spelled at once; larger ones in a thread."""
+
 
 class Format(Protocol):
     """How an endpoint spells the events of a job. What belongs to a stream is whole server-sent events, or nothing."""
@@ -96,7 +99,7 @@ async def _whole(services: Services, billed: Billed, form: Format) -> Response:
     try:
         return Response(await _body(billed, form), media_type="application/json")
     except AlreadyAnswered as earlier:
-        again = services.replays.get(earlier.request_id)
+        again = await services.replays.get(earlier.request_id)
         return Response(again, headers={"idempotent-replayed": "true"}, media_type="application/json")
 
 
@@ -104,14 +107,25 @@ async def _body(billed: Billed, form: Format) -> bytes:
     """The body, once it is charged. A client that leaves at that point may ask for it again, with a key for that."""
 
     async def finish() -> bytes:
-        await asyncio.sleep(0)  # others that ended with the same step are charged together with this one
-        told = form.whole(answers)  # and all are spelled while the charges are written
-        return billed.keep(told(await billed.usage()))
+        body = None
+        try:
+            await asyncio.sleep(0)  # others that ended with the same step are charged together with this one
+            told = await _spelled(form, answers)  # and all are spelled while the charges are written
+            body = told(await billed.usage())
+            return body
+        finally:
+            billed.keep(body)
 
     async with billed:
         answers = await billed.generation.answers()
         billed.charge()
         return await (asyncio.shield(finish()) if billed.claimed else finish())
+
+
+async def _spelled(form: Format, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
+    """`form.whole`, in a thread where it is long."""
+    scored = sum(len(each.logprobs) + len(each.prompt_logprobs) for each in answers)
+    return form.whole(answers) if scored <= INLINE_SCORES else await asyncio.to_thread(form.whole, answers)
 
 
 async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[bytes, None]:

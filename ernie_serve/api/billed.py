@@ -20,6 +20,7 @@ from ernie_serve.api.telling import Job
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.meter import AlreadyAnswered, Charging, Order, Reservation
 from ernie_serve.billing.prices import Status
+from ernie_serve.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Billed:
     """A job at work for somebody who pays.
 
     `async with` holds the money, and raises what `Meter.reserve` raises; of these `AlreadyAnswered` only for a whole
-    answer. Leaving it charges, as a failure of ours unless `charge` was called before, or `client_left`.
+    answer. Leaving it charges, as a failure of ours unless `charge` was called before, or `client_left`, or the request
+    itself is at fault and text was told.
     """
 
     def __init__(self, services: Services, caller: Caller, job: Job, claim: Claim | None = None) -> None:
@@ -66,6 +68,8 @@ class Billed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._charging is None:
+            if self._job.stream and isinstance(error, InvalidRequest) and self.generation.used.completion_tokens:
+                self._status = "cancelled"  # its own constraints ended what had been told
             await self._settle(self._status)
 
     @property
@@ -78,7 +82,9 @@ class Billed:
         self._status = "cancelled"
 
     def charge(self) -> None:
-        """Charge the whole job, whatever becomes from here on of whoever asked for it."""
+        """Charge the whole job, whatever becomes of whoever asked for it. After a whole answer `keep` is due."""
+        if self._claim is not None and not self._job.stream:
+            self._services.replays.expect(self._job.id)
         self._charging = self._settle("ok")
 
     async def usage(self) -> dict[str, Any]:
@@ -90,11 +96,10 @@ class Billed:
             usage |= {"cost": exact(charge.cost_usd), "cost_nano_usd": charge.cost_nano}
         return usage
 
-    def keep(self, body: bytes) -> bytes:
-        """Keep an answer for whoever asks the same with the same `Idempotency-Key`, and return it."""
+    def keep(self, body: bytes | None) -> None:
+        """Keep an answer for whoever asks the same with the same `Idempotency-Key`; there may be none."""
         if self._claim is not None:
             self._services.replays.put(self._job.id, body)
-        return body
 
     def _settle(self, status: Status) -> Charging:
         generation, began = self.generation, self._began_ns

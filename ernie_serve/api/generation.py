@@ -5,6 +5,7 @@ Knows choices, events and usage. Knows nothing of how an endpoint spells them.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ernie_serve.api.connection import cancel_all
-from ernie_serve.api.events import Answer, Event, Finished, TextDelta
+from ernie_serve.api.events import Answer, Event, Finished, PromptScored, TextDelta
 from ernie_serve.api.services import unavailable
 from ernie_serve.api.telling import Choice, Job, Telling
 from ernie_serve.billing.meter import Reservation
@@ -40,6 +41,7 @@ class Generation:
         self._num_completion_tokens = 0
         self._num_reasoning_tokens = 0
         self._prompts: dict[int, tuple[int, int]] = {}  # per prompt its length, and how much of it was cached
+        self._scores: defaultdict[int, asyncio.Future[PromptScored]] = defaultdict(asyncio.Future)  # by prompt
         self._begun: set[int] = set()  # prompts of which the engine has computed something
         self.finish_reason: str | None = None
         self.first_token_ns: int | None = None
@@ -84,6 +86,11 @@ class Generation:
         )
 
     async def _run(self, choice: Choice) -> AsyncGenerator[Event, None]:
+        is_scored = choice.request.sampling.prompt_logprobs is not None
+        if is_scored and not choice.is_first:  # a prompt is scored once, however many choices continue it
+            scored = await self._scores[choice.prompt_index]
+            yield replace(scored, index=choice.index)
+            choice = unscored(choice)
         request = choice.request
         self._prompts.setdefault(choice.prompt_index, (len(request.prompt_token_ids), 0))
         if request.sampling.max_tokens == 0:  # nothing to make, so the engine is not asked
@@ -107,6 +114,8 @@ class Generation:
                         self.finish_reason = end.reason
                         events[-1] = replace(end, unpaid=told is not output and end.reason == "length")
                     for event in events:
+                        if isinstance(event, PromptScored):
+                            self._scores[choice.prompt_index].set_result(event)
                         yield event
                     if events and isinstance(events[-1], Finished):
                         return
@@ -162,6 +171,14 @@ class Generation:
                     await queue.put(event)
         except Exception as error:
             await queue.put(error)
+
+
+def unscored(choice: Choice) -> Choice:
+    """The choice without what scoring its prompt takes of the engine, which is all where nothing else was asked for."""
+    sampling = msgspec.structs.replace(choice.request.sampling, prompt_logprobs=None)
+    if choice.prompt_only:
+        sampling = msgspec.structs.replace(sampling, max_tokens=0)
+    return replace(choice, request=msgspec.structs.replace(choice.request, sampling=sampling), prompt_only=False)
 
 
 def require_success(output: EngineOutput, sampling: SamplingParams, grammar_param: str) -> None:

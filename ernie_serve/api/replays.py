@@ -4,6 +4,7 @@ Knows bodies by the id of the request they answered. They hold what was said, so
 store; they are in memory and end with the server.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -25,17 +26,26 @@ class Replays:
         self._clock = clock
         self._bodies: dict[str, tuple[float, bytes]] = {}  # the oldest first
         self._num_bytes = 0
+        self._expected: dict[str, asyncio.Event] = {}
 
-    def put(self, request_id: str, body: bytes) -> None:
+    def expect(self, request_id: str) -> None:
+        """A body is about to be put, or given up; until then `get` waits for it."""
+        self._expected[request_id] = asyncio.Event()
+
+    def put(self, request_id: str, body: bytes | None) -> None:
         """Keep a body. One that is larger than all the room is not kept."""
-        if len(body) > self._max_bytes:
+        if expected := self._expected.pop(request_id, None):
+            expected.set()
+        if body is None or len(body) > self._max_bytes:
             return
         self._bodies[request_id] = (self._clock() + self._keep_seconds, body)
         self._num_bytes += len(body)
         self._forget()
 
-    def get(self, request_id: str) -> bytes:
+    async def get(self, request_id: str) -> bytes:
         """The body that answered a request. Raises `RequestConflict` where it is not here, or no longer."""
+        if expected := self._expected.get(request_id):
+            await expected.wait()
         self._forget()
         kept = self._bodies.get(request_id)
         if kept is None:

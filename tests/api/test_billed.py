@@ -258,6 +258,25 @@ def test_what_we_fail_costs_nothing(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_told_before_its_own_constraints_ended_it_is_paid(
+    small_shop: Shop, open_counter: Any, engine: Any, path: str, stream: bool
+) -> None:
+    engine.break_after, engine.error_code = 3, "no_token_left"
+
+    async def scenario() -> None:
+        async with open_counter(small_shop) as counter:
+            heard = await counter.post(path, stream=stream)
+            assert heard.status == (200 if stream else 400)
+            assert b"leave no token" in heard.body
+            row = await counter.row()
+            assert (row.status, row.completion) == ("cancelled" if stream else "failed", 3)
+            assert (row.cost_nano > 0) is stream
+
+    asyncio.run(scenario())
+
+
 def test_what_is_refused_costs_nothing_and_holds_nothing(small_shop: Shop, open_counter: Any, engine: Any) -> None:
     async def scenario() -> None:
         async with open_counter(small_shop) as counter:

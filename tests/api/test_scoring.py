@@ -1,10 +1,12 @@
 """Repeated and scored prompts, as evaluation harnesses ask for them, and answers ranked by their likelihood."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ernie_serve.api.completion_format import CompletionFormat
 from ernie_serve.messages import TokenLogprobs
 
 
@@ -38,6 +40,45 @@ def test_batch_is_scored_prompt_by_prompt(complete: Any) -> None:
     choices = complete(prompt=["ab", "cd"], echo=True, logprobs=1, max_tokens=0, n=2).json()["choices"]
     assert [choice["text"] for choice in choices] == ["ab", "ab", "cd", "cd"]
     assert [choice["logprobs"]["tokens"] for choice in choices] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_scored_once_and_told_with_each_of_its_choices(
+    complete: Any, engine: Any, read_events: Any, stream: bool, max_tokens: int
+) -> None:
+    response = complete(prompt=["ab", "cd"], echo=True, logprobs=1, max_tokens=max_tokens, n=3, stream=stream)
+    asked = [request for request in engine.requests if request.sampling.prompt_logprobs is not None]
+    assert [bytes(request.prompt_token_ids) for request in asked] == [b"ab", b"cd"]
+    assert len(engine.requests) == (2 if max_tokens == 0 else 6)
+    if stream:
+        parts = [chunk["choices"][0] for chunk in read_events(response.text)[:-1]]
+        for index in range(6):
+            mine = [part for part in parts if part["index"] == index]
+            assert "".join(part["text"] for part in mine) == ["ab", "cd"][index // 3] + "He"[:max_tokens]
+            assert mine[0]["logprobs"]["tokens"][:2] == list(["ab", "cd"][index // 3])
+    else:
+        for choice in response.json()["choices"]:
+            prompt = ["ab", "cd"][choice["index"] // 3]
+            assert choice["logprobs"]["tokens"] == [*prompt, *"He"[:max_tokens]]
+            assert choice["text"] == prompt + "He"[:max_tokens]
+
+
+def test_an_answer_with_many_scores_is_spelled_beside_the_event_loop(
+    complete: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    whole = CompletionFormat.whole
+
+    def noted(self: CompletionFormat, answers: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return whole(self, answers)
+
+    monkeypatch.setattr(CompletionFormat, "whole", noted)
+    monkeypatch.setattr("ernie_serve.api.answer.INLINE_SCORES", 5)
+    for max_tokens in (5, 6):
+        assert len(complete(logprobs=1, max_tokens=max_tokens).json()["choices"][0]["logprobs"]["tokens"]) == max_tokens
+    assert threads == [True, False]
 
 
 def test_stream_scores_alike(complete: Any, read_events: Any) -> None:
