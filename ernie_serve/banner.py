@@ -81,5 +81,11 @@ def show_ready(
     console.print(f"Try it:\n  curl -s {url}/completions{headers} -d '{body}'", soft_wrap=True)
 
 
+def show_draining(num_requests: int, seconds: int) -> None:
+    """Print what an end waits for."""
+    requests = "1 request" if num_requests == 1 else f"{num_requests} requests"
+    console.print(f"Finishing {requests}, {seconds} s at most. Another signal, such as Ctrl-C, ends at once.")
+
+
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -50,6 +50,7 @@ Report = Callable[[float, str], None]
 def main(file_descriptor: int) -> int:
     """Read the settings from the pipe, load, and serve the engine until the other side ends it; the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API ends us in its own time
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     connection = Connection(file_descriptor)
     settings = Settings.model_validate_json(connection.recv_bytes())
     num_valid_ids = int(connection.recv_bytes())
@@ -67,6 +68,7 @@ def main(file_descriptor: int) -> int:
         logger.exception("loading failed")
         wire.send(connection, Failed(f"Loading failed: {type(error).__name__}: {error}"))
         return 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until here the API ends us by it; now it asks
     wire.send(connection, Ready(info))
     try:
         core.serve(connection)

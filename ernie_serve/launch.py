@@ -88,7 +88,8 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     checker = GrammarChecker(vocabulary_of(text.tokenizer))
-    server = _Server(_web(settings, create_app(settings, text, client, names, checker.check, responses, meter)))
+    app = create_app(settings, text, client, names, checker.check, responses, meter)
+    server = _Server(_web(app), settings.shutdown_timeout)
     try:
         yield House(text, client, server, listener, names, url)
     finally:
@@ -228,26 +229,43 @@ def billing_told(settings: Settings) -> str | None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, ended by the first signal when the running requests have ended, by the second at once."""
+    """Uvicorn, ended by the first signal when the running requests have ended, by the second at once.
+
+    What still runs when its time is over is told by the rooms behind that the server ends, as at a second signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_seconds: int) -> None:
+        super().__init__(config)
+        self._grace_seconds = grace_seconds
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Take both signals while serving; nothing is raised again afterwards, so that draining exits with 0."""
+        """Take signals while serving; nothing is raised again afterwards, so that draining exits with 0."""
         loop = asyncio.get_running_loop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(each, self.stop)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup wants it
+                loop.add_signal_handler(each, self._hear)
         yield
 
     def stop(self, grace_seconds: int | None = None) -> None:
-        """Take no more requests, give the running ones their time, then end."""
+        """Take no more requests, give the running ones their time, then end. A second time: end."""
         if self.should_exit:
-            self.force_exit = True
-        elif grace_seconds is not None:
-            self.config.timeout_graceful_shutdown = grace_seconds
+            self._end()
+            return
         self.should_exit = True
+        grace = self._grace_seconds if grace_seconds is None else grace_seconds
+        asyncio.get_running_loop().call_later(grace, self._end)
+
+    def _hear(self) -> None:
+        if (running := len(self.server_state.tasks)) and not self.should_exit:
+            banner.show_draining(running, self._grace_seconds)
+        self.stop()
+
+    def _end(self) -> None:
+        self.force_exit = True
 
 
-def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
+def _web(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpProtocol,
@@ -255,7 +273,6 @@ def _web(settings: Settings, app: FastAPI) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_keep_alive=75,
     )
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,35 @@ def test_user_text_never_becomes_a_control_token(server: Server, tiny_checkpoint
     assert answer.json()["usage"]["prompt_tokens"] == len(attacked)
 
 
-def test_a_terminated_server_lets_running_requests_end(tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_server_lets_running_requests_end(tiny_checkpoint: Path, how: signal.Signals) -> None:
     with running(tiny_checkpoint, "--max-model-len", "1024") as server:
-        _end_amid_a_stream(server, signal.SIGTERM)
+        _end_amid_a_stream(server, how)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_runs_when_its_time_is_over_or_at_a_second_signal_is_told_that_the_server_ends(
+    tiny_checkpoint: Path, again: bool
+) -> None:
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 10_000, "ignore_eos": True}
+    grace = "60" if again else "1"
+    with running(tiny_checkpoint, "--shutdown-timeout", grace) as server, ThreadPoolExecutor() as pool:
+        whole = pool.submit(httpx.post, f"{server.url}/completions", json=body, timeout=60)
+        with httpx.stream("POST", f"{server.url}/completions", json={**body, "stream": True}, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            if again:
+                assert next(lines) is not None  # it goes on until the second one
+                time.sleep(0.2)  # two signals that come together are one
+                server.process.send_signal(signal.SIGTERM)
+            told = [line for line in lines if line]
+        for error in (json.loads(told[-1].removeprefix("data: ")), whole.result().json()):
+            assert error["error"]["message"] == "The server is shutting down."
+        code, rest = server.wait()
+        assert (code, whole.result().status_code) == (0, 503), rest
+        assert "Traceback" not in rest
+        assert "Finishing 2 requests, " in rest
 
 
 def test_a_base_checkpoint_refuses_chat_and_completes_text_until_ctrl_c(base_checkpoint: Path) -> None:
@@ -170,6 +197,7 @@ def _end_amid_a_stream(server: Server, how: signal.Signals) -> None:
     with httpx.stream("POST", f"{server.url}/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")
+        os.kill(engine, how)  # as where the whole group gets it
         server.process.send_signal(how)
         assert [line for line in lines if line][-1] == "data: [DONE]"
     code, rest = server.wait()
