@@ -79,12 +79,18 @@ class Auth:
 
 def require_scope(caller: Caller, method: str, path: str) -> None:
     """Raise `Forbidden` where the caller's key lacks the scope of a path, `UnknownUrl` for a path in no list."""
-    listed = [each for each in NEEDS if path == each or path.startswith(f"{each}/")]
-    if not listed and "admin" not in caller.scopes:
+    line = listed(path)
+    if line not in NEEDS and "admin" not in caller.scopes:
         raise unknown_url(method, path)
-    needed = NEEDS[max(listed, key=len)] if listed else None
+    needed = NEEDS.get(line)
     if needed is not None:
         caller.require(needed)
+
+
+def listed(path: str) -> str:
+    """The longest of the listed paths that a path is, or lies below; empty where it lies below none."""
+    lines = (each for each in (*NEEDS, *PUBLIC_PATHS) if path == each or path.startswith(f"{each}/"))
+    return max(lines, key=len, default="")
 
 
 def caller_of(request: Request) -> Caller:

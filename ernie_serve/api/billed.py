@@ -5,6 +5,7 @@ fail costs nothing; one whose client leaves costs its prompts as far as they wer
 """
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,7 @@ import orjson
 from starlette.requests import Request
 
 from ernie_serve.api.generation import Generation
+from ernie_serve.api.measures import Record
 from ernie_serve.api.replays import not_kept
 from ernie_serve.api.services import Services
 from ernie_serve.api.telling import Job
@@ -21,6 +23,8 @@ from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.meter import AlreadyAnswered, Charging, Order, Reservation
 from ernie_serve.billing.prices import Status
 from ernie_serve.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +108,24 @@ class Billed:
     def _settle(self, status: Status) -> Charging:
         generation, began = self.generation, self._began_ns
         first = generation.first_token_ns
+        ttft_us = None if first is None else (first - began) // 1000
+        total_us = (time.perf_counter_ns() - began) // 1000
+        record = Record(
+            reason=generation.finish_reason or "stop" if status == "ok" else status,
+            choices=len(self._job.choices),
+            usage=generation.used,
+            first_seconds=None if ttft_us is None else ttft_us / 1e6,
+            seconds=total_us / 1e6,
+        )
+        self._services.measures.note(record)
+        logger.info("%s %s", self._job.id, record)
         return self._services.meter.settle(
             self._reservation,
-            generation.used,
+            record.usage,
             status,
             finish_reason=generation.finish_reason,
-            ttft_us=None if first is None else (first - began) // 1000,
-            total_us=(time.perf_counter_ns() - began) // 1000,
+            ttft_us=ttft_us,
+            total_us=total_us,
         )
 
 

@@ -7,7 +7,7 @@ of routes.
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,10 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class Envelope:
-    """Adds `x-request-id` and `openai-processing-ms`, drops a trailing slash, and turns any failure into a JSON 500."""
+    """Adds `x-request-id` and `openai-processing-ms`, drops a trailing slash, and turns any failure into a JSON 500.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `answered` is told the path and the status of each answer.
+    """
+
+    def __init__(self, app: ASGIApp, answered: Callable[[str, int], None]) -> None:
         self._app = app
+        self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and see to it that it is answered."""
@@ -37,6 +41,7 @@ class Envelope:
             nonlocal answering
             if message["type"] == "http.response.start":
                 answering = True
+                self._answered(scope["path"], message["status"])
                 taken = (time.perf_counter() - start) * 1000
                 message["headers"] = [
                     *message.get("headers", ()),

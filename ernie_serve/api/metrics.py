@@ -68,6 +68,8 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
     registry = CollectorRegistry()
     registry.register(Counts(services))
+    for each in services.measures.collectors:
+        registry.register(each)
 
     @routes.api_route("/metrics", methods=["GET", "HEAD"])
     async def metrics(request: Request) -> Response:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ernie_serve.api.measures import Measures
 from ernie_serve.api.replays import Replays
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.billing.free import FreeMeter
@@ -42,7 +43,7 @@ class Services:
     of `model_names` is the one that answers report; all of them are accepted. `max_model_len` bounds prompt and answer
     together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. `meter` says who may call and
     what it costs; pages of `allowed_origins` may call from browsers. `responses` keeps what `/v1/responses` may be
-    asked for again, `replays` what an idempotency key may be.
+    asked for again, `replays` what an idempotency key may be. `measures` counts what was answered.
     """
 
     engine: EngineClient
@@ -58,6 +59,7 @@ class Services:
     allowed_origins: tuple[str, ...] = ()
     responses: KeptResponses = field(default_factory=ResponseStore)
     replays: Replays = field(default_factory=Replays)
+    measures: Measures = field(default_factory=Measures)
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = "fp_ernie_serve"
     limits: Limits = Limits()

@@ -53,7 +53,7 @@ def test_what_is_no_http_passes_through() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
 
-    asyncio.run(Envelope(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # neither is used
+    asyncio.run(Envelope(app, lambda path, status: None)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # neither is used
     assert seen == [{"type": "lifespan"}]
 
 
@@ -79,5 +79,5 @@ def run(app: Any, path: str) -> list[Any]:
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-    asyncio.run(Envelope(app)(scope, None, send))  # type: ignore[arg-type]  # nothing is received
+    asyncio.run(Envelope(app, lambda path, status: None)(scope, None, send))  # type: ignore[arg-type]  # nothing is received
     return sent

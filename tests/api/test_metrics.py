@@ -1,7 +1,9 @@
 """What is counted can be read by Prometheus, and by nobody whose key is not for that."""
 
+import re
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ernie_serve.billing.free import FreeMeter
@@ -41,6 +43,44 @@ def test_requests_are_counted(call_with: Any, engine: Any) -> None:
     call = call_with()
     assert call("POST", "/v1/completions", json={"model": "ernie", "prompt": "Hi"}).status_code == 200
     assert counts(call("GET", "/metrics").text)["ernie_serve_billing_settled_total"] == 1
+
+
+def test_tokens_times_and_ends_of_requests_are_counted(call_with: Any, engine: Any) -> None:
+    engine.stats, engine.num_cached, engine.step = EngineStats(), 1, 4
+    call = call_with()
+    asked = {"model": "ernie", "prompt": "Hi", "max_tokens": 8}
+    for fields in ({}, {"stream": True}, {"n": 2}, {"prompt": "Hello", "max_tokens": 99}):
+        assert call("POST", "/v1/completions", json=asked | fields).status_code == 200
+    engine.break_after = 3
+    assert call("POST", "/v1/completions", json=asked).status_code == 500
+    assert call("POST", "/v1/completions", json=asked | {"model": "no"}).status_code == 404
+    assert call("GET", "/v1/models").status_code == 200
+    assert call("GET", "/wp-admin.php").status_code == 404
+    text = call("GET", "/metrics").text
+    seen = counts(text)
+    assert seen["ernie_serve_prompt_tokens_total"] == 4 * 2 + 5
+    assert seen["ernie_serve_prompt_tokens_cached_total"] == 5
+    assert seen["ernie_serve_generation_tokens_total"] == 4 * 8 + 14 + 4
+    for name in ("time_to_first_token", "request_time_per_output_token", "e2e_request_latency"):
+        assert seen[f"ernie_serve_{name}_seconds_count"] == 5
+        assert seen[f"ernie_serve_{name}_seconds_sum"] > 0
+    for reason, count in (("length", 3), ("stop", 1), ("failed", 1)):
+        assert f'ernie_serve_request_success_total{{finished_reason="{reason}"}} {count}.0' in text
+    for path, status, count in (
+        ("/v1/completions", 200, 4),
+        ("/v1/completions", 500, 1),
+        ("/v1/completions", 404, 1),
+        ("/v1/models", 200, 1),
+        ("other", 404, 1),
+    ):
+        assert f'ernie_serve_http_requests_total{{path="{path}",status="{status}"}} {count}.0' in text
+
+
+def test_one_line_of_the_log_says_what_a_request_took(call: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "ernie_serve.api.billed"):
+        said = call("POST", "/v1/completions", json={"model": "ernie", "prompt": "Hi", "max_tokens": 3}).json()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "ernie_serve.api.billed"]
+    assert re.fullmatch(said["id"] + r" length: 2 tokens in, 3 out, first after \d+\.\d{3} s, \d+\.\d{3} s", line)
 
 
 def test_a_loading_engine_is_not_ready(call_with: Any, engine: Any) -> None:
