@@ -171,6 +171,11 @@ def test_history_of_calls_reaches_the_template(think: Any, engine: Any) -> None:
 
 
 FORMATS = [
+    (
+        {"response_format": {"type": "json_object", "schema": {"type": "object", "required": ["a"]}}},
+        "json_schema",
+        '{"type": "object", "required": ["a"]}',
+    ),
     ({"response_format": {"type": "json_object"}}, "json_object", ""),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}},

@@ -22,7 +22,11 @@ _WANTED = {
 
 RESPONSE_FORMAT = {
     "anyOf": [
-        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object"]}, "schema": {"type": "object"}},
+            "required": ["type"],
+        },
         {
             "type": "object",
             "properties": {
@@ -87,7 +91,7 @@ def read_format(value: Any, path: str = "response_format", *, flat: bool = False
         case "text":
             return None
         case "json_object":
-            return Grammar("json_object")
+            return _bound_by(value.get("schema"), path)  # which llama.cpp knows
         case "json_schema":
             return _read_schema(value, path) if flat else _read_schema(value.get("json_schema"), f"{path}.json_schema")
     raise InvalidRequest(f"`{path}.type` must be text, json_object or json_schema.", param=f"{path}.type")
@@ -102,6 +106,10 @@ def _read_schema(value: Any, path: str) -> Grammar:
         raise InvalidRequest(told, param=f"{path}.name")
     if strict is not None and not isinstance(strict, bool):
         raise InvalidRequest(f"`{path}.strict` must be true or false, not {kind_of(strict)}.", param=f"{path}.strict")
+    return _bound_by(schema, path)
+
+
+def _bound_by(schema: Any, path: str) -> Grammar:
     if schema is None:
         return Grammar("json_object")
     if not isinstance(schema, dict):
