@@ -77,6 +77,11 @@ class Database:
         """How many reports may be read at once."""
         return _READERS
 
+    @property
+    def path(self) -> str | None:
+        """SQLite's file."""
+        return self._url.database if self.embedded else None
+
     @contextmanager
     def transaction(self, *, durable: bool, lane: str) -> Iterator[Connection]:
         """One transaction, durable or quick. In PostgreSQL it takes the account `lane` before anything else."""

@@ -9,6 +9,7 @@ busy store waits for the disk once for many requests, and a transaction never lo
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -31,9 +32,18 @@ _MOST_IMPATIENT = 64
 Item = TypeVar("Item")
 T = TypeVar("T")
 
+_Identity = tuple[int, int]
+"""What tells an open file from any other that comes to lie at its path: device and inode."""
+
 _log = logging.getLogger(__name__)
 _MAX_TOGETHER = 256
-_AWAY = (DatabaseError, InterfaceError, TimeoutError, sqlite3.Error)
+
+
+class _FileGone(Exception):
+    """SQLite's file is not at its path: nobody who looks there would find what is written now."""
+
+
+_AWAY = (DatabaseError, InterfaceError, TimeoutError, sqlite3.Error, _FileGone)
 _OURS = (IntegrityError, DataError, ProgrammingError)
 
 
@@ -47,6 +57,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.embedded = database.embedded
+        self._files = {} if database.path is None else _files_of(database.path)
         self._waiting: dict[str, list[_Work]] = {}
         self._ready: deque[str] = deque()
         self._busy: set[str] = set()
@@ -170,6 +181,7 @@ class Store:
 
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
+            _require_in_place(self._files)
             with self._database.reader.connect() as connection, connection.begin():
                 return do(connection)
         except _AWAY as error:
@@ -200,6 +212,7 @@ class Store:
     def _run(self, lane: str, works: "list[_Work]") -> None:
         """Commit works together; where one of them is at fault, each by itself."""
         try:
+            _require_in_place(self._files)
             durable = any(work.durable for work in works)
             with self._database.transaction(durable=durable, lane=lane) as connection:
                 answers = _done(connection, works)
@@ -285,6 +298,29 @@ def _resolve(result: "Future[Any] | asyncio.Future[Any]", answer: Any, error: Ex
         result.set_result(answer)
     else:
         result.set_exception(error)
+
+
+def _files_of(path: str) -> dict[str, _Identity | None]:
+    """SQLite's open file and its write-ahead log, which whoever opens another file under that name deletes."""
+    return {each: _identity(each) for each in (path, f"{os.path.realpath(path)}-wal")}
+
+
+def _require_in_place(files: dict[str, _Identity | None]) -> None:
+    """Raise `_FileGone` where a path no longer leads to the file that was opened; it may come back."""
+    for path, opened in files.items():
+        if _identity(path) != opened:
+            raise _FileGone(
+                f"{path} is not the file that was opened. Put that back; where it is lost, restart the server."
+            )
+
+
+def _identity(path: str) -> _Identity | None:
+    """Which file lies at a path, if one does."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def is_away(error: Exception) -> bool:

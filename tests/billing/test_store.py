@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -265,8 +266,17 @@ def run_on(url: str, *statements: str) -> None:
 
 @contextmanager
 def unwritable(meter: PaidMeter, url: str, how: str) -> Iterator[None]:
-    """While this lasts the store cannot be written: a file that is read-only or full, a standby after a failover."""
-    if how == "full":
+    """While this lasts the store cannot be written: a file that is read-only, full or elsewhere, a standby."""
+    if how in ("moved", "replaced"):
+        path = Path(url.removeprefix("sqlite:///"))
+        aside = path.rename(path.with_suffix(".aside"))
+        if how == "replaced":
+            shutil.copy(aside, path)
+        seen = path.read_bytes() if path.exists() else None
+        yield
+        assert (path.read_bytes() if path.exists() else None) == seen
+        aside.rename(path)
+    elif how == "full":
         wal = Path(url.removeprefix("sqlite:///") + "-wal")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, limits[1]))
@@ -292,10 +302,10 @@ def unwritable(meter: PaidMeter, url: str, how: str) -> Iterator[None]:
         )
 
 
-@pytest.mark.parametrize("how", ["read-only", "full"])
+@pytest.mark.parametrize("how", ["read-only", "full", "moved", "replaced"])
 def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(shop, how, caplog):
-    if how == "full" and not shop.url.startswith("sqlite"):
-        pytest.skip("a limit of this process does not bind the server")
+    if how != "read-only" and not shop.url.startswith("sqlite"):
+        pytest.skip("neither a limit of this process nor a path binds the server")
 
     async def scenario():
         async with shop.open() as meter:
@@ -314,6 +324,10 @@ def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(s
                 counters = meter.counters
                 assert (counters.unsettled, counters.unsecured_leases, counters.settled) == (3, 1, 0)
                 assert await meter.upkeep.settle_waiting() >= 2  # to release nothing writes nothing
+                if how in ("moved", "replaced"):
+                    with pytest.raises(StoreUnavailable):
+                        await meter.report(names)
+                    assert f"{shop.url.removeprefix('sqlite:///')} is not the file that was opened" in caplog.text
             await meter._store.read(names)  # a connection that was cut is found out
             assert await meter.upkeep.settle_waiting() == 0
             assert counters.unsettled == 0
@@ -322,6 +336,28 @@ def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(s
             assert await meter.report(find_usage, "refused", Scope()) is None
             assert await meter.report(problems) == []
         assert "billing store failed" in caplog.text
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("which", ["", "-wal"])
+def test_a_file_that_is_deleted_is_missed_at_once(small_shop, which):
+    delete = Path(small_shop.url.removeprefix("sqlite:///") + which).unlink
+
+    async def scenario():
+        meter = await open_meter(small_shop.url, "ernie", Prices(), small_shop.clock.clock)
+        try:
+            caller = await small_shop.caller(meter)
+            running = await meter.reserve(caller, order("running"))
+            delete()
+            with pytest.raises(StoreUnavailable):
+                await meter.reserve(caller, order("refused"))
+            with pytest.raises(StoreUnavailable):
+                await meter.report(names)
+            assert not (await meter.settle(running, FULL, "ok")).kept
+            assert (meter.counters.store_failures, meter.counters.unsettled) == (2, 2)
+        finally:
+            await meter.close()
 
     asyncio.run(scenario())
 
