@@ -214,15 +214,19 @@ class PaidMeter:
         if isinstance(error, StoreUnavailable):
             self.counters.store_failures += 1
             told = f"{bill}, {format_usd(bill.cost_nano)} USD"
-            self.upkeep.later(Waiting(bill.caller.account_id, do, told))
+            self.upkeep.later(Waiting(bill.caller.account_id, do, told, self._count))
             charging.end(Charge(bill.cost_nano, bill.usage, bill.price_version, kept=False))
         elif settled is None:
             charging.end(None, error)
         else:
-            self.counters.settled += 1
-            self.counters.charged_nano += settled.cost_nano
-            self.counters.waived_nano += settled.waived_nano
+            self._count(settled)
             charging.end(Charge(settled.cost_nano, bill.usage, bill.price_version))
+
+    def _count(self, settled: bills.Settled) -> None:
+        """Count a charge: once, when it is known to be written, be that at the first attempt or a later one."""
+        self.counters.settled += 1
+        self.counters.charged_nano += settled.cost_nano
+        self.counters.waived_nano += settled.waived_nano
 
 
 def _reserve_once(

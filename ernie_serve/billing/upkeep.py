@@ -34,11 +34,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Something that the store could not take. `told` is what a person needs to book it by hand."""
+    """Something that the store could not take. `told` is what a person needs to book it by hand.
+
+    `then` is told what `do` returned, once that is written.
+    """
 
     account_id: str
     do: Callable[[Connection], Any]
     told: str
+    then: Callable[[Any], None] | None = None
 
 
 _NEVER_WRITTEN = "Never written to the billing store, book by hand: %s"
@@ -94,11 +98,14 @@ class Upkeep:
             while self._waiting:
                 waiting = self._waiting[0]
                 try:
-                    await self._store.write(waiting.do, lane=waiting.account_id)
+                    answer = await self._store.write(waiting.do, lane=waiting.account_id)
                 except StoreUnavailable:
                     break
                 except Exception:
                     _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
+                else:
+                    if waiting.then is not None:
+                        waiting.then(answer)
                 self._waiting.popleft()
                 self._counters.unsettled = len(self._waiting)
             return len(self._waiting)

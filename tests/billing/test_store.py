@@ -330,7 +330,8 @@ def test_while_the_store_is_away_nothing_begins_and_what_runs_is_charged_later(s
                     assert f"{shop.url.removeprefix('sqlite:///')} is not the file that was opened" in caplog.text
             await meter._store.read(names)  # a connection that was cut is found out
             assert await meter.upkeep.settle_waiting() == 0
-            assert counters.unsettled == 0
+            assert (counters.unsettled, counters.settled) == (0, 2)
+            assert (counters.charged_nano, counters.waived_nano) == (charge.cost_nano + late.cost_nano, 0)
             record = await shop.account(meter, caller)
             assert (record.balance_nano, record.reserved_nano) == (10**9 - charge.cost_nano - late.cost_nano, 0)
             assert await meter.report(find_usage, "refused", Scope()) is None

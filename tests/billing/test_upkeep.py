@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from contextlib import contextmanager
 
 from sqlalchemy import func, select, update
 
@@ -155,5 +156,31 @@ def test_a_charge_that_waits_is_written_once_by_whoever_comes_first_and_outlives
             assert await meter.upkeep.settle_waiting() == 0
             assert done == ["tried", "written", "next"]
             assert meter.counters.unsettled == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_charge_whose_commit_was_not_heard_of_is_counted_once(small_shop, monkeypatch):
+    async def scenario():
+        async with small_shop.open() as meter:
+            caller = await small_shop.caller(meter)
+            reservation = await meter.reserve(caller, order("unheard"))
+            transaction = meter._store._database.transaction
+
+            @contextmanager
+            def unheard(**given):
+                with transaction(**given) as connection:
+                    yield connection
+                raise sqlite3.OperationalError("away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(meter._store._database, "transaction", unheard)
+                charge = await meter.settle(reservation, Usage(prompt_tokens=10, completion_tokens=10), "ok")
+            counters = meter.counters
+            assert (charge.kept, counters.settled, counters.charged_nano) == (False, 0, 0)
+            for _ in range(2):
+                assert await meter.upkeep.settle_waiting() == 0
+                assert (counters.settled, counters.charged_nano, counters.waived_nano) == (1, HELD, 0)
+            assert (await small_shop.account(meter, caller)).balance_nano == 10**9 - HELD
 
     asyncio.run(scenario())
