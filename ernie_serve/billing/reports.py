@@ -142,6 +142,7 @@ def usage_by_time(
 ) -> Page:
     """Sums for each bucket of `width` between `start` and `end`, `limit` buckets from `page` on.
 
+    Days are whole; in the other widths nothing counts that came before `start`, not even in its bucket.
     Raises `InvalidRequest` for a width, group or span that is not offered.
     """
     _check(width, group_by, start, end, limit)
@@ -149,6 +150,7 @@ def usage_by_time(
     first = max(start - start % seconds, (page or 0) - (page or 0) % seconds)
     count = min(limit or (7 if width == "1d" else 24 if width == "1h" else 60), -(-(end - first) // seconds))
     last = first + max(0, count) * seconds
+    since = first if width == "1d" else max(start, first)
     table, time = (usage_day, usage_day.c.day) if width == "1d" else (usage_event, usage_event.c.created)
     groups = [table.c[name] for name in group_by]
     bucket = (time - time % seconds).label("bucket")
@@ -156,7 +158,7 @@ def usage_by_time(
     sums = [cast(func.sum(table.c[name]), BigInteger).label(name) for name in _SUMS]
     query = (
         select(bucket, *groups, cast(requests, BigInteger).label("requests"), *sums)
-        .where(*_within(table, scope), time >= first, time < min(last, end))
+        .where(*_within(table, scope), time >= since, time < min(last, end))
         .group_by(bucket, *groups)
         .order_by(bucket, *groups)
     )

@@ -64,7 +64,7 @@ def test_sums_by_time_and_group_are_those_of_the_rows(shop):
             page = await meter.report(usage_by_time, mine, start=START, end=START + 7200, width="1h")
             assert [sum(sums.requests for sums in bucket.results) for bucket in page.buckets] == [3, 1]
             page = await meter.report(usage_by_time, mine, start=START + 6, end=START + 66, width="1m")
-            assert [sum(sums.requests for sums in bucket.results) for bucket in page.buckets] == [2, 1]
+            assert [sum(sums.requests for sums in bucket.results) for bucket in page.buckets] == [1, 1]
 
             everybody = await meter.report(
                 usage_by_time, Scope(), start=START, end=START + DAY, group_by=["account_id"]
@@ -97,6 +97,23 @@ def test_pages_are_the_whole(shop, width):
                 range(START, START + 3 * DAY, DAY if width == "1d" else 3600)
             )
             assert sum(sums.requests for bucket in seen for sums in bucket.results) == 11
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("width", "apart"), [("1m", 7), ("1h", 600)])
+def test_spans_that_meet_are_the_whole(shop, width, apart):
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            await spend(shop, meter, caller, range(START, START + 20 * apart, apart))
+            for middle in (START + 3 * apart, START + 11 * apart - 1, START + 11 * apart, START + 11 * apart + 1):
+                counts = []
+                for start, end in ((START, middle), (middle, START + 20 * apart)):
+                    page = await meter.report(usage_by_time, Scope(), start=start, end=end, width=width)
+                    assert page.buckets[0].start == start - start % (60 if width == "1m" else 3600)
+                    counts.append(sum(sums.requests for bucket in page.buckets for sums in bucket.results))
+                assert counts == [-(-(middle - START) // apart), 20 - -(-(middle - START) // apart)]
 
     asyncio.run(scenario())
 
