@@ -6,6 +6,7 @@ Knows the shape of a key. The key itself is in one answer, that to its making.
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -59,17 +60,26 @@ def router(services: Services) -> APIRouter:
     @routes.post("/admin/keys/{key_id}")
     async def change_key(request: Request) -> Response:
         body = await desk.body(request, KeyChangeBody)
-        key_id = (await the_key(desk, request.path_params["key_id"])).caller.key_id
-        told = f"limited the key sk-{key_id}"
-        return answered(key_object(await desk.change(request, told, office.change_limits, key_id, body.changes)))
+        record = await the_key(desk, request.path_params["key_id"])
+        if body.changes:
+            key_id = record.caller.key_id
+            told = f"limited the key sk-{key_id}"
+            record = await desk.change(request, told, office.change_limits, key_id, body.changes)
+        return answered(key_object(record))
 
     @routes.delete("/admin/keys/{key_id}")
     async def disable_key(request: Request) -> Response:
         key_id = (await the_key(desk, request.path_params["key_id"])).caller.key_id
-        await desk.change(request, f"disabled the key sk-{key_id}", accounts.disable_key, key_id, now())
+        await desk.change(request, f"disabled the key sk-{key_id}", disable, key_id, now())
         return answered(key_object(await the_key(desk, key_id)))
 
     return routes
+
+
+def disable(connection: Connection, key_id: str, now: int) -> bool:
+    """Make a key useless. `False` where it was before."""
+    before = accounts.find_key(connection, key_id)
+    return accounts.disable_key(connection, key_id, now) and before is not None and before.disabled is None
 
 
 async def the_key(desk: Desk, name: str) -> KeyRecord:

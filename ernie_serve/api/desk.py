@@ -49,10 +49,14 @@ class Desk:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do a change and log it, with the key that asked for it. Raises `InvalidRequest` where the office refuses."""
+        """Do a change and log it, with the key that asked for it, unless `do` answers with `False`: nothing was done.
+
+        Raises `InvalidRequest` where the office refuses.
+        """
         with refusals():
             answer = await self._meter.change(do, *args, **kwargs)
-        logger.info("The admin key sk-%s %s.", caller_of(request).key_id, told)
+        if answer is not False:
+            logger.info("The admin key sk-%s %s.", caller_of(request).key_id, told)
         return answer
 
 
