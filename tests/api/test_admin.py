@@ -96,13 +96,14 @@ def test_credit_is_booked_once_for_a_reference_and_in_both_directions(
                 ({}, "amount_usd"),
                 ({"amount_usd": "1", "kind": "usage"}, "kind"),
                 ({"amount_usd": "1", "currency": "eur"}, "currency"),
-                ({"amount_usd": "1", "reference": "\x00"}, None),
+                ({"amount_usd": "1", "reference": "\x00"}, "reference"),
                 ({"amount_usd": "8", "reference": "invoice 7"}, None),
                 ({"amount_usd": "9223372036"}, None),
                 ({"amount_usd": "-6", "kind": "adjust"}, None),
             ):
                 refused = await server.ask("POST", path, admin, json=body)
                 assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), body
+                assert not refused.json()["error"]["message"].endswith(".."), body
             assert (await done(server, "GET", f"/admin/accounts/{account}", admin))["balance_usd"] == "5.000000001"
             booked = [each for each in caplog.messages if "booked" in each]
             assert [each.split()[5] for each in booked] == ["7.000000001", "-2"]
@@ -115,10 +116,13 @@ def test_credit_is_booked_once_for_a_reference_and_in_both_directions(
     [
         ({}, "name"),
         ({"name": ""}, "name"),
-        ({"name": "a\nb"}, None),
+        ({"name": "a\nb"}, "name"),
+        ({"name": " "}, "name"),
+        ({"name": "k", "account": "x\x00"}, "account"),
         ({"name": "k", "rpm": 5}, "rpm"),
         ({"name": "k", "requests_per_minute": 0}, "requests_per_minute"),
         ({"name": "k", "requests_per_minute": 2**63}, "requests_per_minute"),
+        ({"name": "k", "tokens_per_minute": 2**64}, "tokens_per_minute"),
         ({"name": "k", "monthly_limit_usd": "-1"}, "monthly_limit_usd"),
         ({"name": "k", "credit_usd": "-1"}, "credit_usd"),
         ({"name": "k", "credit_usd": 0.1}, "credit_usd"),

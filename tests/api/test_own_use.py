@@ -98,6 +98,8 @@ def test_a_request_is_told_to_its_project_and_to_admins_alone(small_shop: Any, m
                     assert refused.json()["error"]["message"].startswith(f"No request `{wanted}`")
             for query in ("", "?id=a&id=b", "?id=a&x=1", "?id=" + "a" * 200):
                 assert (await server.ask("GET", f"/v1/generation{query}", mine.key)).status_code == 400
+            told = (await server.ask("GET", "/v1/key?x=1", mine.key)).json()["error"]["message"]
+            assert told == "`x` is not known here; there are no parameters."
 
     asyncio.run(scenario())
 

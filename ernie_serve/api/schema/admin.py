@@ -6,7 +6,7 @@ it is not exact. So is a field that is not known: a limit with a typing error wo
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ernie_serve.api.schema.accepted import Integer, Text
 from ernie_serve.billing.keys import DEFAULT_SCOPES, Scope
@@ -22,7 +22,20 @@ def _nano(value: Any) -> Any:
     try:
         return parse_usd(str(value), "it")
     except SettingsError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removesuffix(".")) from None
+
+
+def _printable(text: str) -> str:
+    for character in text:
+        if not character.isprintable():
+            raise ValueError(f"it has the character U+{ord(character):04X}, which cannot be printed; leave that out")
+    return text
+
+
+def _no_blank(name: str) -> str:
+    if not name.strip():
+        raise ValueError("it is blank; give it a name that people can read")
+    return name
 
 
 Usd = Annotated[
@@ -30,7 +43,8 @@ Usd = Annotated[
 ]
 Spendable = Annotated[Usd, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, le=INT63)]
-Name = Annotated[Text, Field(min_length=1, max_length=128)]
+Printable = Annotated[Text, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Name = Annotated[Printable, AfterValidator(_no_blank)]
 
 
 class AdminBody(BaseModel):
@@ -87,7 +101,7 @@ class TopUpBody(AdminBody):
 
     amount_usd: Usd
     kind: Literal["topup", "refund", "adjust"] = "topup"
-    reference: Name | None = None
+    reference: Printable | None = None
 
 
 class ProjectChangeBody(AdminBody):

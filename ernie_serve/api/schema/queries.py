@@ -94,7 +94,7 @@ def read_query(fields: type[Query], given: QueryParams) -> Query:
     for spelled, value in given.multi_items():
         name = spelled.removesuffix("[]")
         if name not in fields.model_fields:
-            known = ", ".join(f"`{each}`" for each in fields.model_fields)
+            known = ", ".join(f"`{each}`" for each in fields.model_fields) or "no parameters"
             raise InvalidRequest(f"`{name[:40]}` is not known here; there are {known}.", param=name[:40])
         if is_list(fields, name):
             values.setdefault(name, []).append(value)

@@ -56,6 +56,8 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = path_of(first["loc"])
+        if _is_long(first) and param in body:
+            validated(fields, {**body, param: int(first["input"])})  # which tells the field's own limit, if it has one
         raise InvalidRequest(f"`{param}` {_told(first)}.", param=param) from None
 
 
@@ -82,10 +84,22 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "null")
 
 
+def _is_long(error: ErrorDetails) -> bool:
+    """Whether a number was an integer beyond 64 bits, of which reading JSON has made a float."""
+    given = error["input"]
+    return error["type"] == "int_type" and isinstance(given, float) and given.is_integer() and abs(given) > _INT64
+
+
+_INT64 = 2**63 - 1
+
+
 def _told(error: ErrorDetails) -> str:
     """What is wrong with a value, to be read after the field's name."""
     context = error.get("ctx", {})
     given = error["input"]
+    if _is_long(error):
+        limit = f"at most {_INT64}" if given > 0 else f"at least {-_INT64 - 1}"
+        return f"must be {limit}, not {given:g}"
     wanted = {
         "bool_type": "true or false",
         "dict_type": "an object",
