@@ -48,7 +48,7 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
     unknown = [name for name in body if name not in fields.model_fields]
     for name in unknown:
         if name in REFUSED and body[name] is not None and body[name] not in REFUSED[name]:
-            raise InvalidRequest(f"`{name}` is not supported by this server. Leave it out.", param=name)
+            raise InvalidRequest(f"`{name}` is not supported by this server. {_remedy(name)}", param=name)
     if ignored := [name[:40] for name in unknown if name not in REFUSED]:
         logger.debug("Ignored %d unknown fields: %s", len(ignored), sorted(ignored)[:10])
     try:
@@ -59,6 +59,12 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
         if _is_long(first) and param in body:
             validated(fields, {**body, param: int(first["input"])})  # which tells the field's own limit, if it has one
         raise InvalidRequest(f"`{param}` {_told(first)}.", param=param) from None
+
+
+def _remedy(name: str) -> str:
+    if name == "grammar" or name.startswith("guided_"):
+        return f"Send `structured_outputs` with `{name.removeprefix('guided_')}` in it."
+    return "Leave it out."
 
 
 def path_of(location: tuple[int | str, ...]) -> str:

@@ -20,6 +20,23 @@ def test_what_is_not_implemented_is_refused_by_name(fields: type[TextRequest], n
     assert raised.value.param == name
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("guided_json", "Send `structured_outputs` with `json` in it."),
+        ("guided_choice", "Send `structured_outputs` with `choice` in it."),
+        ("guided_regex", "Send `structured_outputs` with `regex` in it."),
+        ("guided_grammar", "Send `structured_outputs` with `grammar` in it."),
+        ("grammar", "Send `structured_outputs` with `grammar` in it."),
+        ("suffix", "Leave it out."),
+    ],
+)
+def test_a_refusal_says_what_to_send_instead(name: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        validated(ChatRequest, {**BASE, name: "anything"})
+    assert str(raised.value).endswith(remedy)
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_values_that_change_nothing_are_accepted(name: str) -> None:
     for value in (None, *REFUSED[name]):
