@@ -4,6 +4,7 @@ Knows the verbs and how flags become settings. Knows nothing of what a verb does
 take settings are made from the fields of `Settings`, so a setting is named and explained in one place.
 """
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from ernie_serve import cli_billing, config
 from ernie_serve.config import Settings
@@ -56,6 +58,18 @@ def main() -> None:
         sys.exit(130)
 
 
+class SettingsCommand(TyperCommand):
+    """A verb whose help has no column for `--no-…`, which would cut the names of flags off in a narrow terminal."""
+
+    def format_help(self, *args: Any) -> None:
+        """Show each flag without its opposite, of which its text speaks."""
+        shown = copy.copy(self)
+        shown.params = [copy.copy(parameter) for parameter in self.params]
+        for parameter in shown.params:
+            parameter.secondary_opts = []
+        TyperCommand.format_help(shown, *args)
+
+
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a verb a flag for every setting; the verb receives `settings` and `origins` instead."""
     own = inspect.signature(command).parameters
@@ -95,9 +109,12 @@ def _parameter(name: str) -> inspect.Parameter:
     else:
         flag = config.flag_name(name)
         default = field.default if isinstance(field.default, str | int | float) and field.default != "" else None
-        shown = f" [default: {default}]" if default is not None and kind is not bool else ""
+        shown = f" [default: {default}]" if default is not None else ""
+        opposite = f"--no-{flag[2:]}"
+        if kind is bool:
+            shown = f" [default: {'on' if field.default else 'off'}; {opposite} turns it off]"
         option = typer.Option(
-            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            f"{flag}/{opposite}" if kind is bool else flag,
             help=f"{field.description}{shown}".replace("[", r"\["),
             rich_help_panel=config.group_of(name),
             show_default=False,
@@ -112,7 +129,7 @@ def _flag(name: str, description: str, **limits: Any) -> Any:
     return typer.Option(name, help=description, **limits)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @takes_settings
 def serve(settings: Settings, origins: Origins) -> None:
     """Serve a checkpoint over HTTP."""
@@ -121,7 +138,7 @@ def serve(settings: Settings, origins: Origins) -> None:
     launch.serve(settings)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @takes_settings
 def generate(
     settings: Settings,
@@ -137,7 +154,7 @@ def generate(
     launch.generate(settings, prompt, chat=chat, max_tokens=max_tokens, temperature=temperature)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @takes_settings
 def bench(
     settings: Settings,
@@ -214,12 +231,14 @@ def doctor(
     doctor.examine(model, revision=revision, threads=threads, device=config.device(device))
 
 
-@config_app.command("show")
+@config_app.command("show", cls=SettingsCommand)
 @takes_settings
 def show(settings: Settings, origins: Origins) -> None:
     """Print every setting, its value and where the value came from."""
     table = Table("setting", "value", "origin", box=None, header_style="bold")
     for name, origin in origins.items():
         value = getattr(settings, name)
+        if name == "model" and not value:
+            value = "ernie-tiny (bundled)"
         table.add_row(name.replace("_", "-"), "(set)" if name in config.SECRET and value else str(value), origin)
     Console().print(table)

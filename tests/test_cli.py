@@ -24,6 +24,16 @@ def test_help_names_every_setting() -> None:
         assert config.flag_name(name) in shown or name == "model"
 
 
+def test_help_names_every_setting_in_a_narrow_terminal_too() -> None:
+    for verb in (["serve"], ["generate"], ["bench"], ["config", "show"]):
+        shown = _run(*verb, "--help", COLUMNS="80").stdout
+        assert max(map(len, shown.splitlines())) <= 80
+        for name, field in Settings.model_fields.items():
+            flag = config.flag_name(name)
+            assert f"{flag} " in shown or name == "model"
+            assert field.annotation is not bool or f"--no-{flag[2:]} " in shown.replace("\n", " ")
+
+
 def test_an_unknown_flag_suggests_the_nearest() -> None:
     done = _run("serve", "--max-model-length", "5")
     assert done.returncode == 2
@@ -40,6 +50,7 @@ def test_a_wrong_value_ends_in_one_line_and_exit_code_1() -> None:
 def test_config_show_prints_values_and_origins_but_no_key() -> None:
     done = _run("config", "show", "--no-enable-prefix-caching", "--api-key", "sk-secret", ERNIE_SERVE_PORT="9")
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    assert "ernie-tiny (bundled)" in lines["model"]
     assert "environment ERNIE_SERVE_PORT" in lines["port"]
     assert "False" in lines["enable-prefix-caching"]
     assert "sk-secret" not in done.stdout
