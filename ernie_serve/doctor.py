@@ -33,6 +33,7 @@ from ernie_serve.worker.fitting import CONTEXT, Form, forms_of
 DEFAULT = "baidu/ERNIE-4.5-21B-A3B-PT"
 PROBE_SECONDS = 5.0
 _REACHED = (0.7, 0.95)  # of the memory's speed, by decoding on a CPU
+_LAYER_SECONDS = 0.0003  # what a layer takes at least in a decode step on a CPU, however little it reads
 _REACHED_BY_GPU = (0.5, 0.8)  # predicted, by one GPU
 _CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     torch.set_num_threads(cores)
     config = config_of(model or DEFAULT, revision)
     total, free = memory.total_bytes(), memory.free_bytes(_CPU)
-    console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r")
+    console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r" if console.is_terminal else "\n")
     speed = memory_speed(PROBE_SECONDS, min(1 << 30, free // 4))
     disk = shutil.disk_usage(existing(Path(constants.HF_HUB_CACHE))).free
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
@@ -66,7 +67,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     console.print(facts)
     forms = forms_of(config)
     console.print(f"\n{model or DEFAULT}, {CONTEXT:,} tokens of context:")
-    console.print(table(forms, free, speed))
+    console.print(table(forms, free, speed, config.num_hidden_layers))
     for line in advice(
         forms,
         config,
@@ -148,15 +149,17 @@ def config_of(model: str, revision: str | None) -> ModelConfig:
         raise
 
 
-def table(forms: list[Form], free: int, speed: float) -> Table:
-    """A row a form: memory, whether it is there, and the speed to expect."""
+def table(forms: list[Form], free: int, speed: float, num_layers: int) -> Table:
+    """A row a form: memory, whether it is there, and the speed to expect, which its layers bound in a small model."""
     shown = Table(
         "weights", "memory needed", "fits", "tokens a second, one stream, predicted", box=None, header_style="bold"
     )
+    bound = 1 / (num_layers * _LAYER_SECONDS)
     for form in forms:
-        least, most = (share * speed / form.token_bytes for share in _REACHED)
+        least, most = (min(share * speed / form.token_bytes, bound) for share in _REACHED)
         fits = "yes" if form.needed_bytes <= free else "no"
-        shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, f"{least:.1f} - {most:.1f}")
+        expected = f"{least:.1f} - {most:.1f}" if least < bound else f"about {bound:.0f}"
+        shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, expected)
     return shown
 
 
@@ -167,8 +170,8 @@ def advice(forms: list[Form], config: ModelConfig, *, free: int, total: int, dis
     smallest = forms[-1]
     if fitting:
         best = fitting[-1]
-        flag = f"--quantization {best.name}" if best.name in RECIPES and config.quantization is None else "as it is"
-        said.append(f"It can be served, fastest with {flag}.")
+        is_recipe = best.name in RECIPES and config.quantization is None
+        said.append(f"It can be served{f', fastest with --quantization {best.name}' if is_recipe else ' as it is'}.")
     elif smallest.needed_bytes <= total:
         said.append(
             f"It does not fit now: end other programs until {smallest.needed_bytes / memory.GIB:.1f} GiB are free "

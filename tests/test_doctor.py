@@ -57,8 +57,25 @@ def test_a_quantized_folder_has_one_form() -> None:
     config = ModelConfig.from_dict(GEOMETRIES["21b"] | {"quantization_config": values})
     assert [form.name for form in fitting.forms_of(config)] == ["int8"]
 
+    said = doctor.advice(fitting.forms_of(config), config, free=99 * GIB, total=99 * GIB, disk=1, compiler=True)
+    assert said == ["It can be served as it is."]
+
+
+def test_a_small_model_is_bound_by_its_layers_and_a_large_one_by_memory() -> None:
+    def expected(geometry: str) -> str:
+        config = ModelConfig.from_dict(GEOMETRIES[geometry])
+        console = Console(width=160, record=True, file=io.StringIO())
+        console.print(doctor.table(fitting.forms_of(config), 99 * GIB, 20e9, config.num_hidden_layers))
+        return console.export_text()
+
+    assert "2.1 - 2.8" in expected("21b")
+    assert "7.8 - 10.5" in expected("21b")
+    layers = ModelConfig.from_dict(GEOMETRIES["tiny"]).num_hidden_layers
+    assert f"about {1 / (layers * 0.0003):.0f}" in expected("tiny")
+
 
 def test_what_to_change_depends_on_what_lacks() -> None:
+    assert "It can be served, fastest with --quantization int4." in told(free=99)
     assert "--quantization int4" in told(free=14)
     assert "end other programs until" in told(free=8, total=16)
     assert "this machine has 8.0" in told(free=7, total=8)
@@ -91,6 +108,7 @@ def test_the_verb_prints_a_table_for_a_folder(tiny_checkpoint: Path) -> None:
     assert "bfloat16" in done.stdout
     assert f"{torch.__version__}, 1 threads" in done.stdout
     assert "GB/s" in done.stdout
+    assert done.stdout.splitlines()[1].startswith("Cores")
 
 
 def test_a_quota_bounds_the_cores(tmp_path: Path) -> None:
