@@ -284,8 +284,9 @@ def _listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]
         raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). "
+            f"{settings.host}:{settings.port} cannot be listened on ({why}). "
             "Choose another --port, or end what holds this one."
         ) from None
     # connections inherit it; without it a small chunk waits up to 40 ms for the client to confirm the one before
