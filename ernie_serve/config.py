@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ernie_serve.errors import SettingsError
 
@@ -31,10 +32,41 @@ def _byte_count(value: object) -> object:
 
 def _names(value: object) -> object:
     """Read `a,b` as two names, and `["a", "b"]`, which is how some servers spell lists, as well."""
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        bare = value.strip()
+        bare = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
+        names = [_unquoted(name.strip()) for name in bare.split(",")] if bare else []
+    elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        names = [name.strip() for each in value for name in each.split(",")]
+    else:
         return value
-    bare = value.strip().removeprefix("[").removesuffix("]") if value.strip().startswith("[") else value
-    return tuple(name.strip(" \"'") for name in bare.split(",") if name.strip(" \"'"))
+    if names and not any(names):
+        raise PydanticCustomError("empty", "it is empty; give one, or several with commas between, or leave it out")
+    return tuple(name for name in names if name)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if any(re.search(r"\s", key) for key in keys):
+        raise PydanticCustomError("key", "a key has white space in it; between keys there are commas")
+    return keys
+
+
+_ORIGIN = re.compile(
+    r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?|null|\*"
+)
+"""How browsers spell an origin, and `*`. They are compared as text: any other spelling would let no page in."""
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            told = "`{origin}` is not an origin; give https://host, with :port unless it is the usual one, and no more"
+            raise PydanticCustomError("origin", told, {"origin": origin})
+    return origins
 
 
 def _spelled(value: object) -> object:
@@ -44,6 +76,8 @@ def _spelled(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(_byte_count)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Keys = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_keys)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_origins)]
 Decimal = Annotated[str, BeforeValidator(_spelled)]
 
 
@@ -114,11 +148,11 @@ class Settings(BaseModel):
 
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")
     port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    api_key: Names = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
+    api_key: Keys = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
     allow_unauthenticated: bool = _setting(
         "API", False, "Listen on addresses that other machines reach without asking for keys."
     )
-    allowed_origins: Names = _setting(
+    allowed_origins: Origins = _setting(
         "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
     )
     max_output_tokens: int | None = _setting("API", None, "Most tokens that one answer may have.", ge=1)

@@ -41,6 +41,53 @@ def test_names_are_read_from_lists_and_from_commas(tmp_path: Path) -> None:
     assert config.load({}, environ={"ERNIE_SERVE_SERVED_MODEL_NAME": "a, b"})[0].served_model_name == ("a", "b")
 
 
+def test_names_of_a_flag_are_split_at_commas_and_empty_ones_are_dropped() -> None:
+    flags = {
+        "served_model_name": ["a, b,", "c"],
+        "api_key": ["k[1,'k2\""],
+        "allowed_origins": ["https://a.com,http://[::1]:3000", "*", "null", "app://obsidian.md"],
+    }
+    settings, _ = config.load(flags, environ={})
+    assert settings.served_model_name == ("a", "b", "c")
+    assert settings.api_key == ("k[1", "'k2\"")
+    assert settings.allowed_origins == ("https://a.com", "http://[::1]:3000", "*", "null", "app://obsidian.md")
+
+
+def test_quotes_and_brackets_are_those_of_a_list_only_where_they_close() -> None:
+    for text, keys in (("['a', \"b\"]", ("a", "b")), ("[a,b'", ("[a", "b'")), ('"a"', ("a",)), ("", ()), ("[]", ())):
+        assert config.load({}, environ={"ERNIE_SERVE_API_KEY": text})[0].api_key == keys
+
+
+@pytest.mark.parametrize("name", ["served_model_name", "api_key"])
+@pytest.mark.parametrize("given", [[""], [" , "], ["", ","]])
+def test_names_that_name_nothing_are_refused(name: str, given: list[str]) -> None:
+    with pytest.raises(SettingsError, match=rf"flag {config.flag_name(name)}\): it is empty; give one, or several"):
+        config.load({name: given}, environ={})
+
+
+def test_a_key_with_white_space_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="white space in it; between keys there are commas") as caught:
+        config.load({"api_key": ["sk-1 sk-2"]}, environ={})
+    assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.com/",
+        "https://a.com/page",
+        "a.com",
+        "https://A.com",
+        "https://*.a.com",
+        "https://a.com:443",
+        "https://",
+    ],
+)
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"from flag --allowed-origins\): `.*` is not an origin; give https://host"):
+        config.load({"allowed_origins": ["https://b.com", text]}, environ={})
+
+
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max_model_len'"):
         config.load({}, config=_file(tmp_path, "max-model-length = 5\n"), environ={})
