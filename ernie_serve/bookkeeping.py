@@ -18,7 +18,7 @@ from ernie_serve.billing.accounts import KeyRecord
 from ernie_serve.billing.keys import KeyLimits, parse_scopes
 from ernie_serve.billing.money import format_usd, parse_usd
 from ernie_serve.billing.office import Office
-from ernie_serve.billing.opening import default_url
+from ernie_serve.billing.opening import default_url, make_store
 from ernie_serve.errors import SettingsError
 
 LIMITS = {
@@ -51,7 +51,7 @@ def create_key(
     credit_nano = parse_usd(credit, "--credit")
     if credit_nano < 0:
         raise SettingsError(f"--credit is {credit}; give 0 or more. `ernie-serve topup` also takes credit away.")
-    with opened(url) as desk:
+    with opened(url, make=True) as desk:
         new = desk(
             office.open_key,
             name,
@@ -146,9 +146,12 @@ def parse_time(text: str, what: str, now: int, *, ahead: bool = False) -> int:
 
 
 @contextmanager
-def opened(url: str | None) -> Iterator[Office]:
-    """The office of the store that a flag, the environment or nobody names."""
-    with office.office(url or default_url()) as desk:
+def opened(url: str | None, *, make: bool = False) -> Iterator[Office]:
+    """The office of the store that a flag, the environment or nobody names, and that is made only with `make`."""
+    url = url or default_url()
+    if make:
+        make_store(url)
+    with office.office(url) as desk:
         yield desk
 
 

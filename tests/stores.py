@@ -56,7 +56,7 @@ def clock() -> MovableClock:
 def postgres() -> Iterator[str]:
     """The URL of a private PostgreSQL server, with the tables in it."""
     with private_postgres() as server:
-        Database(server.url).close()
+        Database(server.url, make=True).close()
         yield server.url
 
 
@@ -120,7 +120,7 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with the tables in it, to be copied."""
     path = tmp_path_factory.mktemp("store") / "empty.db"
-    Database(f"sqlite:///{path}").close()
+    Database(f"sqlite:///{path}", make=True).close()
     return path
 
 

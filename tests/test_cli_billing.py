@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from stores import Shop
@@ -107,7 +108,8 @@ def test_credit_is_added_once_for_a_reference_and_taken_away(run: Run) -> None:
         (("usage", "--csv", "--json"), "exclude each other"),
         (("keys", "list", "--database-url", "mysql://u:secret@h/x"), "neither SQLite nor PostgreSQL"),
         (("keys", "list", "--database-url", "postgresql://u:secret@127.0.0.1:1/x"), "cannot be used"),
-        (("keys", "list", "--database-url", "sqlite:////proc/none/x.db"), "cannot be made"),
+        (("keys", "list", "--database-url", "sqlite:////proc/none/x.db"), "no billing store at /proc/none/x.db"),
+        (("keys", "create", "k", "--database-url", "sqlite:////proc/none/x.db"), "cannot be made"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -118,6 +120,22 @@ def test_what_is_wrong_is_told_in_a_line(run_small: Run, arguments: tuple[str, .
     assert told in err
     assert len(err.splitlines()) == 1
     assert "secret" not in err
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["nothing there", "an empty file"])
+def test_only_keys_create_makes_a_store(run_on: Callable[[str], Run], tmp_path: Path, file: bool) -> None:
+    path = tmp_path / ("billing.db" if file else "folder/billing.db")
+    if file:
+        path.touch()
+    run = run_on(f"sqlite:///{path}")
+    for command in ("keys list", "keys disable k", "keys limit k --rpm 5", "topup acme 5", "usage", "usage --csv"):
+        code, out, err = run(*command.split())
+        assert (code, out) == (1, "")
+        assert err.startswith(f"ernie-serve: There is no billing store at {path}. `ernie-serve keys create` makes one;")
+        assert list(tmp_path.iterdir()) == ([path] if file else [])
+    assert not file or path.stat().st_size == 0
+    run("keys", "create", "k", "--account", "acme")
+    assert "acme" in run("keys", "list")[1]
 
 
 def spend(shop: Shop, keys: dict[str, str], each: int) -> None:

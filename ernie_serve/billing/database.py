@@ -12,11 +12,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ernie_serve.billing import boots
@@ -33,9 +33,12 @@ _READERS = 4
 
 
 class Database:
-    """Engines over one database, migrated. Raises `StartupError` where it cannot be opened or written."""
+    """Engines over one database, migrated. Raises `StartupError` where it cannot be opened or written.
 
-    def __init__(self, url: str, *, synchronous: bool = True) -> None:
+    Only with `make` is a store made where there is none. What belongs to another program is left as it is.
+    """
+
+    def __init__(self, url: str, *, make: bool = False, synchronous: bool = True) -> None:
         try:
             self._url = make_url(url)
         except ArgumentError:
@@ -47,13 +50,15 @@ class Database:
         self._alone = threading.Lock()
         self._lock: int | None = None
         if self.embedded:
-            self._open_sqlite()
+            self._open_sqlite(make)
         elif self._url.get_backend_name() == "postgresql":
             self._open_postgresql()
         else:
             raise SettingsError(f"`{without_password(url)}` is neither SQLite nor PostgreSQL. {_EXAMPLES}")
         try:
             with self.transaction(durable=True, lane="") as connection:
+                if not make and _OURS.difference(inspect(connection).get_table_names()):
+                    raise _no_store(without_password(url))
                 migrate(connection, self._is_served)
         except (DBAPIError, sqlite3.Error) as error:
             self.close()
@@ -152,16 +157,22 @@ class Database:
             os.close(self._lock)
             self._lock = None
 
-    def _open_sqlite(self) -> None:
+    def _open_sqlite(self, make: bool) -> None:
         name = self._url.database
         if not name or name == ":memory:":
             raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
         path = Path(name).expanduser()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-        except OSError as error:
-            raise StartupError(f"The billing database {path} cannot be made: {error.strerror}.") from None
+        found = _tables_of(path)
+        if found and _OURS - found:
+            raise StartupError(f"{path} is another program's database. Give --database-url a file of its own.")
+        if not found and not make:
+            raise _no_store(str(path))
+        if found is None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)
+            except OSError as error:
+                raise StartupError(f"The billing database {path} cannot be made: {error.strerror}.") from None
         url = self._url.set(drivername="sqlite+pysqlite", database=str(path))
         self._url = url
         arguments = {"isolation_level": None, "check_same_thread": False, "timeout": 5.0}
@@ -194,10 +205,34 @@ class Database:
             raise StartupError("PostgreSQL needs its driver: pip install 'ernie-serve[postgres]'") from None
 
 
+_OURS = frozenset({"alembic_version", "account", "project", "api_key"})
+"""Tables by which a store of any version is known."""
+
 _EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
 _TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
 _TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")
+
+
+def _no_store(where: str) -> StartupError:
+    return StartupError(
+        f"There is no billing store at {where}. `ernie-serve keys create` makes one; --database-url or "
+        "ERNIE_SERVE_DATABASE_URL names another."
+    )
+
+
+def _tables_of(path: Path) -> set[str] | None:
+    """The tables of a SQLite file, of which nothing is changed; `None` where there is no file."""
+    try:
+        if not path.exists():
+            return None
+        real = path.resolve()
+        # whoever has it open has a -wal beside it; where nobody does, even a reader would leave one
+        mode = "ro" if Path(f"{real}-wal").exists() else "ro&immutable=1"
+        with closing(sqlite3.connect(f"{real.as_uri()}?mode={mode}", uri=True)) as connection:
+            return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except (OSError, sqlite3.Error) as error:
+        raise StartupError(f"The billing database {path} cannot be used: {cause_of(error)}") from None
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -1,6 +1,7 @@
 """Which databases are opened, how, and what is said of those that are not."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -25,7 +26,33 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot be made"):
-        Database(f"sqlite:///{tmp_path}/file/billing.db")
+        Database(f"sqlite:///{tmp_path}/file/billing.db", make=True)
+
+
+@pytest.mark.parametrize("make", [True, False])
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+@pytest.mark.parametrize("table", ["account", "alembic_version", "notes"])
+def test_another_program_s_database_is_refused_and_left_as_it_is(tmp_path, table, journal, make):
+    path = tmp_path / "odd ?#%.db"
+    plain = sqlite3.connect(path)
+    plain.execute(f"PRAGMA journal_mode={journal}")
+    plain.execute(f"CREATE TABLE {table} (id INTEGER)")
+    plain.commit()
+    plain.close()
+    before = {each: (each.read_bytes(), each.stat().st_mtime_ns) for each in tmp_path.iterdir()}
+    with pytest.raises(StartupError, match=r"another program's database. Give --database-url a file of its own"):
+        Database(f"sqlite:///{path}".replace("?", "%3F"), make=make)
+    assert {each: (each.read_bytes(), each.stat().st_mtime_ns) for each in tmp_path.iterdir()} == before
+
+
+def test_a_store_whose_tables_are_still_in_its_log_is_known(tmp_path):
+    url = f"sqlite:///{tmp_path / 'billing.db'}"
+    server = Database(url, make=True)
+    with closing(sqlite3.connect(f"file:{tmp_path / 'billing.db'}?immutable=1", uri=True)) as plain:
+        assert plain.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    Database(url).close()
+    server.close()
+    Database(url).close()
 
 
 def test_a_server_that_is_not_there_is_told_without_its_password():

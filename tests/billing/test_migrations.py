@@ -35,6 +35,15 @@ def test_migrating_again_changes_nothing(url):
         Database(url).close()
 
 
+def test_a_store_is_made_only_where_that_is_asked_for(old_url):
+    file = Path(old_url.removeprefix("sqlite:///"))
+    with pytest.raises(StartupError, match=r"There is no billing store at .* `ernie-serve keys create` makes one"):
+        Database(old_url)
+    assert not file.exists()
+    Database(old_url, make=True).close()
+    Database(old_url).close()
+
+
 def test_holds_that_run_outlive_the_second_step_and_those_that_ended_are_gone(old_url):
     engine = first_version(old_url)
     with engine.begin() as connection:
@@ -134,7 +143,7 @@ def test_a_failed_step_leaves_nothing_behind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "migrate", broken)
         with pytest.raises(RuntimeError):
-            Database(f"sqlite:///{path}")
+            Database(f"sqlite:///{path}", make=True)
     plain = sqlite3.connect(path)
     assert plain.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     plain.close()
