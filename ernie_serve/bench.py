@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -21,7 +22,7 @@ import httpx
 from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient
-from ernie_serve.errors import StartupError
+from ernie_serve.errors import EngineUnavailable, SettingsError, StartupError
 from ernie_serve.messages import EngineRequest, SamplingParams
 
 
@@ -90,7 +91,7 @@ class Result:
 
 
 async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Result:
-    """Run a load against a target, after one request that is not counted."""
+    """Run a load against a target, after one request that is not counted. The first that fails ends it."""
     prompts = load.prompts(vocab_size)
     await _run(target, list(reversed(prompts[0])), min(4, load.output_len), seed=0)
     lines: list[Timeline] = []
@@ -102,11 +103,14 @@ async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Res
 
     chance = random.Random(load.seed)  # noqa: S311
     began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for index, prompt in enumerate(prompts):
-            group.create_task(one(index, prompt))
-            if load.request_rate is not None:
-                await asyncio.sleep(chance.expovariate(load.request_rate))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, prompt in enumerate(prompts):
+                group.create_task(one(index, prompt))
+                if load.request_rate is not None:
+                    await asyncio.sleep(chance.expovariate(load.request_rate))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return _summarise(name, load, lines, time.perf_counter() - began)
 
 
@@ -165,6 +169,19 @@ def as_json(results: Sequence[Result]) -> str:
     return json.dumps(facts, indent=2) + "\n"
 
 
+def require_writable(path: Path) -> None:
+    """Raise `SettingsError` where results could not be written, before the time is spent on them."""
+    try:
+        new = not path.exists()
+        path.open("a", encoding="utf-8").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"--output-json {path} cannot be written: {error.strerror}. Give a file in a folder that is there."
+        ) from None
+
+
 async def measure_offline_and_http(settings: Settings, loads: Sequence[Load], mode: str) -> list[Result]:
     """Start a server on a free port of this machine and measure it: its engine alone, over HTTP, or both in turn.
 
@@ -212,16 +229,20 @@ class EngineTarget:
         self._count += 1
         sampling = SamplingParams(max_tokens=output_len, seed=seed, temperature=self._temperature)
         request = EngineRequest(request_id=f"bench-{self._count}", prompt_token_ids=prompt, sampling=sampling)
-        async for output in self._client.generate(request):
-            if output.finish_reason == "error":
-                raise RuntimeError(output.error)
-            yield len(output.token_ids)
+        try:
+            async for output in self._client.generate(request):
+                if output.finish_reason == "error":
+                    raise StartupError(f"The engine refused a request: {output.error} {_REMEDIES[400]}")
+                yield len(output.token_ids)
+        except EngineUnavailable as error:
+            raise StartupError(error.message) from None
 
 
 class HttpTarget:
     """A server that speaks the completions API; prompts go out as token ids, answers come as a stream.
 
-    `extra` joins, or replaces, fields of the requests: what another server calls something else.
+    `extra` joins, or replaces, fields of the requests: what another server calls something else. Raises `StartupError`
+    with what the server says where it refuses a request, or with why it cannot be reached.
     """
 
     def __init__(
@@ -233,9 +254,16 @@ class HttpTarget:
         temperature: float = 1.0,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65_535:
+            raise SettingsError(f"--base-url is `{base_url[:200]}`, which is no address. {_EXAMPLE}")
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         headers = {"authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=600, limits=limits)
+        self._url = base_url
         self._model = model
         self._temperature = temperature
         self._extra = extra or {}
@@ -254,23 +282,49 @@ class HttpTarget:
             **self._extra,
         }
         seen = 0
-        async with self._http.stream("POST", "/completions", json=body) as response:
-            if response.status_code != 200:
-                raise RuntimeError((await response.aread()).decode())
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if chunk.get("error"):
-                    raise RuntimeError(chunk["error"]["message"])
-                usage = chunk.get("usage")
-                count = usage["completion_tokens"] - seen if usage else len(chunk["choices"])
-                seen += count
-                yield count
+        try:
+            async with self._http.stream("POST", "/completions", json=body) as response:
+                if response.status_code != 200:
+                    raise self._refused(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    chunk = json.loads(line[6:])
+                    if chunk.get("error"):
+                        raise self._refused(500, line[6:].encode())
+                    usage = chunk.get("usage")
+                    count = usage["completion_tokens"] - seen if usage else len(chunk["choices"])
+                    seen += count
+                    yield count
+        except httpx.HTTPError as error:
+            why = str(error) or type(error).__name__
+            raise StartupError(
+                f"The server at {self._url} cannot be reached, or went away: {why}. Start it, or change --base-url."
+            ) from None
+        if not seen:
+            raise StartupError(f"The server at {self._url} answered without a token. {_EXAMPLE}")
+
+    def _refused(self, status: int, body: bytes) -> StartupError:
+        try:
+            said = str(json.loads(body)["error"]["message"])
+        except (ValueError, LookupError, TypeError):
+            said = body.decode(errors="replace")[:300]
+        remedy = _REMEDIES.get(status, "Its log may say more.")
+        return StartupError(f"The server at {self._url} answered {status}: {' '.join(said.split())} {remedy}")
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+_EXAMPLE = "Give --base-url the address of an OpenAI-compatible API, such as http://127.0.0.1:8000/v1."
+_REMEDIES = {
+    400: "--input-len, --output-len and --vocab-size say what is asked for.",
+    401: "Give its key to --api-key, or to ERNIE_SERVE_API_KEY.",
+    404: "MODEL is the name of its model, and --base-url ends like http://127.0.0.1:8000/v1.",
+    429: "Give less to --max-concurrency, or to --request-rate.",
+}
+"""What to do about a refusal, by its status."""
 
 
 def table(results: Sequence[Result], emit: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ take settings are made from the fields of `Settings`, so a setting is named and 
 
 import copy
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,12 +175,14 @@ def bench(
 
     try:
         counts = [int(count) for count in max_concurrency.split(",")]
-        if mode not in ("offline", "http", "both") or min(counts) < 1 or (request_rate or 1) <= 0:
+        if mode not in ("offline", "http", "both") or min(counts) < 1:
             raise ValueError
     except ValueError:
-        raise SettingsError(
-            "--mode is offline, http or both; --max-concurrency counts like 1,16; --request-rate above 0."
-        ) from None
+        raise SettingsError("--mode is offline, http or both; --max-concurrency counts like 1,16.") from None
+    if request_rate is not None and not 0 < request_rate < math.inf:
+        raise SettingsError(f"--request-rate is {request_rate}; give a number above 0, or none for a closed load.")
+    if output_json:
+        benchmark.require_writable(output_json)
     loads = [
         benchmark.Load(
             num_prompts=num_prompts or 2 * count,
