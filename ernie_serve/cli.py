@@ -25,6 +25,9 @@ from ernie_serve.leaving import leave_after
 
 Origins = dict[str, str]
 
+_INT64 = 2**63 - 1
+"""What a message to the engine can hold."""
+
 _SOURCES = (
     "Every flag has an environment name (--max-model-len is ERNIE_SERVE_MAX_MODEL_LEN) and a line in a TOML file "
     "(max-model-len = 8192). A flag beats the environment, which beats the file."
@@ -146,10 +149,12 @@ def generate(
     origins: Origins,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue, or with --chat the user's message.")],
     chat: Annotated[bool, typer.Option("--chat", help="Render the prompt with the chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to make.", min=1)] = 128,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to make.", min=1, max=_INT64)] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.", min=0, max=2)] = 0.0,
 ) -> None:
     """Continue one prompt in this process and print the text as it comes."""
+    if not (prompt or chat):
+        raise SettingsError("--prompt is empty, and there is nothing to continue. Give it some text.")
     from ernie_serve import launch
 
     launch.generate(settings, prompt, chat=chat, max_tokens=max_tokens, temperature=temperature)
@@ -165,7 +170,7 @@ def bench(
     max_concurrency: Annotated[str, _flag("--max-concurrency", "Streams at once; several as 1,8,16.")] = "1,16",
     num_prompts: Annotated[int, _flag("--num-prompts", "Requests a load; 0: twice the streams.", min=0)] = 0,
     input_len: Annotated[int, _flag("--input-len", "Tokens of each prompt.", min=1)] = 128,
-    output_len: Annotated[int, _flag("--output-len", "Tokens of each answer.", min=1)] = 64,
+    output_len: Annotated[int, _flag("--output-len", "Tokens of each answer.", min=1, max=_INT64)] = 64,
     request_rate: Annotated[float | None, _flag("--request-rate", "Arrivals a second. None: closed load.")] = None,
     vocab_size: Annotated[int, _flag("--vocab-size", "With --base-url: ids of prompts end here.", min=4)] = 1000,
     output_json: Annotated[Path | None, _flag("--output-json", "Write the results to this file too.")] = None,

@@ -47,6 +47,19 @@ def test_a_wrong_value_ends_in_one_line_and_exit_code_1() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_empty_prompt_is_told_instead_of_continued() -> None:
+    done = _run("generate", "--prompt", "")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--prompt is empty" in done.stderr
+
+
+def test_counts_that_no_message_holds_are_refused_with_the_limit() -> None:
+    for flags in (("generate", "--prompt", "a", "--max-tokens"), ("bench", "--output-len")):
+        done = _run(*flags, "9223372036854775808")
+        assert done.returncode == 2
+        assert "9223372036854775807" in done.stderr
+
+
 def test_config_show_prints_values_and_origins_but_no_key() -> None:
     done = _run("config", "show", "--no-enable-prefix-caching", "--api-key", "sk-secret", ERNIE_SERVE_PORT="9")
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
