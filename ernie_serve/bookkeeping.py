@@ -48,7 +48,7 @@ def create_key(
     until = None if expires is None else parse_time(expires, "--expires", now, ahead=True)
     if until is not None and until <= now:
         raise SettingsError(f"--expires is {expires}, which is over. Give a time to come, such as 90d or 2030-01-31.")
-    credit_nano = _usd(credit, "--credit")
+    credit_nano = parse_usd(credit, "--credit")
     if credit_nano < 0:
         raise SettingsError(f"--credit is {credit}; give 0 or more. `ernie-serve topup` also takes credit away.")
     with opened(url, make=True) as desk:
@@ -115,7 +115,7 @@ def limit_key(url: str | None, key: str, limits: Mapping[str, str | None]) -> No
 
 def top_up(url: str | None, account: str, amount: str, *, kind: str | None, reference: str | None) -> None:
     """Add to an account, or take from it."""
-    nano = _usd(amount, "USD")
+    nano = parse_usd(amount, "USD")
     kind = kind or ("topup" if nano >= 0 else "adjust")
     with opened(url) as desk:
         ref = None if reference is None else office.given_ref(reference)
@@ -170,20 +170,13 @@ def _limits(given: Mapping[str, str | None]) -> dict[str, int | None]:
         if text.strip().lower() == "none":
             changes[LIMITS[name]] = None
         elif name == "monthly_limit":
-            changes[LIMITS[name]] = _usd(text, flag)
+            changes[LIMITS[name]] = parse_usd(text, flag)
         elif re.fullmatch(r"[0-9]{1,19}", text.strip()) and int(text) <= MAX_NANO:
             changes[LIMITS[name]] = int(text)
         else:
             raise SettingsError(f"{flag} is `{text[:40]}`; give a whole number up to {MAX_NANO}, or none for no limit.")
     KeyLimits(**changes)
     return changes
-
-
-def _usd(text: str, what: str) -> int:
-    """Nano-USD from dollars. More digits than an amount may have are told as too much, not as no number."""
-    if re.fullmatch(r"-?0*[1-9][0-9]{10,}(\.[0-9]*)?", text.strip()):
-        raise SettingsError(f"{what} is `{text[:40]}`, more than the ledger can hold ({format_usd(MAX_NANO)}).")
-    return parse_usd(text, what)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Set[str]) -> None:

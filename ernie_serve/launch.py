@@ -358,6 +358,8 @@ async def _generate(settings: Settings, prompt: str, chat: bool, max_tokens: int
         async for output in client.generate(
             EngineRequest(request_id="generate", prompt_token_ids=ids, sampling=sampling)
         ):
+            if output.finish_reason == "error":
+                raise StartupError(output.error)
             print(detokenizer.push(output.token_ids), end="", flush=True)
         print(detokenizer.flush())
     finally:

@@ -25,7 +25,7 @@ def test_help_names_every_setting() -> None:
 
 
 def test_help_names_every_setting_in_a_narrow_terminal_too() -> None:
-    for verb in (["serve"], ["generate"], ["bench"], ["config", "show"]):
+    for verb in (["serve"], ["config", "show"]):
         shown = _run(*verb, "--help", COLUMNS="80").stdout
         assert max(map(len, shown.splitlines())) <= 80
         for name, field in Settings.model_fields.items():

@@ -10,7 +10,7 @@ import pytest
 from ernie_serve import launch
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.config import Settings, load
-from ernie_serve.errors import SettingsError
+from ernie_serve.errors import SettingsError, StartupError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -34,6 +34,13 @@ def test_a_chunk_does_not_wait_for_the_client_to_confirm_the_one_before() -> Non
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_prompt_that_does_not_fit_is_told_instead_of_an_empty_line(capfd: pytest.CaptureFixture[str]) -> None:
+    small = Settings(max_model_len=2, threads=1, kv_cache_memory_bytes=1 << 20)
+    with pytest.raises(StartupError, match="max_model_len is 2"):
+        launch.generate(small, "Hello, how are you?", chat=False, max_tokens=5, temperature=0.0)
+    assert capfd.readouterr().out == ""
 
 
 def test_the_serving_preset_charges() -> None:

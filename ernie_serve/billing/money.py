@@ -15,7 +15,7 @@ NANO_PER_USD = 1_000_000_000
 MAX_NANO = 2**63 - 1
 """What a 64-bit column holds: 9.2 billion dollars."""
 
-_DECIMAL = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]{1,30}))?")
+_DECIMAL = re.compile(r"(-?)([0-9]{1,100})(?:\.([0-9]{1,30}))?")
 
 
 def format_usd(nano: int) -> str:
