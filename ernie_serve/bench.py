@@ -172,7 +172,7 @@ def as_json(results: Sequence[Result]) -> str:
 def require_writable(path: Path) -> None:
     """Raise `SettingsError` where results could not be written, before the time is spent on them."""
     try:
-        new = not path.exists()
+        new = not os.path.lexists(path)
         path.open("a", encoding="utf-8").close()
         if new:
             path.unlink()

@@ -51,6 +51,7 @@ def create_key(
     credit_nano = parse_usd(credit, "--credit")
     if credit_nano < 0:
         raise SettingsError(f"--credit is {credit}; give 0 or more. `ernie-serve topup` also takes credit away.")
+    allowed, limited = parse_scopes(scopes), KeyLimits(**_limits(limits))  # before a store is made
     with opened(url, make=True) as desk:
         new = desk(
             office.open_key,
@@ -59,8 +60,8 @@ def create_key(
             account=account,
             project=project,
             credit_nano=credit_nano,
-            scopes=parse_scopes(scopes),
-            limits=KeyLimits(**_limits(limits)),
+            scopes=allowed,
+            limits=limited,
             expires=until,
         )
         record = desk.read(office.the_key, new.key_id)

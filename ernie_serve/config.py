@@ -33,16 +33,21 @@ def _byte_count(value: object) -> object:
 def _names(value: object) -> object:
     """Read `a,b` as two names, and `["a", "b"]`, which is how some servers spell lists, as well."""
     if isinstance(value, str):
-        bare = value.strip()
-        bare = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
-        names = [_unquoted(name.strip()) for name in bare.split(",")] if bare else []
+        names = _split(value)
+        names = [] if names == [""] else names
     elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
-        names = [name.strip() for each in value for name in each.split(",")]
+        names = [name for each in value for name in _split(each)]
     else:
         return value
     if names and not any(names):
         raise PydanticCustomError("empty", "it is empty; give one, or several with commas between, or leave it out")
     return tuple(name for name in names if name)
+
+
+def _split(text: str) -> list[str]:
+    bare = text.strip()
+    bare = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
+    return [_unquoted(name.strip()) for name in bare.split(",")]
 
 
 def _unquoted(text: str) -> str:

@@ -94,6 +94,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         yield House(text, client, server, listener, names, url)
     finally:
         await client.close()
+        await server.end_requests()
         await meter.close()
         responses.close()
         checker.close()
@@ -257,12 +258,22 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(grace, self._end)
 
     def _hear(self) -> None:
-        if (running := len(self.server_state.tasks)) and not self.should_exit:
-            banner.show_draining(running, self._grace_seconds)
+        waited_for = 0 if self.should_exit else len(self.server_state.tasks)
         self.stop()
+        if waited_for:
+            with suppress(OSError, SystemExit):  # a terminal that is gone, or `tee`, at which rich exits
+                banner.show_draining(waited_for, self._grace_seconds)
 
     def _end(self) -> None:
         self.force_exit = True
+
+    async def end_requests(self) -> None:
+        """End what the rooms behind have no word with: clients that take nothing, or never send their request."""
+        for patience in (1, 5):
+            if tasks := set(self.server_state.tasks):
+                await asyncio.wait(tasks, timeout=patience)
+                for task in tasks:
+                    task.cancel()
 
 
 def _web(app: FastAPI) -> uvicorn.Config:

@@ -58,6 +58,10 @@ def test_quotes_and_brackets_are_those_of_a_list_only_where_they_close() -> None
         assert config.load({}, environ={"ERNIE_SERVE_API_KEY": text})[0].api_key == keys
 
 
+def test_a_list_as_json_may_be_a_flag_too() -> None:
+    assert config.load({"api_key": ['["a", "b"]']}, environ={})[0].api_key == ("a", "b")
+
+
 @pytest.mark.parametrize("name", ["served_model_name", "api_key"])
 @pytest.mark.parametrize("given", [[""], [" , "], ["", ","]])
 def test_names_that_name_nothing_are_refused(name: str, given: list[str]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 from ernie_serve import launch
 from ernie_serve.billing.free import FreeMeter
@@ -41,6 +43,33 @@ def test_a_prompt_that_does_not_fit_is_told_instead_of_an_empty_line(capfd: pyte
     with pytest.raises(StartupError, match="max_model_len is 2"):
         launch.generate(small, "Hello, how are you?", chat=False, max_tokens=5, temperature=0.0)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("failure", [OSError(), SystemExit(1)])
+def test_a_signal_is_heard_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    async def scenario() -> None:
+        server = launch._Server(uvicorn.Config(FastAPI()), 30)
+        server.server_state.tasks = {asyncio.ensure_future(asyncio.sleep(0))}
+        server._hear()
+        assert server.should_exit
+
+    monkeypatch.setattr("ernie_serve.banner.show_draining", fail)
+    asyncio.run(scenario())
+
+
+def test_what_still_runs_at_the_end_is_ended() -> None:
+    async def scenario() -> None:
+        server = launch._Server(uvicorn.Config(FastAPI()), 30)
+        stuck, ends = asyncio.ensure_future(asyncio.Event().wait()), asyncio.ensure_future(asyncio.sleep(0.01))
+        server.server_state.tasks = {stuck, ends}
+        await server.end_requests()
+        assert stuck.cancelled()
+        assert not ends.cancelled()
+
+    asyncio.run(scenario())
 
 
 def test_the_serving_preset_charges() -> None:

@@ -137,6 +137,7 @@ async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[byte
                 num_open -= isinstance(event, Finished)
                 last, opening = opening + form.chunk(event), b""
                 if last and num_open:
+                    billed.has_told = True
                     yield last
         billed.charge()
         usage = await billed.usage()

@@ -50,6 +50,7 @@ class Billed:
         self._claim = claim
         self._status: Status = "failed"
         self._charging: Charging | None = None
+        self.has_told = False  # to be set once something of an answer was sent
 
     generation: Generation
     _reservation: Reservation
@@ -72,7 +73,7 @@ class Billed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._charging is None:
-            if self._job.stream and isinstance(error, InvalidRequest) and self.generation.used.completion_tokens:
+            if self.has_told and isinstance(error, InvalidRequest):
                 self._status = "cancelled"  # its own constraints ended what had been told
             await self._settle(self._status)
 

@@ -196,7 +196,6 @@ def contradiction(sampling: SamplingParams, grammar_param: str) -> InvalidReques
     given = {
         "allowed_token_ids": bool(sampling.allowed_token_ids),
         "bad_words": bool(sampling.bad_words),
-        "min_tokens": bool(sampling.min_tokens),
         grammar_param: sampling.grammar is not None,
     }
     names = [name for name, is_given in given.items() if is_given]

@@ -49,11 +49,13 @@ class Measures:
             "request_success", "Requests for text that have ended, by why: stop, length, …", "finished_reason"
         )
         self._answers = _counter("http_requests", "Answers, by path and status.", "path", "status")
-        self._first = _histogram("time_to_first_token_seconds", "From a request to its first token.", _FIRST)
+        self._first = _histogram(
+            "time_to_first_token_seconds", "From a request, once read, to its first token.", _FIRST
+        )
         self._each = _histogram(
             "request_time_per_output_token_seconds", "Mean time of a choice's tokens after the first.", _EACH
         )
-        self._whole = _histogram("e2e_request_latency_seconds", "From a request to the end of its answer.", _WHOLE)
+        self._whole = _histogram("e2e_request_latency_seconds", "From a request, once read, to its end.", _WHOLE)
 
     @property
     def collectors(self) -> list[Collector]:

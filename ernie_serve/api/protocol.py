@@ -16,6 +16,8 @@ MAX_HEAD_BYTES = 65536
 HEAD_SECONDS = 30.0
 """How long the head of a request may take to arrive, from its first byte on."""
 
+_LINGER_SECONDS = 1.0
+
 
 class HttpProtocol(HttpToolsProtocol):
     """Ends a connection whose request has a head that is too large or too slow.
@@ -28,6 +30,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._answering: Any = None
         self._is_last = False
+        self._is_refused = False
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -44,7 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """More of a request."""
-        if self._is_last or self.transport.is_closing():
+        if self._is_last or self._is_refused or self.transport.is_closing():
             return
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
             self._be_last()
@@ -56,12 +59,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEAD_BYTES} bytes. Send fewer."))
+        elif self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._time_head(self.timeout_keep_alive)  # an empty line between requests has ended uvicorn's own waiting
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
         self._time_head(HEAD_SECONDS)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what comes behind a body is dropped, however much it is."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head of a request is here."""
@@ -70,8 +80,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Say that this is no HTTP, as every other error is said."""
-        self._refuse(InvalidRequest(msg))
+        """Say that this is no HTTP, as every other error is said; behind a request that is, answer that one."""
+        cycle = self._answering
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            self._refuse(InvalidRequest(msg))
+        else:
+            self._be_last()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
@@ -87,13 +101,21 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer with an error, unless something is being answered, and close the connection."""
-        self._time_head(None)
-        if self.cycle is None or self.cycle.response_complete:
+        """Answer with an error, unless an answer has begun, and close the connection.
+
+        What the client still sends is read and thrown away for a second: it would not hear the answer otherwise.
+        """
+        self._is_refused, self._in_head = True, False
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             body = error_body(error)
             head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
-        self.transport.close()
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.write_eof()
+        self._time_head(_LINGER_SECONDS)
 
     def _time_head(self, seconds: float | None) -> None:
         if self._head_timer is not None:

@@ -13,6 +13,7 @@ from ernie_serve.api.events import Answer, CallBegun, CallDelta, Event, Finished
 from ernie_serve.api.logprobs import chat_logprobs
 from ernie_serve.api.response_items import ResponseItems, Typed
 from ernie_serve.api.telling import Job
+from ernie_serve.api.whole import with_usage
 from ernie_serve.errors import RequestError
 from ernie_serve.text.tokenizer import Tokenizer
 
@@ -49,7 +50,8 @@ class ResponseFormat:
     def closing(self, usage: Fields) -> bytes:
         """The end of the open item and of the response."""
         told = self._close()
-        response = self._finish(usage)
+        response = {**self._ended(), "usage": usage_of(usage)}
+        self._keep(response)
         return self._spell([*told, (f"response.{response['status']}", {"response": response})])
 
     def failure(self, error: RequestError) -> bytes:
@@ -63,7 +65,14 @@ class ResponseFormat:
         for event in _events_of(answer):
             self.chunk(event)
         self._close()
-        return lambda usage: orjson.dumps(self._finish(usage))
+        response = {name: value for name, value in self._ended().items() if name != "usage"}
+        body = orjson.dumps(response)
+
+        def told(usage: Fields) -> bytes:
+            self._keep({**response, "usage": usage_of(usage)})
+            return with_usage(body, usage_of(usage))
+
+        return told
 
     def _close(self) -> list[Typed]:
         """Close the last item; a response that says nothing has an empty message."""
@@ -72,15 +81,14 @@ class ResponseFormat:
             begun = self._items.add(TextDelta(0, ""))
         return [*begun, *self._items.close("incomplete" if self._reason == "length" else "completed")]
 
-    def _finish(self, usage: Fields) -> Fields:
+    def _ended(self) -> Fields:
         status = "incomplete" if self._reason == "length" else "completed"
-        response = {**self._response(status), "usage": usage_of(usage)}
+        response = self._response(status)
         if status == "incomplete":
             unpaid = {"credit_exhausted": True} if self._unpaid else {}
             response["incomplete_details"] = {"reason": "max_output_tokens", **unpaid}
         else:
             response["completed_at"] = int(time.time())
-        self._keep(response)
         return response
 
     def _response(self, status: str) -> Fields:

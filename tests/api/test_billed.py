@@ -277,6 +277,20 @@ def test_what_was_told_before_its_own_constraints_ended_it_is_paid(
     asyncio.run(scenario())
 
 
+def test_what_was_held_back_when_its_own_constraints_ended_it_costs_nothing(
+    small_shop: Shop, open_counter: Any, engine: Any
+) -> None:
+    engine.break_after, engine.error_code = 3, "no_token_left"
+
+    async def scenario() -> None:
+        async with open_counter(small_shop) as counter:
+            assert (await counter.post(stream=True, stop="Hello, world")).status == 400
+            row = await counter.row()
+            assert (row.status, row.completion, row.cost_nano) == ("failed", 3, 0)
+
+    asyncio.run(scenario())
+
+
 def test_what_is_refused_costs_nothing_and_holds_nothing(small_shop: Shop, open_counter: Any, engine: Any) -> None:
     async def scenario() -> None:
         async with open_counter(small_shop) as counter:

@@ -93,6 +93,42 @@ def test_what_is_asked_before_the_answer_is_not_answered_and_the_connection_clos
     run(scenario())
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_whole_request_is_answered_whatever_comes_behind_it(services: Any, at_once: bool) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            await client.say(post() + (b"garbage\r\n\r\n" if at_once else b""))
+            if not at_once:
+                await client.say(b"garbage\r\n\r\n")
+            assert (await client.answer())[0] == 200
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_a_body_that_is_no_http_is_told_so(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            head, _, _ = post().partition(b"content-length")
+            await client.say(head + b"transfer-encoding: chunked\r\n\r\nzz\r\n")
+            status, body = await client.answer()
+            assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_an_empty_line_after_an_answer_keeps_no_connection(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services, timeout_keep_alive=1) as client:
+            await client.say(PROBE)
+            assert (await client.answer())[0] == 200
+            await client.say(b"\r\n")
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
 def test_one_request_after_the_other_is_answered_on_one_connection(services: Any) -> None:
     async def scenario() -> None:
         async with connected(services) as client:
@@ -110,7 +146,7 @@ def test_a_head_without_end_is_refused_and_the_connection_closed(services: Any) 
         async with connected(services) as client:
             await client.say(PROBE)
             assert (await client.answer())[0] == 200
-            await client.say(PROBE[:-2] + b"x: " + b"a" * protocol.MAX_HEAD_BYTES)
+            client.writer.write(PROBE[:-2] + b"x: " + b"a" * 1_000_000)
             status, body = await client.answer()
             assert status == 431
             assert "65536 bytes" in json.loads(body)["error"]["message"]
