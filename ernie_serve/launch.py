@@ -243,9 +243,10 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Take signals while serving; nothing is raised again afterwards, so that draining exits with 0."""
         loop = asyncio.get_running_loop()
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup wants it
-                loop.add_signal_handler(each, self._hear)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, self._hear)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+            loop.add_signal_handler(signal.SIGHUP, self._hear)
         yield
 
     def stop(self, grace_seconds: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """What a server refuses to start with, and how it opens what it charges to."""
 
 import asyncio
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def test_a_signal_is_heard_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("ernie_serve.banner.show_draining", fail)
     asyncio.run(scenario())
+
+
+def test_ctrl_c_is_heard_by_a_server_in_the_background_and_a_hangup_not_under_nohup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shell has ignored the one for what it starts with `&`, and `nohup` the other."""
+    heard: list[signal.Signals] = []
+
+    async def scenario() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", lambda each, _: heard.append(each))
+        with launch._Server(uvicorn.Config(FastAPI()), 30).capture_signals():
+            pass
+
+    monkeypatch.setattr(signal, "getsignal", lambda each: signal.SIG_IGN)
+    asyncio.run(scenario())
+    assert heard == [signal.SIGINT, signal.SIGTERM]
 
 
 def test_what_still_runs_at_the_end_is_ended() -> None:
