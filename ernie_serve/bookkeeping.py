@@ -18,7 +18,7 @@ from ernie_serve.billing.accounts import KeyRecord
 from ernie_serve.billing.keys import KeyLimits, parse_scopes
 from ernie_serve.billing.money import MAX_NANO, format_usd, parse_usd
 from ernie_serve.billing.office import Office
-from ernie_serve.billing.opening import default_url, make_store
+from ernie_serve.billing.opening import default_url
 from ernie_serve.errors import SettingsError
 
 LIMITS = {
@@ -149,10 +149,7 @@ def parse_time(text: str, what: str, now: int, *, ahead: bool = False) -> int:
 @contextmanager
 def opened(url: str | None, *, make: bool = False) -> Iterator[Office]:
     """The office of the store that a flag, the environment or nobody names, and that is made only with `make`."""
-    url = url or default_url()
-    if make:
-        make_store(url)
-    with office.office(url) as desk:
+    with office.office(url or default_url(), make=make) as desk:
         yield desk
 
 

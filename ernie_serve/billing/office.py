@@ -56,9 +56,12 @@ class Office:
 
 
 @contextmanager
-def office(url: str) -> Iterator[Office]:
-    """Open the store at `url` for a command, beside a server or without. Raises `StartupError` where it fails."""
-    database = Database(url)
+def office(url: str, *, make: bool = False) -> Iterator[Office]:
+    """Open the store at `url` for a command, beside a server or without; with `make` it is made where there is none.
+
+    Raises `StartupError` where it fails.
+    """
+    database = Database(url, make=make)
     try:
         yield Office(database)
     except Exception as error:

@@ -36,11 +36,6 @@ def default_url() -> str:
     return named or f"sqlite:///{folder / 'billing.db'}"
 
 
-def make_store(url: str) -> None:
-    """Make a store at `url` where there is none."""
-    Database(url, make=True).close()
-
-
 def _open_store(url: str) -> Store:
     database = Database(url, make=True)
     if database.embedded:
