@@ -6,7 +6,6 @@ Knows the shapes of both. Accounts and projects are made by making a key for the
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +13,7 @@ from ernie_serve.api.desk import Desk, answered, listed, now, refusals, usd
 from ernie_serve.api.schema.admin import AccountChangeBody, ProjectChangeBody, TopUpBody
 from ernie_serve.api.schema.queries import ListQuery, ProjectsQuery, QueryFields, read_query
 from ernie_serve.api.services import Services
-from ernie_serve.billing import accounts, ledger, office
+from ernie_serve.billing import accounts, office
 from ernie_serve.billing.accounts import AccountRecord, ProjectRecord
 from ernie_serve.billing.money import format_usd
 from ernie_serve.errors import InvalidRequest, RecordNotFound
@@ -52,7 +51,7 @@ def router(services: Services) -> APIRouter:
         with refusals():
             ref = None if body.reference is None else office.given_ref(body.reference)
         told = f"booked {format_usd(amount)} USD to the account {account.id} as {body.kind}"
-        await desk.change(request, told, book, account.id, amount, now=now(), kind=body.kind, ref=ref)
+        await desk.change(request, told, office.book, account.id, amount, now=now(), kind=body.kind, ref=ref)
         return answered(account_object(await the_account(desk, request)))
 
     @routes.api_route("/admin/projects", methods=["GET", "HEAD"])
@@ -74,13 +73,6 @@ def router(services: Services) -> APIRouter:
         return answered(project_object(project))
 
     return routes
-
-
-def book(connection: Connection, account_id: str, nano: int, *, now: int, kind: str, ref: str | None) -> bool:
-    """Book credit. `False` where `ref` had been booked before, or the amount is nothing."""
-    before = None if ref is None else ledger.booking(connection, ref)
-    office.top_up(connection, account_id, nano, now=now, kind=kind, ref=ref)
-    return before is None and nano != 0
 
 
 async def the_account(desk: Desk, request: Request) -> AccountRecord:

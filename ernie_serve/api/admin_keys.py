@@ -6,7 +6,6 @@ Knows the shape of a key. The key itself is in one answer, that to its making.
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -70,16 +69,10 @@ def router(services: Services) -> APIRouter:
     @routes.delete("/admin/keys/{key_id}")
     async def disable_key(request: Request) -> Response:
         key_id = (await the_key(desk, request.path_params["key_id"])).caller.key_id
-        await desk.change(request, f"disabled the key sk-{key_id}", disable, key_id, now())
+        await desk.change(request, f"disabled the key sk-{key_id}", office.disable, key_id, now())
         return answered(key_object(await the_key(desk, key_id)))
 
     return routes
-
-
-def disable(connection: Connection, key_id: str, now: int) -> bool:
-    """Make a key useless. `False` where it was before."""
-    before = accounts.find_key(connection, key_id)
-    return accounts.disable_key(connection, key_id, now) and before is not None and before.disabled is None
 
 
 async def the_key(desk: Desk, name: str) -> KeyRecord:

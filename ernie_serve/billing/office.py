@@ -125,6 +125,19 @@ def top_up(
     return balance
 
 
+def book(connection: Connection, account: str, nano: int, *, now: int, kind: str, ref: str | None) -> bool:
+    """`top_up`; `False` where that changed nothing: `ref` had been booked before, or the amount is nothing."""
+    before = None if ref is None else ledger.booking(connection, ref)
+    top_up(connection, account, nano, now=now, kind=kind, ref=ref)
+    return before is None and nano != 0
+
+
+def disable(connection: Connection, key_id: str, now: int) -> bool:
+    """Make a key useless. `False` where it was before."""
+    before = accounts.find_key(connection, key_id)
+    return accounts.disable_key(connection, key_id, now) and before is not None and before.disabled is None
+
+
 def given_ref(reference: str) -> str:
     """The `ref` of a booking from what a person calls it, which is never that of a request or a key."""
     if not 0 < len(reference) <= 128 or not reference.isprintable():
