@@ -29,8 +29,7 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._answering: Any = None
-        self._is_last = False
-        self._is_refused = False
+        self._is_deaf = False  # what still comes is read and thrown away
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -47,7 +46,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """More of a request."""
-        if self._is_last or self._is_refused or self.transport.is_closing():
+        if self._is_deaf or self.transport.is_closing():
             return
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
             self._be_last()
@@ -93,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _be_last(self) -> None:
         """Answer nothing on this connection after what is being answered."""
-        self._is_last, self._in_head = True, False
+        self._is_deaf, self._in_head = True, False
         self._time_head(None)
         self.pipeline.clear()
         self.cycle = self._answering
@@ -105,7 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
 
         What the client still sends is read and thrown away for a second: it would not hear the answer otherwise.
         """
-        self._is_refused, self._in_head = True, False
+        self._is_deaf, self._in_head = True, False
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             body = error_body(error)
