@@ -42,18 +42,17 @@ def create_app(services: Services) -> FastAPI:
         title="ernie-serve",
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[*cross_origin(services), *own_layers(services)],
+        middleware=[
+            *cross_origin(services),
+            Middleware(Envelope, answered=services.measures.answered),
+            Middleware(Auth, meter=services.meter),
+        ],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
     speaking = (completions, chat, responses, models, tokenize, health, metrics, version, description)
     for room in (*speaking, own_use, organization, admin_keys, admin_accounts):
         app.include_router(room.router(services))
     return app
-
-
-def own_layers(services: Services) -> list[Middleware]:
-    """What every request passes, the outermost first."""
-    return [Middleware(Envelope, answered=services.measures.answered), Middleware(Auth, meter=services.meter)]
 
 
 def cross_origin(services: Services) -> list[Middleware]:

@@ -69,8 +69,9 @@ class ResponseFormat:
         body = orjson.dumps(response)
 
         def told(usage: Fields) -> bytes:
-            self._keep({**response, "usage": usage_of(usage)})
-            return with_usage(body, usage_of(usage))
+            used = usage_of(usage)
+            self._keep({**response, "usage": used})
+            return with_usage(body, used)
 
         return told
 
