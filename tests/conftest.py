@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
-pytest_plugins = ["stores"]
+pytest_plugins = ["command", "stores"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,34 +1,23 @@
 """What ends a measurement before, or instead of, its results."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from command import Run
 
-from ernie_serve import cli
-
-Run = Callable[..., tuple[int, str, str]]
 TOKEN = b'data: {"choices": [{"text": "a"}]}\n\n'
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(run_command: Run) -> Run:
     """Run a small benchmark with more flags; the exit code, and what went to both outputs."""
-
-    def main(*flags: str) -> tuple[int, str, str]:
-        small = ("--max-concurrency", "2", "--input-len", "4", "--output-len", "2")
-        monkeypatch.setattr(sys, "argv", ["ernie-serve", "bench", *small, *flags])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code or 0
-        assert isinstance(code, int)
-        return code, *capfd.readouterr()
-
-    return main
+    return lambda *flags: run_command(
+        "bench", "--max-concurrency", "2", "--input-len", "4", "--output-len", "2", *flags
+    )
 
 
 class Scripted(ThreadingHTTPServer):

@@ -9,31 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import Run
 from stores import Shop
 
-from ernie_serve import cli
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.prices import Usage
 from ernie_serve.bookkeeping import parse_time
 from ernie_serve.errors import PaymentRequired, RateLimited, SettingsError, Unauthorized
 
 NOW = 1_800_000_000
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], Run]:
+def run_on(monkeypatch: pytest.MonkeyPatch, run_command: Run) -> Callable[[str], Run]:
     """A function that runs commands on a store, and gives the exit code and what went to both outputs."""
 
     def on(url: str) -> Run:
         def main(*arguments: str) -> tuple[int, str, str]:
             monkeypatch.setenv("ERNIE_SERVE_DATABASE_URL", url)
-            monkeypatch.setattr(sys, "argv", ["ernie-serve", *arguments])
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            code = ended.value.code or 0
-            assert isinstance(code, int)
-            return code, *capfd.readouterr()
+            return run_command(*arguments)
 
         return main
 
