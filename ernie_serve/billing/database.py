@@ -202,7 +202,10 @@ class Database:
                 hide_parameters=True,
             )
         except ModuleNotFoundError:
-            raise StartupError("PostgreSQL needs its driver: pip install 'ernie-serve[postgres]'") from None
+            raise StartupError(
+                "PostgreSQL needs its driver: in a checkout `scripts/setup postgres` installs it, elsewhere "
+                "`pip install 'psycopg[binary]'`."
+            ) from None
 
 
 _OURS = frozenset({"alembic_version", "account", "project", "api_key"})

@@ -65,7 +65,7 @@ def test_tokens_times_and_ends_of_requests_are_counted(call_with: Any, engine: A
         assert seen[f"ernie_serve_{name}_seconds_count"] == 5
         assert seen[f"ernie_serve_{name}_seconds_sum"] > 0
     for reason, count in (("length", 3), ("stop", 1), ("failed", 1)):
-        assert f'ernie_serve_request_success_total{{finished_reason="{reason}"}} {count}.0' in text
+        assert f'ernie_serve_requests_ended_total{{finished_reason="{reason}"}} {count}.0' in text
     for path, status, count in (
         ("/v1/completions", 200, 4),
         ("/v1/completions", 500, 1),
