@@ -129,16 +129,22 @@ async def _spelled(form: Format, answers: list[Answer]) -> Callable[[dict[str, A
 
 
 async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[bytes, None]:
-    """The stream. Its last piece, from the end of the last choice on, waits until the whole is charged."""
-    opening, last, num_open = form.opening(), b"", len(job.choices)
+    """The stream. Its end waits until the whole is charged; what its last choice still tells goes before."""
+    next_, last, num_open = form.opening(), b"", len(job.choices)
     async with billed:
-        async with aclosing(billed.generation.events()) as events:
-            async for event in events:
-                num_open -= isinstance(event, Finished)
-                last, opening = opening + form.chunk(event), b""
-                if last and num_open:
+        async with aclosing(billed.generation.events()) as told:
+            async for events in told:
+                num_open -= isinstance(events[-1], Finished)
+                chunks = [form.chunk(event) for event in events]
+                last = b"" if num_open else chunks.pop()
+                next_ += b"".join(chunks)
+                if num_open and next_:
                     billed.has_told = True
-                    yield last
+                    yield next_
+                    next_ = b""
         billed.charge()
+        if next_:
+            await asyncio.sleep(0)  # others that ended with the same step are charged together with this one
+            yield next_  # and this is sent while the charges are written
         usage = await billed.usage()
     yield last + form.closing(usage)

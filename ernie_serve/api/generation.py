@@ -46,8 +46,8 @@ class Generation:
         self.finish_reason: str | None = None
         self.first_token_ns: int | None = None
 
-    def events(self) -> AsyncGenerator[Event, None]:
-        """The events of all choices as they happen, those of one choice in order.
+    def events(self) -> AsyncGenerator[list[Event], None]:
+        """The events of all choices as they happen, those of one choice in order; what comes at once is one list.
 
         Closing it aborts what still runs. Raises `InvalidRequest`, `EngineUnavailable` and `EngineFailure`.
         """
@@ -58,8 +58,9 @@ class Generation:
         """Every choice in one piece, in order."""
         answers = [Answer(choice.index) for choice in self._job.choices]
         async with aclosing(self.events()) as events:
-            async for event in events:
-                answers[event.index].add(event)
+            async for told in events:
+                for event in told:
+                    answers[event.index].add(event)
         return answers if self._job.keep is None else likeliest(self._job.choices, answers, self._job.keep)
 
     @property
@@ -85,19 +86,18 @@ class Generation:
             reasoning_tokens=self._num_reasoning_tokens,
         )
 
-    async def _run(self, choice: Choice) -> AsyncGenerator[Event, None]:
+    async def _run(self, choice: Choice) -> AsyncGenerator[list[Event], None]:
         is_scored = choice.request.sampling.prompt_logprobs is not None
         if is_scored and not choice.is_first:  # a prompt is scored once, however many choices continue it
             scored = await self._scores[choice.prompt_index]
-            yield replace(scored, index=choice.index)
+            yield [replace(scored, index=choice.index)]
             choice = unscored(choice)
         request = choice.request
         self._prompts.setdefault(choice.prompt_index, (len(request.prompt_token_ids), 0))
         if request.sampling.max_tokens == 0:  # nothing to make, so the engine is not asked
-            if choice.opening:
-                yield TextDelta(choice.index, choice.opening)
             self.finish_reason = "length"
-            yield Finished(choice.index, "length")
+            opening: list[Event] = [TextDelta(choice.index, choice.opening)] if choice.opening else []
+            yield [*opening, Finished(choice.index, "length")]
             return
         telling = Telling(self._tokenizer, choice, self._job)
         finished = False
@@ -109,15 +109,17 @@ class Generation:
                     self._note_prompt(choice, output)
                     told = output if choice.prompt_only else await self._paid(output)
                     events = telling.push(told)
-                    if events and isinstance(end := events[-1], Finished):
+                    if not events:
+                        continue
+                    first, end = events[0], events[-1]
+                    if isinstance(first, PromptScored):
+                        self._scores[choice.prompt_index].set_result(first)
+                    if isinstance(end, Finished):
                         finished = finished and told is output
                         self.finish_reason = end.reason
                         events[-1] = replace(end, unpaid=told is not output and end.reason == "length")
-                    for event in events:
-                        if isinstance(event, PromptScored):
-                            self._scores[choice.prompt_index].set_result(event)
-                        yield event
-                    if events and isinstance(events[-1], Finished):
+                    yield events
+                    if isinstance(end, Finished):
                         return
             raise EngineFailure("The engine ended this request without a reason.")
         except EngineUnavailable as error:
@@ -149,26 +151,26 @@ class Generation:
             length = len(choice.request.prompt_token_ids)
             self._prompts[choice.prompt_index] = (length, output.num_cached_tokens)
 
-    async def _run_all(self, choices: list[Choice]) -> AsyncGenerator[Event, None]:
+    async def _run_all(self, choices: list[Choice]) -> AsyncGenerator[list[Event], None]:
         """Run every choice in a task of its own; a reader that is slow slows them all."""
-        queue: asyncio.Queue[Event | BaseException] = asyncio.Queue(maxsize=4 * len(choices))
+        queue: asyncio.Queue[list[Event] | BaseException] = asyncio.Queue(maxsize=4 * len(choices))
         tasks = [asyncio.ensure_future(self._pump(choice, queue)) for choice in choices]
         running = len(tasks)
         try:
             while running:
-                event = await queue.get()
-                if isinstance(event, BaseException):
-                    raise event
-                running -= isinstance(event, Finished)
-                yield event
+                events = await queue.get()
+                if isinstance(events, BaseException):
+                    raise events
+                running -= isinstance(events[-1], Finished)
+                yield events
         finally:
             await cancel_all(*tasks)
 
-    async def _pump(self, choice: Choice, queue: asyncio.Queue[Event | BaseException]) -> None:
+    async def _pump(self, choice: Choice, queue: asyncio.Queue[list[Event] | BaseException]) -> None:
         try:
-            async with aclosing(self._run(choice)) as events:
-                async for event in events:
-                    await queue.put(event)
+            async with aclosing(self._run(choice)) as told:
+                async for events in told:
+                    await queue.put(events)
         except Exception as error:
             await queue.put(error)
 

@@ -48,8 +48,8 @@ def generation(services: Any, job: Job, covered: int = 1000) -> Generation:
 
 def events_of(generation: Generation) -> list[Event]:
     async def collect() -> list[Event]:
-        async with aclosing(generation.events()) as events:
-            return [event async for event in events]
+        async with aclosing(generation.events()) as told:
+            return [event async for events in told for event in events]
 
     return asyncio.run(collect())
 
