@@ -20,7 +20,7 @@ from ernie_serve.api.connection import while_connected
 from ernie_serve.api.events import Answer, Event, Finished
 from ernie_serve.api.jobs import kept_apart
 from ernie_serve.api.services import Services
-from ernie_serve.api.sse import EventStream
+from ernie_serve.api.sse import EventStream, Last
 from ernie_serve.api.telling import Job
 from ernie_serve.api.whole import WholeAnswer
 from ernie_serve.billing.meter import AlreadyAnswered
@@ -147,4 +147,4 @@ async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[byte
             await asyncio.sleep(0)  # others that ended with the same step are charged together with this one
             yield next_  # and this is sent while the charges are written
         usage = await billed.usage()
-    yield last + form.closing(usage)
+    yield Last(last + form.closing(usage))

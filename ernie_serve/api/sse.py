@@ -26,8 +26,12 @@ def error_event(error: RequestError) -> bytes:
     return b"data: %b\n\n" % error_body(error)
 
 
+class Last(bytes):
+    """The chunk that ends a stream, which is sent together with the end of the response."""
+
+
 class EventStream(Response):
-    """Sends chunks as they come, each one a whole event.
+    """Sends chunks as they come, each of whole events; the one that ends the stream is a `Last`.
 
     The status line waits for the first chunk or the first ping, so that what fails before still has its own
     status. Nothing is buffered here: a chunk is asked for when the one before has been taken, and a client that
@@ -77,8 +81,7 @@ class EventStream(Response):
             if not self._started:
                 raise
             told = error if isinstance(error, RequestError) else unexpected(error, "a stream")
-            await self._send(send, self._failure(told))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(send, Last(self._failure(told)))
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         clock = asyncio.get_running_loop().time
@@ -87,7 +90,7 @@ class EventStream(Response):
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": chunk, "more_body": not isinstance(chunk, Last)})
             self._last_seconds = clock()
 
     async def _watch(self, send: Send) -> None:

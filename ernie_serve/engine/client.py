@@ -223,7 +223,7 @@ class ProcessClient:
                 self._note_end(message)
 
     def _deliver(self, outputs: list[EngineOutput]) -> None:
-        """Hand a step out: what ends, several in a turn of the loop, then the rest, one in each turn.
+        """Hand a step out: what ends, several in a turn of the loop, some turns later the rest, one in each turn.
 
         All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
         request still needs, such as its charge, would wait at each of its steps for the tokens of all others.
@@ -237,7 +237,15 @@ class ProcessClient:
         num_ended = sum(1 for _ in takewhile(lambda output: output.finish_reason is not None, first))
         self._hand_out(min(max(1, num_ended), len(self._undelivered)))
         if self._undelivered:
-            asyncio.get_running_loop().call_soon(self._deliver_on)
+            self._deliver_in(_TURNS_OF_AN_END if num_ended else 1)
+
+    def _deliver_in(self, turns: int) -> None:
+        """Hand out more, so many turns of the loop later; those in which nothing happens take microseconds."""
+        loop = asyncio.get_running_loop()
+        if turns == 1:
+            loop.call_soon(self._deliver_on)
+        else:
+            loop.call_soon(self._deliver_in, turns - 1)
 
     def _hand_out(self, count: int) -> None:
         for _ in range(count):
@@ -289,6 +297,8 @@ class ProcessClient:
 
 _ENDED_TOGETHER = 8
 """So many that end get their last outputs in one turn of the event loop, so that they are charged together."""
+_TURNS_OF_AN_END = 4
+"""In the next it is charged, in that after it its last text is told, then its charge is heard of, then it is sent."""
 
 _SIGNALS: dict[int, str] = {
     signal.SIGKILL: " The system does that when memory runs out: try --quantization int4, or a lower "

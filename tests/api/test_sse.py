@@ -6,7 +6,7 @@ import pytest
 
 from ernie_serve.api.app import Limits
 from ernie_serve.api.connection import ClientLeft
-from ernie_serve.api.sse import EventStream
+from ernie_serve.api.sse import EventStream, Last
 from ernie_serve.errors import EngineFailure
 
 
@@ -73,8 +73,8 @@ def stream(chunks: Chunks, limits: Limits | None = None, **client: Any) -> Conne
 
 
 def test_stream_is_its_chunks() -> None:
-    connection = stream(Chunks(b"data: 1\n\n", b"data: 2\n\n"))
-    assert b"".join(connection.bodies) == b"data: 1\n\ndata: 2\n\n"
+    connection = stream(Chunks(b"data: 1\n\n", b"data: 2\n\n", Last(b"data: 3\n\n")))
+    assert connection.bodies == [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
     start = connection.sent[0]
     headers = dict(start["headers"])
     assert start["status"] == 200
