@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
+import uvloop
 
 from ernie_serve import launch
 from ernie_serve.config import Settings
@@ -158,7 +159,8 @@ def run(settings: Settings, loads: Sequence[Load], mode: str, base_url: str | No
     async def there(url: str) -> list[Result]:
         return [await measure_http(url, settings.model, load, vocab_size, settings.api_key) for load in loads]
 
-    return asyncio.run(there(base_url) if base_url else measure_offline_and_http(settings, loads, mode))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the server itself does
+        return runner.run(there(base_url) if base_url else measure_offline_and_http(settings, loads, mode))
 
 
 def as_json(results: Sequence[Result]) -> str:
@@ -191,19 +193,21 @@ async def measure_offline_and_http(settings: Settings, loads: Sequence[Load], mo
     results = []
     async with launch.opened(settings.model_copy(update={"host": "127.0.0.1", "port": 0})) as house:
         serving = asyncio.create_task(house.serve())
-        while house.client.state == "loading":  # noqa: ASYNC110  # the state is set from the reader's thread
-            await asyncio.sleep(0.1)
-        if house.client.state != "ready":
-            raise StartupError(house.client.failure)
-        vocab_size = house.text.tokenizer.vocab_size
-        for load in loads:
-            if mode in ("offline", "both"):
-                target = EngineTarget(house.client, load.temperature)
-                results.append(await measure("engine", target, load, vocab_size))
-            if mode in ("http", "both"):
-                results.append(await measure_http(house.url, house.names[0], load, vocab_size, settings.api_key))
-        house.server.stop(grace_seconds=1)
-        await serving
+        try:
+            while house.client.state == "loading":  # noqa: ASYNC110  # the state is set from the reader's thread
+                await asyncio.sleep(0.1)
+            if house.client.state != "ready":
+                raise StartupError(house.client.failure)
+            vocab_size = house.text.tokenizer.vocab_size
+            for load in loads:
+                if mode in ("offline", "both"):
+                    target = EngineTarget(house.client, load.temperature)
+                    results.append(await measure("engine", target, load, vocab_size))
+                if mode in ("http", "both"):
+                    results.append(await measure_http(house.url, house.names[0], load, vocab_size, settings.api_key))
+        finally:
+            house.server.stop(grace_seconds=1)
+            await serving
     return results
 
 
