@@ -108,6 +108,7 @@ class ProcessClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[str, OutputQueue] = {}  # of unfinished requests; only the loop touches it
         self._undelivered: deque[EngineOutput] = deque()  # so is this
+        self._delivering: asyncio.Handle | None = None  # and what hands out more of that
         self._commands: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._reader = Thread(target=self._read, name="engine-reader", daemon=True)
         self._writer = Thread(target=self._write, name="engine-writer", daemon=True)
@@ -228,6 +229,8 @@ class ProcessClient:
         All in one turn would be milliseconds with many streams: nothing is sent before its end, and what an ended
         request still needs, such as its charge, would wait at each of its steps for the tokens of all others.
         """
+        if self._delivering is not None:
+            self._delivering.cancel()
         self._hand_out(len(self._undelivered))  # of the step before, so that no output overtakes another
         self._undelivered.extend(sorted(outputs, key=lambda output: output.finish_reason is None))
         self._deliver_on()
@@ -243,9 +246,9 @@ class ProcessClient:
         """Hand out more, so many turns of the loop later; those in which nothing happens take microseconds."""
         loop = asyncio.get_running_loop()
         if turns == 1:
-            loop.call_soon(self._deliver_on)
+            self._delivering = loop.call_soon(self._deliver_on)
         else:
-            loop.call_soon(self._deliver_in, turns - 1)
+            self._delivering = loop.call_soon(self._deliver_in, turns - 1)
 
     def _hand_out(self, count: int) -> None:
         for _ in range(count):

@@ -149,6 +149,35 @@ def test_what_ends_is_handed_out_eight_in_a_turn_and_what_goes_on_one_in_a_turn(
     asyncio.run(scenario())
 
 
+def test_a_step_is_handed_out_one_by_one_whatever_was_left_of_the_step_before():
+    async def scenario():
+        async with PlayedEngine() as engine:
+            await engine.ready()
+            loop, turn, came = asyncio.get_running_loop(), 0, []
+
+            def count():
+                nonlocal turn
+                turn += 1
+                loop.call_soon(count)
+
+            async def read(name):
+                async for each in engine.client.generate(make_request(name, [1])):
+                    if 2 in each.token_ids:
+                        came.append(turn)
+                        break
+
+            names = [f"r{index}" for index in range(30)]
+            readers = [asyncio.ensure_future(read(name)) for name in names]
+            for _ in names:
+                await engine.hear()
+            count()
+            engine.say(*[stepped(*[output(name, token) for name in names], step=token) for token in (1, 2)])
+            await asyncio.gather(*readers)
+            assert len(set(came)) == len(names)
+
+    asyncio.run(scenario())
+
+
 def test_what_ends_is_told_before_what_goes_on_and_no_step_overtakes_another():
     async def scenario():
         async with PlayedEngine() as engine:
