@@ -22,7 +22,7 @@ from ernie_serve.billing.meter import AlreadyAnswered, Charge, Charging, Counter
 from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.prices import Prices, Status, Usage
 from ernie_serve.billing.store import Store, Together
-from ernie_serve.billing.upkeep import Upkeep, Waiting
+from ernie_serve.billing.upkeep import Upkeep, Waiting, undo
 from ernie_serve.errors import PaymentRequired, RateLimited, StoreUnavailable
 
 P = ParamSpec("P")
@@ -168,13 +168,12 @@ class PaidMeter:
             held = await self._store.write(do, lane=caller.account_id, durable=False)
         except asyncio.CancelledError:
             with suppress(StoreUnavailable):  # what was handed in before is done before
-                undo = partial(_undo, order.request_id, caller.account_id)
-                self._store.submit(undo, lane=caller.account_id, durable=False)
+                do_not = partial(undo, account_id=caller.account_id, request_ids=[order.request_id])
+                self._store.submit(do_not, lane=caller.account_id, durable=False)
             raise
         except StoreUnavailable:
             self.counters.store_failures += 1
-            undo = partial(_undo, order.request_id, caller.account_id)
-            self.upkeep.later(Waiting(caller.account_id, undo, f"release the hold of request {order.request_id}"))
+            self.upkeep.undo_later(caller.account_id, order.request_id)
             raise
         if isinstance(held, idempotency.Earlier):
             raise AlreadyAnswered(idempotency.replayed(held, order.body_sha256))
@@ -249,11 +248,6 @@ def _settle_claimed(connection: Connection, ended: Sequence[bills.Bill]) -> list
     for bill in ended:
         idempotency.end(connection, bill.request_id, answered=bill.status == "ok")
     return settled
-
-
-def _undo(request_id: str, account_id: str, connection: Connection) -> None:
-    ledger.release(connection, request_id, account_id)
-    idempotency.end(connection, request_id, answered=False)
 
 
 def _within(usage: Usage, covered: int) -> Usage:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import boots, idempotency
+from ernie_serve.billing import boots, idempotency, ledger
 from ernie_serve.billing.boots import DEAD_SECONDS
 from ernie_serve.billing.clock import NS, Clock
 from ernie_serve.billing.meter import Counters
@@ -45,6 +46,10 @@ class Waiting:
     then: Callable[[Any], None] | None = None
 
 
+_MAX_UNDONE = 65_536
+"""Refused requests whose holds are let go later. What comes beyond is let go by the next start."""
+_UNDONE_TOGETHER = 256
+
 _NEVER_WRITTEN = "Never written to the billing store, book by hand: %s"
 
 
@@ -57,6 +62,7 @@ class Upkeep:
         self._clock = clock
         self._counters = counters
         self._waiting: deque[Waiting] = deque()
+        self._undone: deque[tuple[str, str]] = deque(maxlen=_MAX_UNDONE)  # accounts and requests
         self._stopped = False
         self._settling = asyncio.Lock()
         self._alive_since_ns: int | None = None
@@ -89,8 +95,12 @@ class Upkeep:
             _log.critical(_NEVER_WRITTEN, waiting.told)
         self._counters.unsettled = len(self._waiting)
 
+    def undo_later(self, account_id: str, request_id: str) -> None:
+        """Let go of what a request may hold that was refused because the store failed, once it answers again."""
+        self._undone.append((account_id, request_id))
+
     async def settle_waiting(self) -> int:
-        """Try to write what the store could not take before, in order; return how much still waits.
+        """Try to write what the store could not take before, charges first and in order; return how much still waits.
 
         Nothing is given up before it is written, so whoever is cancelled here loses nothing.
         """
@@ -100,7 +110,7 @@ class Upkeep:
                 try:
                     answer = await self._store.write(waiting.do, lane=waiting.account_id)
                 except StoreUnavailable:
-                    break
+                    return len(self._waiting) + len(self._undone)
                 except Exception:
                     _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
                 else:
@@ -108,7 +118,18 @@ class Upkeep:
                         waiting.then(answer)
                 self._waiting.popleft()
                 self._counters.unsettled = len(self._waiting)
-            return len(self._waiting)
+            with suppress(StoreUnavailable):
+                await self._undo_refused()
+            return len(self._undone)
+
+    async def _undo_refused(self) -> None:
+        while self._undone:
+            some = list(islice(self._undone, _UNDONE_TOGETHER))
+            for account_id in {account_id for account_id, _ in some}:
+                ids = [request_id for theirs, request_id in some if theirs == account_id]
+                await self._store.write(partial(undo, account_id=account_id, request_ids=ids), lane=account_id)
+            for _ in some:
+                self._undone.popleft()
 
     async def beat(self) -> None:
         """Say that this process lives, and release what dead ones hold.
@@ -150,7 +171,7 @@ class Upkeep:
             await asyncio.sleep(1)
             now_ns = self._clock.now_ns()
             try:
-                if self._waiting:
+                if self._waiting or self._undone:
                     await self.settle_waiting()
                 if not self._store.embedded and now_ns >= beat_at:
                     beat_at = now_ns + _BEAT_SECONDS * NS
@@ -162,3 +183,11 @@ class Upkeep:
                 self._counters.store_failures += 1
             except Exception:
                 _log.exception("Billing's upkeep failed, and goes on.")
+
+
+def undo(connection: Connection, account_id: str, request_ids: list[str]) -> None:
+    """Let go of what requests of one account hold for which nothing was computed, and of their idempotency keys."""
+    if held := ledger.close_all(connection, request_ids):
+        ledger.give_back(connection, account_id, sum(held.values()))
+    for request_id in request_ids:
+        idempotency.end(connection, request_id, answered=False)

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 
+import pytest
 from sqlalchemy import func, select, update
 
 from ernie_serve.billing import boots, idempotency
@@ -17,6 +18,7 @@ from ernie_serve.billing.reports import problems
 from ernie_serve.billing.schema import boot, reservation
 from ernie_serve.billing.schema import idempotency as claims
 from ernie_serve.billing.upkeep import Waiting
+from ernie_serve.errors import StoreUnavailable
 
 
 def order(request_id, **given):
@@ -156,6 +158,34 @@ def test_a_charge_that_waits_is_written_once_by_whoever_comes_first_and_outlives
             assert await meter.upkeep.settle_waiting() == 0
             assert done == ["tried", "written", "next"]
             assert meter.counters.unsettled == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_a_refused_request_may_hold_is_let_go_once_and_is_no_charge_that_waits(small_shop, monkeypatch):
+    async def scenario():
+        async with small_shop.open() as meter:
+            caller = await small_shop.caller(meter)
+            transaction = meter._store._database.transaction
+
+            @contextmanager
+            def unheard(**given):
+                with transaction(**given) as connection:
+                    yield connection
+                raise sqlite3.OperationalError("away")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(meter._store._database, "transaction", unheard)
+                for index in range(600):
+                    with pytest.raises(StoreUnavailable):
+                        await meter.reserve(caller, order(f"r{index}", idempotency_key=f"k{index}"))
+            assert await meter.report(count, reservation) == await meter.report(count, claims) == 600
+            assert meter.counters.unsettled == 0
+            commits = meter._store.num_commits
+            assert await meter.upkeep.settle_waiting() == 0
+            assert meter._store.num_commits - commits <= 3
+            assert await meter.report(count, reservation) == await meter.report(count, claims) == 0
+            assert await meter.report(problems) == []
 
     asyncio.run(scenario())
 
