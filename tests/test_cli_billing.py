@@ -83,6 +83,8 @@ def test_credit_is_added_once_for_a_reference_and_taken_away(run: Run) -> None:
         (("topup", "acme", "five"), "not a decimal number of US dollars"),
         (("topup", "acme", "0.0000000001"), "9 places or fewer"),
         (("topup", "acme", "1", "--kind", "usage"), "choose topup, refund, adjust"),
+        (("topup", "acme", "-0.5", "--kind", "topup"), "choose the kind adjust"),
+        (("keys", "create", "k", "--expires", "999999w"), "after the year 9999"),
         (("topup", "acme", "1", "--reference", ""), "1 to 128 printable"),
         (("topup", "acme", "9223372036"), "more than the ledger can hold"),
         (("topup", "acme", "99999999999999999999"), "more than the ledger can hold (9223372036.854775807)"),

@@ -18,6 +18,9 @@ Scope = Literal["inference", "read-usage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_SCOPES: tuple[Scope, ...] = ("inference", "read-usage")
 
+END_OF_TIME = 253_402_300_800
+"""The year 10000, in seconds since 1970: what expires is told as a date, and dates end there."""
+
 _KEY = re.compile(r"sk-([0-9a-f]{16})-[A-Za-z0-9_-]{43}")
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from ernie_serve.billing import accounts, ledger
 from ernie_serve.billing.accounts import DEFAULT_ACCOUNT, DEFAULT_PROJECT, AccountRecord, KeyRecord
 from ernie_serve.billing.database import Database, cause_of
-from ernie_serve.billing.keys import DEFAULT_SCOPES, KeyLimits, Scope, public_id_of
+from ernie_serve.billing.keys import DEFAULT_SCOPES, END_OF_TIME, KeyLimits, Scope, public_id_of
 from ernie_serve.billing.money import MAX_NANO, format_usd
 from ernie_serve.billing.store import is_away
 from ernie_serve.errors import SettingsError, StartupError
@@ -84,7 +84,12 @@ def open_key(
     limits: KeyLimits = KeyLimits(),  # noqa: B008  # frozen
     expires: int | None = None,
 ) -> NewKey:
-    """Make a key, with its account and project where they are new, and put credit into the account."""
+    """Make a key, with its account and project where they are new, and put credit into the account.
+
+    Raises `SettingsError` for a key that would expire after the year 9999, in which times as text end.
+    """
+    if expires is not None and expires >= END_OF_TIME:
+        raise SettingsError("The key would expire after the year 9999. Give an earlier time, or none.")
     account_id = accounts.ensure_account(connection, account, now)
     project_id = accounts.ensure_project(connection, account_id, project, now)
     key, key_id = accounts.create_key(connection, project_id, name, now, scopes=scopes, limits=limits, expires=expires)
@@ -102,6 +107,8 @@ def top_up(
     """
     if kind not in KINDS:
         raise SettingsError(f"The kind of a booking is `{kind[:40]}`; choose {', '.join(KINDS)}.")
+    if nano < 0 and kind == "topup":
+        raise SettingsError("The amount is below zero. To take credit away choose the kind adjust.")
     record = the_account(connection, account)
     if nano == 0:
         return record.balance_nano

@@ -130,6 +130,7 @@ def test_credit_is_booked_once_for_a_reference_and_in_both_directions(
         ({"name": "k", "scopes": ["root"]}, "scopes[0]"),
         ({"name": "k", "expires_at": 1_000_000_000}, "expires_at"),
         ({"name": "k", "expires_at": "tomorrow"}, "expires_at"),
+        ({"name": "k", "expires_at": 253_402_300_800}, "expires_at"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_refused_by_name(

@@ -59,7 +59,9 @@ def test_an_account_is_topped_up_by_name_or_id(url):
         with pytest.raises(SettingsError, match="no account `acmee`"):
             desk(top_up, "acmee", 5, now=2)
         with pytest.raises(SettingsError, match="cannot be taken"):
-            desk(top_up, "acme", -4, now=4)
+            desk(top_up, "acme", -4, now=4, kind="adjust")
+        with pytest.raises(SettingsError, match="below zero"):
+            desk(top_up, "acme", -1, now=4)
         assert desk(problems) == []
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ernie_serve.api.schema.accepted import Integer, Text
-from ernie_serve.billing.keys import DEFAULT_SCOPES, Scope
+from ernie_serve.billing.keys import DEFAULT_SCOPES, END_OF_TIME, Scope
 from ernie_serve.billing.money import Nano, parse_usd
 from ernie_serve.errors import SettingsError
 
@@ -83,7 +83,7 @@ class NewKeyBody(KeyLimitFields):
     project: Name = "default"
     credit_usd: Spendable = Nano(0)
     scopes: Annotated[list[Scope], Field(min_length=1)] = list(DEFAULT_SCOPES)
-    expires_at: Annotated[Integer, Field(ge=0, lt=2**40)] | None = None
+    expires_at: Annotated[Integer, Field(ge=0, lt=END_OF_TIME)] | None = None
 
 
 class KeyChangeBody(KeyLimitFields):
