@@ -124,7 +124,7 @@ class Database:
 
     def hold_alone(self) -> None:
         """Say that this process serves from this SQLite file. Raises `StartupError` where another one does."""
-        path = f"{self._url.database}.lock"
+        path = f"{os.path.realpath(self._url.database or '')}.lock"
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

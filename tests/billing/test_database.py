@@ -95,6 +95,17 @@ def test_one_server_has_a_sqlite_file_to_itself(sqlite_url):
     second.close()
 
 
+def test_a_link_to_a_sqlite_file_is_the_same_file(sqlite_url, tmp_path):
+    first = Database(sqlite_url)
+    (tmp_path / "link.db").symlink_to(sqlite_url.removeprefix("sqlite:///"))
+    second = Database(f"sqlite:///{tmp_path / 'link.db'}")
+    first.hold_alone()
+    with pytest.raises(StartupError, match="Another server charges"):
+        second.hold_alone()
+    first.close()
+    second.close()
+
+
 def test_a_command_may_write_beside_the_server(sqlite_url):
     server, command = Database(sqlite_url), Database(sqlite_url)
     server.hold_alone()
