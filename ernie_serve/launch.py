@@ -204,18 +204,22 @@ def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
 async def _watch(house: House, settings: Settings) -> None:
     """Follow the engine: show how it loads and what it serves; when it ends, end the server."""
     client = house.client
-    await banner.show_loading(lambda: client.progress, lambda: client.state == "loading")
+    with suppress(OSError, SystemExit):  # a terminal that is gone, or `tee`, at which rich exits
+        await banner.show_loading(lambda: client.progress, lambda: client.state == "loading")
+    while client.state == "loading":  # noqa: ASYNC110  # the state is set from the reader's thread
+        await asyncio.sleep(0.2)
     if client.info is not None:
         if client.info.device == "cpu":
             os.nice(_NICE)
-        banner.show_ready(
-            client.info,
-            url=house.url,
-            names=house.names,
-            max_output_tokens=settings.max_output_tokens,
-            num_keys=len(settings.api_key),
-            billing=billing_told(settings),
-        )
+        with suppress(OSError, SystemExit):
+            banner.show_ready(
+                client.info,
+                url=house.url,
+                names=house.names,
+                max_output_tokens=settings.max_output_tokens,
+                num_keys=len(settings.api_key),
+                billing=billing_told(settings),
+            )
     while client.state != "failed":  # noqa: ASYNC110  # the state is set from the reader's thread
         await asyncio.sleep(0.2)
     house.server.stop(grace_seconds=1)

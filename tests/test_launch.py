@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,30 @@ def test_a_signal_is_heard_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPa
         assert server.should_exit
 
     monkeypatch.setattr("ernie_serve.banner.show_draining", fail)
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")  # what a terminal that was closed says
+
+    async def scenario() -> None:
+        info = SimpleNamespace(device="none")
+        client = SimpleNamespace(state="loading", progress=(0.0, ""), info=info)
+        stopped = asyncio.Event()
+        server = SimpleNamespace(stop=lambda grace_seconds: stopped.set())
+        watching = asyncio.create_task(
+            launch._watch(SimpleNamespace(client=client, server=server, url="", names=()), Settings())  # type: ignore[arg-type]
+        )
+        for state in ("loading", "ready", "failed"):
+            assert not stopped.is_set()
+            client.state = state
+            await asyncio.sleep(0.3)
+        await asyncio.wait_for(stopped.wait(), 10)
+        await watching
+
+    monkeypatch.setattr("ernie_serve.banner.show_loading", fail)
+    monkeypatch.setattr("ernie_serve.banner.show_ready", fail)
     asyncio.run(scenario())
 
 
