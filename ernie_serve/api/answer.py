@@ -67,7 +67,8 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
     if caller.account_id:
         job = kept_apart(job, caller.account_id)
     await require_grammar(services, request, job)
-    billed = Billed(services, caller, job, claim_of(request, body))
+    claim = claim_of(request, body) if services.meter.charges else None
+    billed = Billed(services, caller, job, claim)
     if job.stream:
         return EventStream(_chunks(billed, job, form), services.limits, form.failure, billed.client_left)
     return WholeAnswer(partial(_whole, services, billed, form), billed.client_left)

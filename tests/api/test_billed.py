@@ -1,6 +1,7 @@
 """The request path of somebody who pays: held before, charged once, and charged before the end is told."""
 
 import asyncio
+import json
 import random
 import re
 import sqlite3
@@ -23,6 +24,7 @@ from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.reports import Scope, UsageRow, list_usage
+from ernie_serve.errors import RequestConflict
 from ernie_serve.messages import EngineOutput, EngineRequest
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
@@ -203,6 +205,18 @@ def test_usage_tells_the_cost_of_the_ledger_to_the_last_digit(
 @pytest.mark.parametrize("path", BODIES)
 def test_without_billing_there_is_no_cost(call: Any, path: str) -> None:
     assert "cost" not in call("POST", path, json=BODIES[path]).json()["usage"]
+
+
+def test_without_billing_nothing_is_kept_for_an_idempotency_key(make_services: Any, post: Any) -> None:
+    services = make_services()
+
+    async def scenario() -> None:
+        heard = await post(create_app(services), COMPLETIONS, BODIES[COMPLETIONS], **idempotent("a"))
+        assert heard.status == 200
+        with pytest.raises(RequestConflict, match="not kept"):
+            await services.replays.get(json.loads(heard.body)["id"])
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("path", BODIES)
