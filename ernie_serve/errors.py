@@ -204,6 +204,14 @@ class HeadersTooLarge(RequestError):
     type = "invalid_request_error"
 
 
+class Overloaded(RequestError):
+    """The machine has no time for what has to be done before the engine can be asked."""
+
+    status = 503
+    type = "server_error"
+    code = "overloaded"
+
+
 class EngineUnavailable(RequestError):
     """The engine is still loading, is shutting down, or has ended."""
 

@@ -39,11 +39,12 @@ class Services:
     """The rooms below, and the facts that every answer repeats.
 
     `template` is `None` for a checkpoint that cannot chat; `format` is how chat answers are framed, without it they are
-    plain text. `check_grammar` raises `InvalidRequest` for a grammar that cannot be compiled, and may block. The first
-    of `model_names` is the one that answers report; all of them are accepted. `max_model_len` bounds prompt and answer
-    together, in tokens; `max_output_tokens` the answer alone, where it is not `None`. `meter` says who may call and
-    what it costs; pages of `allowed_origins` may call from browsers. `responses` keeps what `/v1/responses` may be
-    asked for again, `replays` what an idempotency key may be. `measures` counts what was answered.
+    plain text. `check_grammar` raises `InvalidRequest` for a grammar that cannot be compiled, `Overloaded` where there
+    is no time to see, and may block. The first of `model_names` is the one that answers report; all of them are
+    accepted. `max_model_len` bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where
+    it is not `None`. `meter` says who may call and what it costs; pages of `allowed_origins` may call from browsers.
+    `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key may be. `measures`
+    counts what was answered.
     """
 
     engine: EngineClient

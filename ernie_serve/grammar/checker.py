@@ -5,27 +5,26 @@ take minutes or gigabytes, or crash, and native code in a thread cannot be stopp
 first and refuse most of it; who passes here is compiled by the engine without a second thought.
 """
 
+import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from socket import socketpair
 from threading import Lock
 
 import msgspec
 
-from ernie_serve.errors import InvalidRequest
+from ernie_serve.errors import InvalidRequest, Overloaded
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.messages import Grammar
-
-try:
-    import resource
-except ImportError:  # Windows has no such limits
-    resource = None  # type: ignore[assignment]  # a module or nothing
 
 
 class GrammarChecker:
@@ -58,6 +57,7 @@ class GrammarChecker:
         """Raise `InvalidRequest`, which says what is wrong, unless the grammar compiles in time.
 
         Blocks for at most a second or so of compiling, and while as many others as there are processes do the same.
+        Raises `Overloaded` where the machine has no time for it.
         """
         digest = blake2b(msgspec.msgpack.encode(grammar), digest_size=32).digest()
         verdict = self._verdicts.get(digest)
@@ -121,13 +121,23 @@ class _Child:
         return not self._has_ended and self._process.poll() is None
 
     def ask(self, grammar: Grammar, timeout_seconds: float) -> str | None:
-        """What is wrong with a grammar, empty if nothing is; `None` if it took too long, and the process is gone."""
-        try:
+        """What is wrong with a grammar, empty if nothing is; `None` if it took too long, and the process is gone.
+
+        What counts is the time that it computes. Raises `Overloaded` where it hardly gets to that.
+        """
+        began, until = self._computed_seconds(), time.monotonic() + _PATIENCE * max(timeout_seconds, 1.0)
+        with suppress(OSError):
             self._pipe.send_bytes(msgspec.msgpack.encode(grammar))
-        except OSError:
-            self.end()
-            return None
-        return self._receive(timeout_seconds)
+            left = timeout_seconds
+            while not self._pipe.poll(left):
+                left = timeout_seconds - (self._computed_seconds() - began)
+                if left <= 0:
+                    break
+                if time.monotonic() > until:
+                    self.end()
+                    raise Overloaded("The server is too busy to check this grammar. Try again.", retry_after_seconds=5)
+                left = max(left, 0.05)
+        return self._receive(0.0)
 
     def _receive(self, timeout_seconds: float) -> str | None:
         with suppress(EOFError, OSError):
@@ -135,6 +145,14 @@ class _Child:
                 return self._pipe.recv_bytes().decode()
         self.end()
         return None
+
+    def _computed_seconds(self) -> float:
+        """How long the process has computed; raises no error where it has ended."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
@@ -145,13 +163,14 @@ class _Child:
 
 
 _MAX_MEMORY = 2 << 30
+_PATIENCE = 10
+"""How many times as long as it may compute a process may take by the clock."""
 
 
 def serve(pipe: Connection) -> None:
     """The other side: answer until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the end of the pipe is ours
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     tokens, control_ids = msgspec.msgpack.decode(pipe.recv_bytes(), type=tuple[list[bytes], list[int]])
     compiler = GrammarCompiler(Vocabulary(tokens, frozenset(control_ids)))
     pipe.send_bytes(b"ready")

@@ -1,11 +1,13 @@
 """Whoever sends a hostile grammar is refused; who comes next does not notice."""
 
 import json
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ernie_serve.errors import InvalidRequest
+from ernie_serve.errors import InvalidRequest, Overloaded
 from ernie_serve.grammar.checker import GrammarChecker
 from ernie_serve.messages import Grammar
 
@@ -83,6 +85,31 @@ def test_what_takes_too_long_is_killed_and_refused_and_the_rest_goes_on(vocabula
     checker.check(Grammar("json_object"))
     with pytest.raises(InvalidRequest, match="takes more than"):
         checker.check(Grammar("json_schema", json.dumps(HOSTILE["many branches"])))  # remembered
+    checker.close()
+
+
+def test_a_machine_that_is_busy_is_no_fault_of_the_grammar(vocabulary, monkeypatch):
+    monkeypatch.setattr("ernie_serve.grammar.checker._PATIENCE", 0.2)
+    checker = GrammarChecker(vocabulary, num_processes=1, timeout_seconds=0.5)
+    checker.check(Grammar("regex", "a"))
+    child = checker._idle.get()
+    child._process.send_signal(signal.SIGSTOP)  # it has no time to compute, as beside an engine that takes every core
+    checker._idle.put(child)
+    with pytest.raises(Overloaded):
+        checker.check(Grammar("json_object"))
+    checker.check(Grammar("json_object"))
+    checker.close()
+
+
+def test_what_computes_in_time_may_take_longer_by_the_clock(vocabulary):
+    checker = GrammarChecker(vocabulary, num_processes=1, timeout_seconds=0.3)
+    checker.check(Grammar("regex", "a"))
+    child = checker._idle.get()
+    child._process.send_signal(signal.SIGSTOP)
+    waking = threading.Timer(1.0, child._process.send_signal, (signal.SIGCONT,))
+    waking.start()
+    checker._idle.put(child)
+    checker.check(Grammar("regex", "b"))
     checker.close()
 
 
