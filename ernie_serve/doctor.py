@@ -54,14 +54,14 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r" if console.is_terminal else "\n")
     speed = memory_speed(PROBE_SECONDS, min(1 << 30, free // 4))
     disk = shutil.disk_usage(existing(Path(constants.HF_HUB_CACHE))).free
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    compiler, ninja = (shutil.which(name, path=tools_path()) for name in (os.environ.get("CXX", "c++"), "ninja"))
     facts = Table.grid(padding=(0, 2))
     for name, value in {
         "Cores": f"{cores} used of {os.cpu_count()}; instructions: {', '.join(instructions()) or 'none that help'}",
         "Memory": f"{total / memory.GIB:.1f} GiB, {free / memory.GIB:.1f} free; read at {speed / 1e9:.1f} GB/s",
         "Disk": f"{disk / 1e9:.0f} GB free in {constants.HF_HUB_CACHE}",
         "PyTorch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "Compiler": f"{compiler or 'none'}; ninja: {shutil.which('ninja') or 'none'}",
+        "Compiler": f"{compiler or 'none'}; ninja: {ninja or 'none'}",
     }.items():
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(facts)
@@ -74,7 +74,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
         free=free,
         total=total,
         disk=disk,
-        compiler=bool(compiler and shutil.which("ninja", path=tools_path())),
+        compiler=bool(compiler and ninja),
     ):
         console.print(f"- {line}", soft_wrap=True)
     return None
