@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ernie_serve.api.either import calls_or
 from ernie_serve.api.reading import AnswerReader
 from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.services import Services
@@ -61,7 +60,8 @@ def shape_chat(
         return shape_text(grammar, param)
     start = form.start(prompt_ids)
     if use.mode != "none":
-        grammar, param = _call_grammar(form, start, use, grammar, param), "tools"
+        otherwise = grammar if use.mode == "auto" else None
+        grammar, param = _call_grammar(form, start, use, otherwise), "tools" if otherwise is None else param
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar
@@ -81,18 +81,17 @@ def shape_chat(
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 
-def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, grammar: Grammar | None, param: str) -> Grammar:
+def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, otherwise: Grammar | None) -> Grammar:
     """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form."""
     marks = form.call_framing(start)
     framing = ToolFraming(begin_id=marks.begin_id, end_id=marks.end_id, after="\n" if form.framed else "")
-    if grammar is not None and use.mode == "auto":
-        return calls_or(use, framing, grammar, param)
     return tool_grammar(
         use.tools,
         framing,
         mode="required" if use.mode == "required" else "auto",
         names=use.names,
         parallel=use.parallel,
+        otherwise=otherwise,
     )
 
 

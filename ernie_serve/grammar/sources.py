@@ -105,8 +105,26 @@ def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     if spec.free_text:
         return "\n".join(_among_text(spec, controls) + rules)
     more = f"({_terminal(f.before)} call)*" if spec.parallel else ""
+    start = f"start: /\\n{{0,3}}/ call {more}"
+    if spec.otherwise is not None:
+        start += " | answer"
+        rules.append(f"answer: {_beside_calls(spec.otherwise)}")
     call = f"call: {_mark(f.begin, f.begin_id)} body end {_terminal(f.after)}"
-    return "\n".join([f"start: /\\n{{0,3}}/ call {more}", call, *rules])
+    return "\n".join([start, call, *rules])
+
+
+def _beside_calls(form: Grammar) -> str:
+    match form.kind:
+        case "json_object":
+            return _inline({"type": "object"})
+        case "json_schema":
+            return _inline(limits.read_schema(form.text))
+        case "choice":
+            return f"/{'|'.join(map(literal, _choices(form.text)))}/"
+    raise InvalidRequest(
+        f"A form of the kind {form.kind!r} cannot be kept together with tools that the model may call or not. Set "
+        "`tool_choice` to required or none, or leave one of them out."
+    )
 
 
 def _among_text(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> list[str]:

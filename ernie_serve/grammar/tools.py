@@ -44,12 +44,16 @@ class CallableTool(Struct, frozen=True):
 
 
 class ToolGrammar(Struct, frozen=True, kw_only=True):
-    """What a grammar of the kind "tools" holds. `free_text` lets text stand around calls, and have none."""
+    """What a grammar of the kind "tools" holds. `free_text` lets text stand around calls, and have none.
+
+    With `otherwise` the answer is calls, or a text of that form and no call.
+    """
 
     tools: list[CallableTool]
     framing: ToolFraming
     free_text: bool
     parallel: bool
+    otherwise: Grammar | None = None
 
 
 def tool_grammar(
@@ -59,13 +63,15 @@ def tool_grammar(
     mode: ToolMode = "required",
     names: Collection[str] | None = None,
     parallel: bool = True,
+    otherwise: Grammar | None = None,
 ) -> Grammar:
     """The grammar of an answer that calls some of these tools, which are OpenAI's `{"type": "function", …}`.
 
     With mode "required" the answer is one call, or several if `parallel`, and nothing else. With "auto" it is any text
-    and any number of calls, but after a call's beginning a call must follow. `names` are the tools that may be
-    called (a named tool, or `allowed_tools`); all by default. Arguments satisfy their tool's `parameters`; with "auto"
-    only for tools that are `strict`, and for others they are any object.
+    and any number of calls, but after a call's beginning a call must follow; where `otherwise` is given it is calls, or
+    a text of that form, and nothing else. `names` are the tools that may be called (a named tool, or `allowed_tools`);
+    all by default. Arguments satisfy their tool's `parameters`; with "auto" only for tools that are `strict`, and for
+    others they are any object.
 
     Raises `InvalidRequest`, which names the tool, for what cannot be promised.
     """
@@ -80,8 +86,9 @@ def tool_grammar(
     spec = ToolGrammar(
         tools=[CallableTool(each["name"], _arguments(each, exact=_is_exact(each, mode))) for each in chosen],
         framing=framing,
-        free_text=mode == "auto",
+        free_text=mode == "auto" and otherwise is None,
         parallel=parallel,
+        otherwise=otherwise,
     )
     return Grammar("tools", msgspec.json.encode(spec).decode())
 

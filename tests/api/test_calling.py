@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar.tools import read
+from ernie_serve.messages import Grammar
 
 WEATHER = {
     "type": "function",
@@ -205,12 +207,11 @@ def test_formats_become_grammars(
 def test_format_and_tools_go_together(think: Any, engine: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
     think(response_format=form, tools=[WEATHER])
-    assert engine.requests[0].sampling.grammar.kind == "lark"
-    assert "answer: %json" in engine.requests[0].sampling.grammar.text
+    assert read(engine.requests[0].sampling.grammar.text).otherwise == Grammar("json_schema", json.dumps(SCHEMA))
     think(response_format=form, tools=[WEATHER], tool_choice="none")
     assert engine.requests[1].sampling.grammar.kind == "json_schema"
     think(response_format=form, tools=[WEATHER], tool_choice="required")
-    assert engine.requests[2].sampling.grammar.kind == "tools"
+    assert read(engine.requests[2].sampling.grammar.text).otherwise is None
 
 
 def test_text_is_any_text(chat: Any, engine: Any) -> None:
@@ -225,12 +226,14 @@ def test_grammar_that_cannot_be_compiled_is_told_by_the_field_it_comes_from(call
     call = call_with(check_grammar=refuse, max_model_len=4096)
     body = {"model": "ernie", "messages": [{"role": "user", "content": "Hi"}]}
     assert call("POST", "/v1/chat/completions", json=body).status_code == 200
-    for field, value in (
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "("}),
-        ("tools", [WEATHER]),
+    for field, value, more in (
+        ("response_format", {"type": "json_object"}, {}),
+        ("structured_outputs", {"regex": "("}, {}),
+        ("structured_outputs", {"regex": "("}, {"tools": [WEATHER]}),
+        ("tools", [WEATHER], {}),
+        ("tools", [WEATHER], {"tool_choice": "required", "response_format": {"type": "json_object"}}),
     ):
-        response = call("POST", "/v1/chat/completions", json={**body, field: value, "stream": True})
+        response = call("POST", "/v1/chat/completions", json={**body, **more, field: value, "stream": True})
         assert response.status_code == 400
         assert response.json()["error"]["param"] == field
     response = call(
@@ -268,7 +271,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
     ({"structured_outputs": {"choice": ["a", 1]}}, "structured_outputs.choice"),
-    ({"structured_outputs": {"regex": "a"}, "tools": [TIME]}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"thinking": [1]}}, "chat_template_kwargs"),

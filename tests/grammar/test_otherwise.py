@@ -1,32 +1,31 @@
-"""What `calls_or` writes is compiled here, so that a text can be tried against it token by token."""
+"""Calls or a text of a form: compiled here, so that a text can be tried against it token by token."""
 
 import json
 from typing import Any
 
 import pytest
 
-from ernie_serve.api.either import calls_or
-from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
-from ernie_serve.grammar.tools import ToolFraming
+from ernie_serve.grammar.tools import ToolFraming, tool_grammar
 from ernie_serve.messages import Grammar
 
 STRICT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
-USE = ToolUse(
-    [
-        {"type": "function", "function": {"name": "f", "parameters": STRICT, "strict": True}},
-        {"type": "function", "function": {"name": "g"}},
-        {"type": "function", "function": {"name": "h"}},
-    ],
-    "auto",
-    ("f", "g"),
-)
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "f", "parameters": STRICT, "strict": True}},
+    {"type": "function", "function": {"name": "g"}},
+    {"type": "function", "function": {"name": "h"}},
+]
 FORM = Grammar("json_schema", json.dumps({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}))
+FRAMING = ToolFraming()
 TAGS = {256: "<tool_call>", 257: "</tool_call>"}
 COMPILER = GrammarCompiler(
     Vocabulary([*(bytes([byte]) for byte in range(256)), *(tag.encode() for tag in TAGS.values())], frozenset(TAGS))
 )
+
+
+def calls_or(form: Grammar, framing: ToolFraming = FRAMING, *, parallel: bool = True) -> Grammar:
+    return tool_grammar(TOOLS, framing, mode="auto", names=("f", "g"), parallel=parallel, otherwise=form)
 
 
 def call(name: str, arguments: str) -> str:
@@ -61,8 +60,7 @@ REFUSED = ["", "text", '{"x": 3}', call("h", "{}"), call("f", '{"b": 1}'), call(
 
 @pytest.mark.parametrize("as_tokens", [False, True])
 def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
-    framing = ToolFraming(begin_id=256, end_id=257) if as_tokens else ToolFraming()
-    grammar = calls_or(USE, framing, FORM, "response_format")
+    grammar = calls_or(FORM, ToolFraming(begin_id=256, end_id=257) if as_tokens else FRAMING)
     COMPILER.check(grammar)
     for text in ALLOWED:
         assert allows(grammar, ids_of(text, as_tokens=as_tokens)), text
@@ -71,8 +69,7 @@ def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
 
 
 def test_calls_that_are_not_parallel_are_one() -> None:
-    use = ToolUse(USE.tools, "auto", USE.names, parallel=False)
-    grammar = calls_or(use, ToolFraming(), FORM, "response_format")
+    grammar = calls_or(FORM, parallel=False)
     assert allows(grammar, list(call("g", "{}").encode()))
     assert not allows(grammar, list((call("g", "{}") + "\n" + call("g", "{}")).encode()))
 
@@ -81,19 +78,23 @@ def test_calls_that_are_not_parallel_are_one() -> None:
     ("form", "text"), [(Grammar("json_object"), '{"a": "b"}'), (Grammar("choice", '["a/b", "c|d"]'), "c|d")]
 )
 def test_other_forms_stand_beside_calls_too(form: Grammar, text: str) -> None:
-    grammar = calls_or(USE, ToolFraming(), form, "response_format")
+    grammar = calls_or(form)
     assert allows(grammar, list(text.encode()))
     assert allows(grammar, list(call("g", "{}").encode()))
 
 
-def test_schema_given_as_text_stays_a_schema() -> None:
-    for text in ("{} | /x/", "{", '{"not": {}}'):
+@pytest.mark.parametrize(
+    "form",
+    [Grammar("json_schema", text) for text in ("{} | /x/", "{", '{"not": {}}')]
+    + [Grammar("choice", json.dumps([f"a{index}" for index in range(3000)])), Grammar("choice", "[]")],
+)
+def test_a_form_is_held_beside_calls_to_what_it_is_held_to_alone(form: Grammar) -> None:
+    for grammar in (form, calls_or(form)):
         with pytest.raises(InvalidRequest):
-            calls_or(USE, ToolFraming(), Grammar("json_schema", text), "structured_outputs")
+            COMPILER.check(grammar)
 
 
 @pytest.mark.parametrize("kind", ["regex", "lark"])
 def test_forms_that_cannot_stand_beside_calls_are_named(kind: Any) -> None:
-    with pytest.raises(InvalidRequest, match="cannot be kept together") as raised:
-        calls_or(USE, ToolFraming(), Grammar(kind, "a"), "structured_outputs")
-    assert raised.value.param == "structured_outputs"
+    with pytest.raises(InvalidRequest, match=f"kind '{kind}' cannot be kept together"):
+        COMPILER.check(calls_or(Grammar(kind, "a")))
