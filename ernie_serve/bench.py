@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import secrets
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -226,13 +227,11 @@ class EngineTarget:
     def __init__(self, client: EngineClient, temperature: float = 1.0) -> None:
         self._client = client
         self._temperature = temperature
-        self._count = 0
 
     async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
         """Make exactly `output_len` tokens."""
-        self._count += 1
         sampling = SamplingParams(max_tokens=output_len, seed=seed, temperature=self._temperature)
-        request = EngineRequest(request_id=f"bench-{self._count}", prompt_token_ids=prompt, sampling=sampling)
+        request = EngineRequest(request_id=f"bench-{secrets.token_hex(8)}", prompt_token_ids=prompt, sampling=sampling)
         try:
             async for output in self._client.generate(request):
                 if output.finish_reason == "error":

@@ -8,8 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-FinishReason = Literal["stop", "length", "abort", "error"]
-"""Why a request ended: a stop token, a length limit, the caller's abort, a failure of ours."""
+FinishReason = Literal["stop", "length", "error"]
+"""Why a request ended: a stop token, a length limit, a failure of ours."""
 
 ErrorCode = Literal["", "no_token_left"]
 """An error that is not ours: the request's own constraints forbid every token."""

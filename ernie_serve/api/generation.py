@@ -100,11 +100,9 @@ class Generation:
             yield [*opening, Finished(choice.index, "length")]
             return
         telling = Telling(self._tokenizer, choice, self._job)
-        finished = False
         try:
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
-                    finished = output.finish_reason is not None
                     require_success(output, request.sampling, self._job.grammar_param)
                     self._note_prompt(choice, output)
                     told = output if choice.prompt_only else await self._paid(output)
@@ -115,7 +113,6 @@ class Generation:
                     if isinstance(first, PromptScored):
                         self._scores[choice.prompt_index].set_result(first)
                     if isinstance(end, Finished):
-                        finished = finished and told is output
                         self.finish_reason = end.reason
                         events[-1] = replace(end, unpaid=told is not output and end.reason == "length")
                     yield events
@@ -126,8 +123,6 @@ class Generation:
             raise unavailable(self._engine, error) from None
         finally:
             self._num_reasoning_tokens += telling.num_reasoning
-            if not finished:
-                self._engine.abort(request.request_id)
 
     async def _paid(self, output: EngineOutput) -> EngineOutput:
         """The output, counted; only as far as it is paid for, and the last one, where that does not reach."""
@@ -184,13 +179,11 @@ def unscored(choice: Choice) -> Choice:
 
 
 def require_success(output: EngineOutput, sampling: SamplingParams, grammar_param: str) -> None:
-    """Raise `InvalidRequest`, `EngineFailure` or `EngineUnavailable` if the engine gave the request up."""
+    """Raise `InvalidRequest` or `EngineFailure` if the engine gave the request up."""
     if output.finish_reason == "error":
         if output.error_code == "no_token_left":
             raise contradiction(sampling, grammar_param)
         raise EngineFailure(output.error or "The engine failed this request.")
-    if output.finish_reason == "abort":
-        raise EngineUnavailable("The engine gave this request up.", retry_after_seconds=1)
 
 
 def contradiction(sampling: SamplingParams, grammar_param: str) -> InvalidRequest:

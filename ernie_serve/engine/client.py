@@ -66,9 +66,6 @@ class EngineClient(Protocol):
         Raises `EngineUnavailable` when the engine is not ready or ends before the request does.
         """
 
-    def abort(self, request_id: str) -> None:
-        """Stop a request; its iterator ends with finish_reason "abort". Unknown ids are ignored."""
-
     async def close(self) -> None:
         """End the engine. Requests still running end with `EngineUnavailable`."""
 
@@ -160,12 +157,6 @@ class ProcessClient:
             if self._queues.get(request_id) is outputs:
                 del self._queues[request_id]
                 self._commands.put(Abort(request_id))
-
-    def abort(self, request_id: str) -> None:
-        """Stop a request; its iterator ends with finish_reason "abort". Unknown ids are ignored."""
-        if outputs := self._queues.pop(request_id, None):
-            self._commands.put(Abort(request_id))
-            outputs.put(EngineOutput(request_id=request_id, finish_reason="abort"))
 
     async def close(self) -> None:
         """End the engine: ask it, wait for a bounded time, then kill it."""

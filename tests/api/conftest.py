@@ -169,9 +169,6 @@ class ScriptedEngine:
             if not self.running:
                 self.idle.set()
 
-    def abort(self, request_id: str) -> None:
-        assert request_id in {request.request_id for request in self.requests} or self.state != "ready"
-
     async def close(self) -> None:
         self.state = "closed"
 

@@ -24,7 +24,7 @@ from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.reports import Scope, UsageRow, list_usage
-from ernie_serve.errors import RequestConflict
+from ernie_serve.errors import EngineUnavailable, RequestConflict
 from ernie_serve.messages import EngineOutput, EngineRequest
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
@@ -289,7 +289,7 @@ END = re.compile(rb'"finish_reason":"|response\.completed')
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("breakage", ["error", "abort", RuntimeError("secret")])
+@pytest.mark.parametrize("breakage", ["error", EngineUnavailable("It ended."), RuntimeError("secret")])
 def test_what_we_fail_costs_nothing(
     small_shop: Shop, open_counter: Any, engine: Any, stream: bool, breakage: Any
 ) -> None:
@@ -298,7 +298,7 @@ def test_what_we_fail_costs_nothing(
     async def scenario() -> None:
         async with open_counter(small_shop) as counter:
             heard = await counter.post(stream=stream)
-            assert heard.status == (200 if stream else 503 if breakage == "abort" else 500)
+            assert heard.status == (200 if stream else 503 if isinstance(breakage, EngineUnavailable) else 500)
             row = await counter.row()
             assert (row.status, row.cost_nano) == ("failed", 0)
             assert await counter.balance() == 10**9
@@ -387,8 +387,6 @@ def test_a_long_prompt_is_charged_from_its_first_part_on(small_shop: Shop, open_
             yield EngineOutput(request_id=request.request_id)
             self.running = True
             await asyncio.Event().wait()
-
-        def abort(self, request_id: str) -> None: ...
 
     prefilling = Prefilling()
 

@@ -2,6 +2,8 @@ from typing import Any
 
 import pytest
 
+from ernie_serve.errors import EngineUnavailable
+
 
 def texts(response: Any) -> list[str]:
     assert response.status_code == 200, response.text
@@ -176,7 +178,7 @@ def test_engine_that_fails_is_a_500_or_an_error_event(complete: Any, engine: Any
 def test_engine_that_fails_before_the_first_token_has_its_status_in_a_stream_too(complete: Any, engine: Any) -> None:
     engine.break_after = 0
     assert complete(stream=True).status_code == 500
-    engine.breakage = "abort"
+    engine.breakage = EngineUnavailable("It ended.")
     assert complete(stream=True).status_code == 503
 
 

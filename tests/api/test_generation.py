@@ -119,7 +119,7 @@ def test_nothing_to_make_asks_the_engine_nothing(services: Any, engine: Any, mak
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize(
     ("breakage", "expected"),
-    [("error", EngineFailure), ("abort", EngineUnavailable), (EngineUnavailable("It ended."), EngineUnavailable)],
+    [("error", EngineFailure), (EngineUnavailable("It ended."), EngineUnavailable)],
 )
 def test_what_breaks_in_the_engine_ends_every_choice(
     services: Any, engine: Any, make_job: Any, n: int, breakage: Any, expected: type[Exception]

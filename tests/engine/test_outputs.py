@@ -24,12 +24,12 @@ def test_what_is_unread_becomes_one_output():
     asyncio.run(scenario())
 
 
-def test_an_abort_keeps_the_tokens_that_were_unread():
+def test_an_error_keeps_the_tokens_that_were_unread():
     async def scenario():
         queue = OutputQueue()
         queue.put(output(1, num_cached_tokens=4))
-        queue.put(EngineOutput(request_id="r", finish_reason="abort"))
-        assert await queue.get() == output(1, num_cached_tokens=4, finish_reason="abort")
+        queue.put(EngineOutput(request_id="r", finish_reason="error"))
+        assert await queue.get() == output(1, num_cached_tokens=4, finish_reason="error")
 
     asyncio.run(scenario())
 
