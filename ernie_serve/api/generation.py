@@ -106,7 +106,10 @@ class Generation:
                     require_success(output, request.sampling, self._job.grammar_param)
                     self._note_prompt(choice, output)
                     told = output if choice.prompt_only else await self._paid(output)
+                    num_told = telling.num_tokens
                     events = telling.push(told)
+                    if not choice.prompt_only:  # what came behind the end is not paid for
+                        self._num_completion_tokens -= len(told.token_ids) - (telling.num_tokens - num_told)
                     if not events:
                         continue
                     first, end = events[0], events[-1]

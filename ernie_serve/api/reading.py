@@ -23,6 +23,11 @@ class AnswerReader:
         return self._stream.num_calls
 
     @property
+    def may_stop(self) -> bool:
+        """Whether it can be done before the engine is."""
+        return self._stream.max_calls is not None
+
+    @property
     def done(self) -> bool:
         """Whether the last call that is wanted is whole, so that nothing more need be made."""
         return self._stream.done

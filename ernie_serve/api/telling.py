@@ -27,6 +27,10 @@ class Reader(Protocol):
         """Calls of functions begun so far."""
 
     @property
+    def may_stop(self) -> bool:
+        """Whether it can be done before the engine is."""
+
+    @property
     def done(self) -> bool:
         """Whether nothing more need be made."""
 
@@ -91,8 +95,9 @@ class Telling:
         self._reader = job.read(choice.index) if job.read else None
         self._with_token_ids = job.with_token_ids
         self._reasoning = ReasoningTokens(tokenizer, job.start) if job.read else None
+        self._may_stop = bool(job.text.stops) or (self._reader is not None and self._reader.may_stop)
         self._num_placed = 0
-        self._num_tokens = 0
+        self.num_tokens = 0  # told so far
         self._sum_logprobs = 0.0
 
     @property
@@ -101,7 +106,18 @@ class Telling:
         return self._reasoning.num_tokens if self._reasoning else 0
 
     def push(self, output: EngineOutput) -> list[Event]:
-        """The events of an output; the last one, when there is nothing more to tell, is `Finished`."""
+        """The events of an output; the last one, when there is nothing more to tell, is `Finished`.
+
+        Which tokens come together is chance: those behind the end are neither told nor counted.
+        """
+        events: list[Event] = []
+        for part in one_by_one(output) if self._may_stop else [output]:
+            events += self._push(part)
+            if events and isinstance(events[-1], Finished):
+                break
+        return events
+
+    def _push(self, output: EngineOutput) -> list[Event]:
         scored = self._score(output)
         if self._prompt_only:
             return self._without_answer(scored) if output.token_ids or output.finish_reason else []
@@ -112,7 +128,7 @@ class Telling:
         if placed or ids:
             events = _with_tokens(events, TextDelta(self._index, "", placed, ids))
         if finished:
-            mean = self._sum_logprobs / max(1, self._num_tokens)
+            mean = self._sum_logprobs / max(1, self.num_tokens)
             events.append(Finished(self._index, self._reason(output), mean))
         return [*scored, *events]
 
@@ -131,7 +147,7 @@ class Telling:
         return [*scored, *opening, Finished(self._index, "length")]
 
     def _count(self, output: EngineOutput) -> None:
-        self._num_tokens += len(output.token_ids)
+        self.num_tokens += len(output.token_ids)
         self._sum_logprobs += sum(token.logprob for token in output.logprobs)
         if self._reasoning is not None:
             self._reasoning.push(output.token_ids)
@@ -144,16 +160,9 @@ class Telling:
         """The events of an output, and the log-probabilities to tell with them."""
         if self._stops is None:
             return self._read(output)
-        events: list[Event] = []
-        placed: list[Placed] = []
-        for part in one_by_one(output):
-            self._num_read += len(part.token_ids)
-            more, tokens = self._stops.push(*self._read(part), looking=self._num_read > self._min_tokens)
-            events += more
-            placed += tokens
-            if self._stops.stopped:
-                return events, placed
-        if output.finish_reason is not None:
+        self._num_read += len(output.token_ids)
+        events, placed = self._stops.push(*self._read(output), looking=self._num_read > self._min_tokens)
+        if output.finish_reason is not None and not self._stops.stopped:
             more, tokens = self._stops.finish()
             events += more
             placed += tokens
@@ -194,10 +203,13 @@ def one_by_one(output: EngineOutput) -> list[EngineOutput]:
     ids, logprobs = output.token_ids, output.logprobs
     if len(ids) < 2:
         return [output]
-    return [
+    parts = [
         EngineOutput(request_id=output.request_id, token_ids=ids[at : at + 1], logprobs=logprobs[at : at + 1])
         for at in range(len(ids) - 1)
-    ] + [msgspec.structs.replace(output, token_ids=ids[-1:], logprobs=logprobs[-1:])]
+    ]
+    first = msgspec.structs.replace(parts[0], prompt_logprobs=output.prompt_logprobs)
+    last = msgspec.structs.replace(output, token_ids=ids[-1:], logprobs=logprobs[-1:], prompt_logprobs=[])
+    return [first, *parts[1:], last]
 
 
 def _with_tokens(events: list[Event], tokens: TextDelta) -> list[Event]:

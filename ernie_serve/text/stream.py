@@ -21,8 +21,8 @@ What is framing, and what is not:
   `<response>` is content just so.
 - `<tool_call>` is a call only at the very start of a line (or behind another frame), and only if a JSON object
   follows that names one of the request's tools and has an object as its arguments: see `call_reader.py`. White space
-  around a call is framing. Anything else, calls of unknown tools included, comes back as content, word for word. So
-  does a call that is cut off before anything of it was sent.
+  around a call is framing. Anything else, calls of unknown tools included, comes back as content, word for word. A
+  call that the answer's end cuts off before anything of it was sent is not told.
 - A call of which something was sent stays a call. Text that then breaks its JSON ends it there, without a `CallEnd`,
   and is content; a `</tool_call>` or a brace that is missing behind whole arguments is forgiven.
 - Tags inside reasoning, other than `</think>`, are reasoning.
@@ -73,7 +73,7 @@ class AnswerStream:
     ) -> None:
         """`tools` are the names that may be called. After `max_calls` calls nothing more is told."""
         self._tools = frozenset(tools)
-        self._max_calls = max_calls
+        self.max_calls = max_calls
         self._new_id = new_id
         self._framed = start != "text"
         self._may_think = start == "answer"
@@ -125,13 +125,13 @@ class AnswerStream:
         return self._take()
 
     def flush(self) -> list[Event]:
-        """What was held back and is no framing. Nothing is pushed after it."""
+        """What was held back and is no framing. Nothing is pushed after it. A call that is cut off before its
+        arguments begin is not told.
+        """
         if self._state == "reasoning":
             self._tell_reasoning(self._tail)
         elif self._state == "answer":
             self._content.add(self._tail)
-        elif self._state == "call" and not self._call.begun:
-            self._give_call_back()
         if self._state == "answer":
             self._content.flush()
         self._tail = ""
@@ -214,7 +214,7 @@ class AnswerStream:
             self._events.append(CallArguments(self._num_calls - 1, arguments))
             if call.complete:
                 self._events.append(CallEnd(self._num_calls - 1))
-        if self._num_calls == self._max_calls and (call.complete or call.failed):
+        if self._num_calls == self.max_calls and (call.complete or call.failed):
             self._state = "done"
         elif call.failed or call.closed:
             self._state = "call end"

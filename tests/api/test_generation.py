@@ -101,6 +101,17 @@ def test_stop_string_ends_the_text_and_the_request(services: Any, engine: Any, m
     assert made.usage["completion_tokens"] == 8
 
 
+@pytest.mark.parametrize("step", [1, 2, 5, 100])
+def test_tokens_behind_a_stop_string_are_not_counted_whatever_comes_together(
+    services: Any, engine: Any, make_job: Any, step: int
+) -> None:
+    engine.step = step
+    made = generation(services, make_job(b"a", stops=("o, w",)))
+    (answer,) = asyncio.run(made.answers())
+    assert (answer.text, answer.reason, made.usage["completion_tokens"]) == ("Hell", "stop", 8)
+    assert made.used.completion_tokens == 8
+
+
 def test_opening_stands_before_the_text(services: Any, engine: Any, make_job: Any) -> None:
     assert asyncio.run(generation(services, make_job(b"a", opening="> ")).answers())[0].text == "> Hello, world!"
     engine.reply = ""
