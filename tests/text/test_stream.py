@@ -170,14 +170,12 @@ def test_calls_at_the_start_of_a_line(start, text, content, names):
         f"`{call()}`",
         f"- {call()}",
         f"x\n {call()}",
-        "<tool_call>",
         "Use <tool_call> tags",
         "<tool_call>\nwords\n</tool_call>\n",
         call("unknown"),
         call("a", '"{}"'),
         call("a", "[]"),
         call("a", "null"),
-        '<tool_call>\n{"name": "a", "argum',
         "<tool_call>\n{'name': 'a'}\n</tool_call>",
         '<tool_call>\n{"name": "a" "arguments": {}}\n</tool_call>',
         "a\n\n</tool_call>\nb",
@@ -185,6 +183,15 @@ def test_calls_at_the_start_of_a_line(start, text, content, names):
 )
 def test_what_is_no_call_comes_back_word_for_word(start, text):
     assert parse(start, text) == (None, text, [])
+
+
+@pytest.mark.parametrize("start", ["text", "answer", "response"])
+@pytest.mark.parametrize("before", ["", "Yes.\n"])
+@pytest.mark.parametrize(
+    "cut", ["<tool_call>", "<tool_call>\n", '<tool_call>\n{"na', '<tool_call>\n{"name": "a", "argum']
+)
+def test_a_call_that_is_cut_off_before_its_arguments_is_not_told(start, before, cut):
+    assert parse(start, before + cut) == (None, before.strip() or None, [])
 
 
 def test_without_tools_every_call_is_prose():
