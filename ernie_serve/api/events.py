@@ -82,13 +82,21 @@ class Call:
 
 
 @dataclass(slots=True)
+class Text:
+    """Text before, between or behind calls."""
+
+    text: str
+
+
+@dataclass(slots=True)
 class Answer:
-    """One choice in one piece: the fold of its events."""
+    """One choice in one piece: the fold of its events. `parts` are its text and its calls in their order."""
 
     index: int
     text: str = ""
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
+    parts: list[Text | Call] = field(default_factory=list)
     logprobs: list[Placed] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs | None] = ()
@@ -103,10 +111,17 @@ class Answer:
                 self.text += event.text
                 self.logprobs += event.logprobs
                 self.token_ids += event.token_ids
+                if event.text:  # the tokens of a call come without
+                    last = self.parts[-1] if self.parts else None
+                    if isinstance(last, Text):
+                        last.text += event.text
+                    else:
+                        self.parts.append(Text(event.text))
             case ReasoningDelta():
                 self.reasoning += event.text
             case CallBegun():
                 self.calls.append(Call(event.id, event.name))
+                self.parts.append(self.calls[-1])
             case CallDelta():
                 self.calls[event.call].arguments += event.arguments
             case PromptScored():

@@ -5,11 +5,12 @@ Knows what stands around the items of a response, and keeps it when it is whole.
 
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import orjson
 
-from ernie_serve.api.events import Answer, CallBegun, CallDelta, Event, Finished, ReasoningDelta, TextDelta
+from ernie_serve.api.events import Answer, Call, CallBegun, CallDelta, Event, Finished, ReasoningDelta, TextDelta
 from ernie_serve.api.logprobs import chat_logprobs
 from ernie_serve.api.response_items import ResponseItems, Typed
 from ernie_serve.api.telling import Job
@@ -79,7 +80,7 @@ class ResponseFormat:
         """Close the last item; a response that says nothing has an empty message."""
         begun: list[Typed] = []
         if not any(item["type"] != "reasoning" for item in self._items.output) and self._reason != "length":
-            begun = self._items.add(TextDelta(0, ""))
+            begun = self._items.say(TextDelta(0, ""))
         return [*begun, *self._items.close("incomplete" if self._reason == "length" else "completed")]
 
     def _ended(self) -> Fields:
@@ -128,8 +129,12 @@ def usage_of(usage: Fields) -> Fields:
 def _events_of(answer: Answer) -> list[Event]:
     """The events that a whole answer could have been told with."""
     events: list[Event] = [ReasoningDelta(0, answer.reasoning)] if answer.reasoning else []
-    if answer.text or answer.logprobs:
-        events.append(TextDelta(0, answer.text, answer.logprobs))
-    for number, call in enumerate(answer.calls):
-        events += [CallBegun(0, number, call.id, call.name), CallDelta(0, number, call.arguments)]
+    numbers, logprobs = count(), answer.logprobs
+    for part in answer.parts:
+        if isinstance(part, Call):
+            number = next(numbers)
+            events += [CallBegun(0, number, part.id, part.name), CallDelta(0, number, part.arguments)]
+        else:
+            events.append(TextDelta(0, part.text, logprobs))
+            logprobs = []
     return [*events, Finished(0, answer.reason, unpaid=answer.unpaid)]

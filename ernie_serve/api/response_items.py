@@ -24,15 +24,13 @@ class ResponseItems:
         self._is_open = False
 
     def add(self, event: Event) -> list[Typed]:
-        """What an event of the answer makes of the items."""
+        """What an event of the answer makes of the items; the tokens of a call are nothing that was said."""
         match event:
             case ReasoningDelta():
                 told = self._open_if_not("reasoning", {"summary": [], "content": []})
                 return [*told, *self._grow(event.text, "reasoning_text", {})]
-            case TextDelta():
-                logprobs = self._tell_logprobs(event)
-                told = self._open_if_not("message", {"role": "assistant", "content": []})
-                return [*told, *self._grow(event.text, "output_text", {"logprobs": logprobs})]
+            case TextDelta() if event.text or self._is_open_as("message"):
+                return self.say(event)
             case CallBegun():
                 call = {"call_id": event.id, "name": event.name, "arguments": ""}
                 return [*self.close(), self._open("function_call", call)]
@@ -40,6 +38,12 @@ class ResponseItems:
                 self.output[-1]["arguments"] += event.arguments
                 return [("response.function_call_arguments.delta", {**self._place(), "delta": event.arguments})]
         return []
+
+    def say(self, event: TextDelta) -> list[Typed]:
+        """More of a message, which is begun where none is open."""
+        logprobs = self._tell_logprobs(event)
+        told = self._open_if_not("message", {"role": "assistant", "content": []})
+        return [*told, *self._grow(event.text, "output_text", {"logprobs": logprobs})]
 
     def close(self, status: str = "completed") -> list[Typed]:
         """The end of the open item, if one is open."""
@@ -64,9 +68,12 @@ class ResponseItems:
         return told
 
     def _open_if_not(self, kind: str, fields: Fields) -> list[Typed]:
-        if self._is_open and self.output[-1]["type"] == kind:
+        if self._is_open_as(kind):
             return []
         return [*self.close(), self._open(kind, fields)]
+
+    def _is_open_as(self, kind: str) -> bool:
+        return self._is_open and self.output[-1]["type"] == kind
 
     def _open(self, kind: str, fields: Fields) -> Typed:
         prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]
