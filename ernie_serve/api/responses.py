@@ -189,10 +189,10 @@ def page_of(items: list[Item], query: dict[str, str]) -> dict[str, Any]:
         raise InvalidRequest("`limit` must be a number from 1 to 100.", param="limit")
     ordered = items if order == "asc" else items[::-1]
     if after is not None:
-        place = next((at for at, item in enumerate(ordered) if item["id"] == after), None)
-        if place is None:
+        places = [at for at, item in enumerate(ordered) if item["id"] == after]
+        if not places:
             raise InvalidRequest(f"`after` names no item of this list: {after[:128]!r}.", param="after")
-        ordered = ordered[place + 1 :]
+        ordered = ordered[places[-1] + 1 :]  # clients may give items the same id
     page = ordered[: int(limit)]
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
     return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(ordered) > len(page)}

@@ -8,6 +8,7 @@ from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from ernie_serve.api.schema.response_input import messages_of, read_input
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.messages import Grammar
 
@@ -221,6 +222,55 @@ def test_logprobs_are_included_where_asked_for(respond: Any, engine: Any, tagged
     assert len(told[0]["top_logprobs"]) == 1
     deltas = [e for e in events_of(respond(include=["message.output_text.logprobs"], stream=True).text) if "delta" in e]
     assert [token["token"] for event in deltas for token in event["logprobs"]] == ["Y", "e", "s"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_the_tokens_of_a_call_are_nothing_that_was_said(respond: Any, engine: Any, tagged: Any, step: int) -> None:
+    engine.reply, engine.step = tagged(THOUGHT + CALL), step
+    asked = {"include": ["message.output_text.logprobs"], "tools": [TOOL]}
+    whole = respond(**asked).json()
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "function_call"]
+    last = events_of(respond(**asked, stream=True).text)[-1]
+    assert last["type"] == "response.completed"
+    assert [without_ids(item) for item in last["response"]["output"]] == [without_ids(item) for item in whole["output"]]
+
+
+def test_text_and_calls_stay_in_their_order_and_what_was_cut_is_the_last(
+    respond: Any, engine: Any, tagged: Any
+) -> None:
+    engine.reply = tagged(THOUGHT + CALL + "\nThat was a call.")
+    length = len(engine.reply) - 5
+    whole = respond(tools=[TOOL], max_output_tokens=length).json()
+    told = events_of(respond(tools=[TOOL], max_output_tokens=length, stream=True).text)[-1]["response"]
+    shape = [(item["type"], item["status"]) for item in whole["output"][1:]]
+    assert shape == [("function_call", "completed"), ("message", "incomplete")]
+    assert [without_ids(item) for item in told["output"]] == [without_ids(item) for item in whole["output"]]
+
+
+def test_reasoning_belongs_to_the_assistant_s_message_behind_it(respond: Any, engine: Any) -> None:
+    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "d"}
+    asked = {"role": "user", "content": "a"}
+    messages = messages_of(
+        read_input([asked, thought, call, result, thought, {"role": "assistant", "content": "b"}]), None
+    )
+    assert [message.get("reasoning_content") for message in messages] == [None, "Hm.", None, "Hm."]
+    assert messages_of(read_input([asked, thought, asked]), None) == [asked, asked]
+    assert respond(input=[asked, {**thought, "content": ["Hm."]}]).status_code == 400
+
+
+def test_items_of_one_id_do_not_keep_a_client_paging(respond: Any, call_thinking: Any) -> None:
+    items = [{"role": "user", "content": text, "id": "same"} for text in "abc"]
+    path = f"/v1/responses/{respond(input=items).json()['id']}/input_items"
+    page = call_thinking("GET", path, params={"limit": 1}).json()
+    assert call_thinking("GET", path, params={"limit": 1, "after": page["last_id"]}).json()["data"] == []
+
+
+def test_calls_and_results_are_listed_with_a_status(respond: Any, call_thinking: Any) -> None:
+    path = f"/v1/responses/{respond(input=ITEMS).json()['id']}/input_items"
+    for item in call_thinking("GET", path).json()["data"]:
+        assert item["type"] == "reasoning" or item["status"] == "completed"
 
 
 def test_effort_is_a_budget(respond: Any, engine: Any) -> None:

@@ -28,30 +28,39 @@ def read_input(given: Any) -> list[Item]:
 
 
 def messages_of(items: Sequence[Item], instructions: str | None) -> list[dict[str, Any]]:
-    """The messages that items are: calls belong to the assistant's message before them, reasoning is left out."""
+    """The messages that items are: calls belong to the assistant's message before them, reasoning to that behind it."""
     messages: list[dict[str, Any]] = []
+    thought: dict[str, Any] = {}
     if instructions:
         messages.append({"role": "system", "content": instructions})
     for item in items:
+        if item["type"] == "reasoning":
+            text = "\n".join(part["text"] for part in item.get("content") or ())
+            thought = {"reasoning_content": text} if text else {}
+            continue
         match item["type"]:
             case "message":
-                messages.append({"role": ROLES[item["role"]], "content": _text_of(item["content"], item["role"])})
+                role, own = ROLES[item["role"]], thought if item["role"] == "assistant" else {}
+                messages.append({"role": role, "content": _text_of(item["content"], item["role"]), **own})
             case "function_call":
-                if not messages or messages[-1]["role"] != "assistant":
-                    messages.append({"role": "assistant", "content": ""})
+                if thought or not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": "", **thought})
                 function = {"name": item["name"], "arguments": item["arguments"]}
                 call = {"id": item["call_id"], "type": "function", "function": function}
                 messages[-1].setdefault("tool_calls", []).append(call)
             case "function_call_output":
                 content = _text_of(item["output"], "tool")
                 messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
+        thought = {}
     return messages
 
 
 def listed(item: Item) -> Item:
     """An item as a list of a response's input tells it."""
-    if item["type"] != "message" or not isinstance(item["content"], str):
+    if item["type"] == "reasoning":
         return item
+    if item["type"] != "message" or not isinstance(item["content"], str):
+        return {"status": "completed", **item}
     kind = "output_text" if item["role"] == "assistant" else "input_text"
     part: dict[str, Any] = {"type": kind, "text": item["content"]}
     if kind == "output_text":
@@ -78,10 +87,20 @@ def _read_item(item: Any, path: str) -> Item:
             call_id = _name(item, "call_id", path)
             return {"type": kind, "call_id": call_id, "output": output, "id": _id_of(item, "fco")}
         case "reasoning":
-            return {"type": kind, "summary": [], "id": _id_of(item, "rs")}
+            content = _reasoning_of(item.get("content"), f"{path}.content")
+            return {"type": kind, "summary": [], "content": content, "id": _id_of(item, "rs")}
     named = f"an item of type {kind[:40]!r}" if isinstance(kind, str) else "no item"
     told = f"`{path}` is {named}; this server reads message, function_call, function_call_output and reasoning."
     raise InvalidRequest(told, param=f"{path}.type")
+
+
+def _reasoning_of(content: Any, path: str) -> list[Item]:
+    parts = [] if content is None else content
+    if not isinstance(parts, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("text"), str) for each in parts
+    ):
+        raise InvalidRequest(f"`{path}` must be a list of parts with `text`.", param=path)
+    return [{"type": "reasoning_text", "text": each["text"]} for each in parts]
 
 
 def _read_message(item: Item, path: str) -> Item:
