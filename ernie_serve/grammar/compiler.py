@@ -4,6 +4,7 @@ Knows llguidance and what bytes tokens stand for. Knows no requests and no tenso
 interpreter lock; how long it may take is `checker`'s to bound, how large a thing may be is `limits`'.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -97,7 +98,7 @@ class GrammarCompiler:
         for _ in range(_NUM_TRIED):
             bits = int.from_bytes(matcher.compute_bitmask(), "little") & ((1 << self.vocabulary.size) - 1)
             if matcher.is_error():
-                raise InvalidRequest(_said(matcher))
+                raise InvalidRequest(_said(matcher, grammar))
             if not bits:
                 return
             matcher.consume_token(_some_bit(bits, chance))
@@ -141,7 +142,7 @@ class GrammarCompiler:
         except BaseException as error:  # a panic of the library is no Exception
             raise InvalidRequest(f"The grammar cannot be compiled ({type(error).__name__}).") from error
         if matcher.is_error():
-            raise InvalidRequest(_said(matcher))
+            raise InvalidRequest(_said(matcher, grammar))
         return matcher
 
 
@@ -164,12 +165,20 @@ def _size(grammar: Grammar) -> int:
     return _BYTES_EACH + _BYTES_PER_BYTE * len(grammar.text)
 
 
-def _said(matcher: LLMatcher) -> str:
-    """What the library says of its error, short and without its inner state."""
+def _said(matcher: LLMatcher, grammar: Grammar) -> str:
+    """What the library says of its error, short, without its inner state and without what the client did not write."""
     said = matcher.get_error().replace("<non-verbose/>", "").strip()
+    if grammar.kind != "lark":
+        said = _PLACE.sub("", _LISTING.split(said)[0]).strip()
+    if "NoExtensionBias" in said:
+        said = "a `$ref` leads back to itself before it says anything"
     if "oneOf" in said:
         said = "`oneOf` is supported only where no value can match two of its branches; use `anyOf`"
     return f"The grammar cannot be compiled: {' '.join(said.split())[:300].rstrip('.')}."
+
+
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_LISTING = re.compile(r"\n *\d+ \|")
 
 
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

@@ -1,7 +1,8 @@
 """What a schema, pattern or grammar may ask for before anything is compiled.
 
 Knows JSON schema's keywords and how large a thing may be. Knows nothing of how grammars are compiled. Everything
-refused is refused by name: a keyword that would be dropped would be a promise broken silently.
+refused is refused by name: a keyword that would be dropped would be a promise broken silently. Only a format that
+nobody here knows is dropped: it promises nothing.
 """
 
 import json
@@ -31,6 +32,11 @@ _REFUSED = {
 }
 
 
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
+)
+"""The formats of strings that are kept. Any other binds nothing, as JSON Schema has it of unknown ones."""
+
 _NUMBERS = {"const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 
 
@@ -44,7 +50,10 @@ def read_schema(text: str) -> dict[str, Any] | bool:
 
 
 def check_schema(schema: object) -> None:
-    """Raise `InvalidRequest` unless a parsed schema is within the limits and every keyword in it is kept."""
+    """Raise `InvalidRequest` unless a parsed schema is within the limits and every keyword in it is kept.
+
+    Formats that are not known are taken out of it.
+    """
     _Walk().visit(schema, "#", 1)
 
 
@@ -112,6 +121,8 @@ class _Walk:
         if not isinstance(schema, dict):
             raise InvalidRequest(f"The schema at {where} must be an object, true or false.")
         self._check_keywords(schema, where)
+        if isinstance(named := schema.get("format"), str) and named not in FORMATS:
+            del schema["format"]  # to JSON Schema an annotation, to the library an error
         for key in _ONE:
             if key in schema:
                 self.visit(schema[key], f"{where}/{key}", depth + 1)

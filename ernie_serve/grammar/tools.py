@@ -109,10 +109,12 @@ def _is_exact(function: dict[str, Any], mode: ToolMode) -> bool:
 
 
 def _arguments(function: dict[str, Any], *, exact: bool) -> dict[str, Any]:
-    """The schema of a tool's arguments: an object, whatever else is said."""
-    schema = function.get("parameters") or {}
+    """The schema of a tool's arguments: an object, whatever else is said, and an empty one where nothing is said."""
+    schema = function.get("parameters")
     if not exact:
         return {"type": "object"}
+    if schema is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
     where = f"The parameters of the tool `{str(function['name'])[:64]}`"
     if not isinstance(schema, dict):
         raise InvalidRequest(f"{where} must be a JSON schema.", param="tools")

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
+from ernie_serve.grammar.tools import ToolFraming, tool_grammar
 from ernie_serve.messages import Grammar
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -217,7 +218,6 @@ def test_a_lark_grammar_binds_and_so_does_json_inside_it(answer):
         (Grammar("json_schema", "{"), "JSON"),
         (Grammar("json_schema", '{"not": {}}'), "`not`"),
         (Grammar("json_schema", '{"type": "strin"}'), "strin"),
-        (Grammar("json_schema", '{"format": "regex", "type": "string"}'), "regex"),
         (Grammar("json_schema", '{"$ref": "#/$defs/none"}'), "none"),
         (Grammar("json_schema", '{"pattern": "(?=a)b", "type": "string"}'), "look-ahead"),
         (Grammar("json_schema", "false"), "[Uu]nsatisfiable"),
@@ -287,3 +287,16 @@ def test_a_mask_has_room_for_every_id_and_the_end():
         bytes_per_mask = Vocabulary([b"a"] * size).bytes_per_mask
         assert bytes_per_mask % 4 == 0
         assert bytes_per_mask * 8 >= size + 1 > (bytes_per_mask - 4) * 8
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_what_is_wrong_is_told_without_what_the_client_did_not_write(vocabulary, framed):
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "a(?=b)"}}}
+    grammar = Grammar("json_schema", json.dumps(schema))
+    if framed:
+        grammar = tool_grammar([{"type": "function", "function": {"name": "f", "parameters": schema}}], ToolFraming())
+    with pytest.raises(InvalidRequest) as raised:
+        GrammarCompiler(vocabulary).check(grammar)
+    assert "look-around" in raised.value.message
+    assert "tool_0" not in raised.value.message
+    assert "at 5(" not in raised.value.message

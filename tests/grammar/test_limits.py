@@ -113,6 +113,13 @@ def test_each_limit_lets_its_number_through_and_no_more(limit, within, beyond):
         limits.check_schema(beyond)
 
 
+def test_a_format_that_nobody_knows_binds_nothing():
+    schema = limits.read_schema(
+        json.dumps({"properties": {"format": {"type": "string", "format": "int32"}, "day": {"format": "date"}}})
+    )
+    assert schema == {"properties": {"format": {"type": "string"}, "day": {"format": "date"}}}
+
+
 def test_a_schema_is_measured_in_bytes_before_it_is_read():
     limits.read_schema('{"title": "' + "a" * (limits.MAX_BYTES - 13) + '"}')
     with pytest.raises(InvalidRequest, match=str(limits.MAX_BYTES)):

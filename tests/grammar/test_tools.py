@@ -171,3 +171,11 @@ def test_many_tools_with_like_names_compile(compiler, answer):
 
 def test_the_grammar_is_plain_data():
     assert isinstance(tool_grammar(TOOLS, ToolFraming()), Grammar)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"parameters": None}])
+def test_a_tool_without_parameters_takes_none(parameters, answer):
+    tool = {"type": "function", "function": {"name": "now", **parameters}}
+    for seed in range(5):
+        said = answer(tool_grammar([tool], ToolFraming(), parallel=False), seed)
+        assert '"arguments": {}' in said.text
