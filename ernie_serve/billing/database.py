@@ -125,7 +125,10 @@ class Database:
     def hold_alone(self) -> None:
         """Say that this process serves from this SQLite file. Raises `StartupError` where another one does."""
         path = f"{os.path.realpath(self._url.database or '')}.lock"
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _not_writable(path, error.strerror or str(error)) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -162,6 +165,8 @@ class Database:
         if not name or name == ":memory:":
             raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
         path = Path(name).expanduser()
+        if make and path.exists():
+            _require_writable(path.resolve())
         found = _tables_of(path)
         if found and _OURS - found:
             raise StartupError(f"{path} is another program's database. Give --database-url a file of its own.")
@@ -221,6 +226,20 @@ def _no_store(where: str) -> StartupError:
     return StartupError(
         f"There is no billing store at {where}. `ernie-serve keys create` makes one; --database-url or "
         "ERNIE_SERVE_DATABASE_URL names another."
+    )
+
+
+def _require_writable(path: Path) -> None:
+    """Whoever only tried to write would leave files behind that nobody can write either."""
+    for each in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        if each.exists() and not os.access(each, os.W_OK):
+            raise _not_writable(str(each), f"it belongs to user {each.stat().st_uid}, and this is {os.geteuid()}")
+
+
+def _not_writable(path: str, why: str) -> StartupError:
+    return StartupError(
+        f"The billing database cannot be written: {path}: {why}. Change its owner or mode, or give --database-url "
+        "another."
     )
 
 

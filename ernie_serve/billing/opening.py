@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 from ernie_serve.billing.clock import Clock
-from ernie_serve.billing.database import Database
+from ernie_serve.billing.database import Database, cause_of, without_password
 from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.store import Store
+from ernie_serve.errors import StartupError, StoreUnavailable
 
 DATABASE_VARIABLE = "ERNIE_SERVE_DATABASE_URL"
 
@@ -24,8 +25,13 @@ async def open_meter(url: str, model: str, prices: Prices, clock: Clock | None =
     store = await asyncio.to_thread(_open_store, url)
     try:
         return await PaidMeter.open(store, model, prices, clock)
-    except BaseException:
+    except BaseException as error:
         await asyncio.to_thread(store.close)
+        if isinstance(error, StoreUnavailable) and isinstance(error.__cause__, Exception):
+            raise StartupError(
+                f"The billing database {without_password(url)} cannot be written: {cause_of(error.__cause__)}. Give it "
+                "room and a mode that lets it be written, or give --database-url another."
+            ) from None
         raise
 
 

@@ -332,7 +332,7 @@ def _unavailable(error: Exception) -> Exception:
     if not is_away(error):
         return error
     _log.error("The billing store failed: %s", cause_of(error))
-    return StoreUnavailable(
-        "The billing store cannot be used at the moment, so nothing was generated. Try again shortly.",
-        retry_after_seconds=5,
-    )
+    told = "The billing store cannot be used at the moment, so nothing was generated. Try again shortly."
+    unavailable = StoreUnavailable(told, retry_after_seconds=5)
+    unavailable.__cause__ = error
+    return unavailable

@@ -110,6 +110,7 @@ class Upkeep:
                 try:
                     answer = await self._store.write(waiting.do, lane=waiting.account_id)
                 except StoreUnavailable:
+                    self._counters.store_failures += 1
                     return len(self._waiting) + len(self._undone)
                 except Exception:
                     _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)

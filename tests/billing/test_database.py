@@ -1,5 +1,7 @@
 """Which databases are opened, how, and what is said of those that are not."""
 
+import os
+import re
 import sqlite3
 from contextlib import closing
 
@@ -93,6 +95,29 @@ def test_one_server_has_a_sqlite_file_to_itself(sqlite_url):
     first.close()
     second.hold_alone()
     second.close()
+
+
+@pytest.mark.parametrize("name", ["{}", "{}-wal", ".."])
+def test_a_file_that_cannot_be_written_is_named_before_it_is_opened(sqlite_url, monkeypatch, name):
+    Database(sqlite_url, make=True).close()
+    path = sqlite_url.removeprefix("sqlite:///")
+    refused = os.path.dirname(path) if name == ".." else name.format(path)
+    if not os.path.exists(refused):
+        open(refused, "w").close()
+    before = sorted(os.listdir(os.path.dirname(path)))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda each, mode: str(each) != refused and may(each, mode))
+    with pytest.raises(StartupError, match=f"{re.escape(refused)}: it belongs to user .* Change its owner or mode"):
+        Database(sqlite_url, make=True)
+    assert sorted(os.listdir(os.path.dirname(path))) == before
+
+
+def test_a_lock_that_cannot_be_taken_is_named(sqlite_url):
+    database = Database(sqlite_url)
+    os.mkdir(sqlite_url.removeprefix("sqlite:///") + ".lock")
+    with pytest.raises(StartupError, match=r"\.lock: Is a directory"):
+        database.hold_alone()
+    database.close()
 
 
 def test_a_link_to_a_sqlite_file_is_the_same_file(sqlite_url, tmp_path):

@@ -1,6 +1,7 @@
 """Where the store is, and that it never learns what was said."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_a_second_server_on_one_file_does_not_start(small_shop):
                 await open_meter(small_shop.url, "ernie", Prices())
         async with small_shop.open():
             pass
+
+    asyncio.run(scenario())
+
+
+def test_a_store_without_room_is_told_in_a_line(small_shop, monkeypatch):
+    def full(connection, *given, **named):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def scenario():
+        async with small_shop.open():
+            pass
+        monkeypatch.setattr("ernie_serve.billing.price_lists.set_prices", full)
+        with pytest.raises(StartupError, match=r"cannot be written: database or disk is full\. Give it room"):
+            await open_meter(small_shop.url, "ernie", Prices())
 
     asyncio.run(scenario())
 

@@ -165,6 +165,7 @@ def test_a_charge_that_waits_is_written_once_by_whoever_comes_first_and_outlives
 def test_what_a_refused_request_may_hold_is_let_go_once_and_is_no_charge_that_waits(small_shop, monkeypatch):
     async def scenario():
         async with small_shop.open() as meter:
+            meter.upkeep._keeper.cancel()  # which would begin before we look
             caller = await small_shop.caller(meter)
             transaction = meter._store._database.transaction
 
