@@ -5,8 +5,10 @@ only where the engine is to run in this process.
 """
 
 import asyncio
+import errno
 import ipaddress
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -30,7 +32,7 @@ from ernie_serve.billing.meter import Meter
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
-from ernie_serve.errors import InvalidRequest, SettingsError, StartupError
+from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, StartupError
 from ernie_serve.grammar.checker import GrammarChecker
 from ernie_serve.grammar.compiler import Vocabulary
 from ernie_serve.logs import log_to_stderr
@@ -44,6 +46,8 @@ from ernie_serve.text.tokenizer import Tokenizer
 
 BUNDLED = "ernie-tiny"
 
+_MOST_FILES = 65_536
+"""So many connections and files are taken where the system lets us; each connection is one."""
 _NICE = 5
 """How far this process steps back for an engine on the same cores, all of whose threads wait for the slowest."""
 
@@ -105,6 +109,9 @@ def serve(settings: Settings) -> None:
     """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread: the engine has the other cores
     log_to_stderr(settings.log_level)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST_FILES)), hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 
@@ -178,14 +185,18 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 def open_text(settings: Settings) -> Text:
     """Read a checkpoint's config, tokenizer and template, fetching these from the hub if need be."""
     folder = hub.resolve(settings.model, settings.revision, "text")
-    tokenizer = Tokenizer.from_folder(folder)
-    return Text(
-        folder,
-        ModelConfig.from_folder(folder),
-        tokenizer,
-        ChatTemplate.from_folder(folder, tokenizer),
-        GenerationDefaults.from_folder(folder, tokenizer),
-    )
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+        return Text(
+            folder,
+            ModelConfig.from_folder(folder),
+            tokenizer,
+            ChatTemplate.from_folder(folder, tokenizer),
+            GenerationDefaults.from_folder(folder, tokenizer),
+        )
+    except OSError as error:
+        what, why = error.filename or folder, error.strerror or error
+        raise CheckpointError(f"{what} cannot be read: {why}. Look at its owner and its mode.") from None
 
 
 def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
@@ -301,10 +312,10 @@ def _listen(settings: Settings) -> socket.socket:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (while")[0]
-        raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be listened on ({why}). "
-            "Choose another --port, or end what holds this one."
-        ) from None
+        remedy = "Choose another --port, or end what holds this one."
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            remedy = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
+        raise SettingsError(f"{settings.host}:{settings.port} cannot be listened on ({why}). {remedy}") from None
     # connections inherit it; without it a small chunk waits up to 40 ms for the client to confirm the one before
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setblocking(False)

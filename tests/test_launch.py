@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from ernie_serve import launch
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.config import Settings, load
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.errors import CheckpointError, SettingsError, StartupError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -84,6 +84,22 @@ def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: py
     monkeypatch.setattr("ernie_serve.banner.show_loading", fail)
     monkeypatch.setattr("ernie_serve.banner.show_ready", fail)
     asyncio.run(scenario())
+
+
+def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "tokenizer.json"))
+
+    monkeypatch.setattr("ernie_serve.launch.Tokenizer.from_folder", refuse)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: Permission denied\. Look at its owner"):
+        launch.open_text(launch.with_checkpoint(Settings()))
+
+
+def test_an_address_of_another_machine_is_told_from_a_port_that_is_taken() -> None:
+    with pytest.raises(SettingsError, match="Give --host an address of this machine"):
+        launch._listen(Settings(host="192.0.2.1", allow_unauthenticated=True))
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SettingsError, match="Choose another --port"):
+        launch._listen(Settings(port=other.getsockname()[1]))
 
 
 def test_ctrl_c_is_heard_by_a_server_in_the_background_and_a_hangup_not_under_nohup(

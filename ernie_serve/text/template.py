@@ -62,7 +62,10 @@ class ChatTemplate:
         """
         path = folder / "chat_template.jinja"
         if path.is_file():
-            source = path.read_text(encoding="utf-8")
+            try:
+                source = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise CheckpointError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
         else:
             path = folder / "tokenizer_config.json"
             named = read_json(path).get("chat_template")

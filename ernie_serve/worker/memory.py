@@ -66,16 +66,21 @@ def plan_cache(
     `dtype` is the arithmetic's, `cache_dtype` the cache's where it has one of its own. `mapped_bytes` are weights in
     files that are mapped: the system counts them as free, but they have to stay.
 
-    A given `kv_cache_memory_bytes` is taken at its word. Otherwise the cache gets what the device has left beside the
-    largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the checkpoint allows and
-    the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change; `smaller` are flags that would
-    make the weights smaller.
+    A given `kv_cache_memory_bytes` is taken at its word, as far as there is so much. Otherwise the cache gets what the
+    device has left beside the largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the
+    checkpoint allows and the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change; `smaller`
+    are flags that would make the weights smaller.
     """
     limit = config.max_position_embeddings
     kept = cache_dtype or dtype
     budget = kv_cache_memory_bytes
+    free = max(0, free_bytes(device) - mapped_bytes)
+    if budget is not None and budget > free:
+        raise NotEnoughMemory(
+            f"--kv-cache-memory-bytes asks for {_gib(budget)}; beside the weights {_gib(free)} are free on {device}. "
+            "Lower it, or leave it out."
+        )
     if budget is None:
-        free = max(0, free_bytes(device) - mapped_bytes)
         if device.type == "cuda":
             free = max(0, free - int(device_bytes(device) * (1 - gpu_memory_utilization)))
         step = step_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)

@@ -30,6 +30,11 @@ def put(root, path, text):
     file.write_text(text)
 
 
+def test_a_cache_larger_than_what_is_free_is_refused_with_both_numbers(tiny_config):
+    with pytest.raises(NotEnoughMemory, match=r"--kv-cache-memory-bytes asks for 1048576\.00 GiB; .* free on cpu"):
+        plan(tiny_config, kv_cache_memory_bytes=1 << 50)
+
+
 def test_without_groups_the_available_memory_is_free(tmp_path):
     assert memory.free_bytes(CPU, machine(tmp_path)) == 1000 * 1024
 
