@@ -5,6 +5,8 @@ take settings are made from the fields of `Settings`, so a setting is named and 
 """
 
 import copy
+import errno
+import importlib.metadata
 import inspect
 import math
 import sys
@@ -35,7 +37,6 @@ _SOURCES = (
 
 app = typer.Typer(
     name="ernie-serve",
-    help="Serve ERNIE 4.5 text models over an OpenAI-compatible API.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,6 +45,21 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_billing.keys_app, name="keys")
 app.command()(cli_billing.usage)
 app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("ernie-serve"))
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve ERNIE 4.5 text models over an OpenAI-compatible API."""
 
 
 def program() -> NoReturn:
@@ -60,6 +76,11 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        Console(stderr=True).print(f"[bold red]ernie-serve:[/] Nothing more can be written: {error.strerror}.")
+        sys.exit(1)
 
 
 class SettingsCommand(TyperCommand):

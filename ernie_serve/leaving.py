@@ -6,6 +6,7 @@ torch and as long for what serves HTTP, and nothing in them is of use to anybody
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +16,11 @@ from typing import NoReturn
 def leave_after(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` to its end, write out what it said, and end the process with its exit code.
 
-    An exception that nobody expects ends it as ever, with a traceback.
+    An exception that nobody expects ends it as ever, with a traceback. The first process of a container, of which the
+    kernel keeps signals that nobody listens to, ends at SIGTERM like any other until somebody listens.
     """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _frame: os._exit(128 + number))
     try:
         code = main()
     except SystemExit as ended:

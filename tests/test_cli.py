@@ -1,5 +1,6 @@
 """The command line: help, suggestions, exit codes."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -16,6 +17,11 @@ def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     environ = clean | {"COLUMNS": "200", "NO_COLOR": "1"} | environ
     command = [sys.executable, "-m", "ernie_serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, cwd=ROOT)
+
+
+def test_the_version_is_shown() -> None:
+    assert _run("--version").stdout.strip() == importlib.metadata.version("ernie-serve")
+    assert _run("keys", "--help").returncode == 0
 
 
 def test_help_names_every_setting() -> None:
