@@ -29,7 +29,7 @@ class ResponseFormat:
         self._with_logprobs = job.text.logprobs
         self._about = {**about, "object": "response", "id": job.id, "created_at": int(time.time())}
         self._keep = keep
-        self._items = ResponseItems(self._logprobs)
+        self._items = ResponseItems(job.id, self._logprobs)
         self._reason = "stop"
         self._unpaid = False
         self._num_events = 0

@@ -5,19 +5,23 @@ Knows reasoning, messages and calls of functions as items, one open at a time. K
 
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
 
 from ernie_serve.api.events import CallBegun, CallDelta, Event, ReasoningDelta, TextDelta
 
 Fields = dict[str, Any]
+RESPONSE = "resp_"
 Typed = tuple[str, Fields]
 """An event: its type, and what it says."""
 
 
 class ResponseItems:
-    """The output of one response. `tell_logprobs` spells the log-probabilities of a text's tokens."""
+    """The output of one response. `tell_logprobs` spells the log-probabilities of a text's tokens.
 
-    def __init__(self, tell_logprobs: Callable[[TextDelta], list[Fields]]) -> None:
+    An item's id tells whose response's it is: `response_of`.
+    """
+
+    def __init__(self, response_id: str, tell_logprobs: Callable[[TextDelta], list[Fields]]) -> None:
+        self._response_id = response_id
         self.output: list[Fields] = []
         """The items so far, the open one last."""
         self._tell_logprobs = tell_logprobs
@@ -77,7 +81,8 @@ class ResponseItems:
 
     def _open(self, kind: str, fields: Fields) -> Typed:
         prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]
-        item = {"id": f"{prefix}_{uuid4().hex}", "type": kind, "status": "in_progress", **fields}
+        own_id = f"{prefix}_{self._response_id.removeprefix(RESPONSE)}{len(self.output):04x}"
+        item = {"id": own_id, "type": kind, "status": "in_progress", **fields}
         self.output.append(item)
         self._is_open = True
         return "response.output_item.added", {"output_index": len(self.output) - 1, "item": _copy(item)}
@@ -97,6 +102,11 @@ class ResponseItems:
 
     def _place(self) -> Fields:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1}
+
+
+def response_of(item_id: str) -> str:
+    """The id of the response that an item with this id would be of."""
+    return RESPONSE + item_id.partition("_")[2][:-4]
 
 
 def _copy(fields: Fields) -> Fields:

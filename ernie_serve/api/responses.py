@@ -18,6 +18,7 @@ from ernie_serve.api.body import read_body
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.prompts import chat_prompt
 from ernie_serve.api.response_format import ResponseFormat
+from ernie_serve.api.response_items import RESPONSE, response_of
 from ernie_serve.api.response_store import Item, Kept, KeptResponses
 from ernie_serve.api.sampling import truncated
 from ernie_serve.api.schema.response import ResponseRequest, flat_tools
@@ -85,7 +86,7 @@ class Preparation:
         budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
         shape = shape_chat(services, ids, use, grammar, param, budget)
         job = make_job(
-            services, fields, [ids], chat=True, prompt_param="input", default_max=None, shape=shape, id_prefix="resp_"
+            services, fields, [ids], chat=True, prompt_param="input", default_max=None, shape=shape, id_prefix=RESPONSE
         )
 
         def keep(response: dict[str, Any]) -> None:
@@ -110,8 +111,13 @@ class Preparation:
                 told = f"There is no kept response {fields.previous_response_id!r}. Send the whole conversation."
                 raise PreviousResponseNotFound(told, param="previous_response_id")
             before = found.conversation
-        given = read_input(fields.input)
+        given = read_input(fields.input, self._find)
         return given, [*before, *given]
+
+    def _find(self, item_id: str) -> Item | None:
+        """An item that a kept response told."""
+        kept = self._store.get(self._owner, response_of(item_id))
+        return next((item for item in kept.body["output"] if item["id"] == item_id), None) if kept else None
 
     def _prompt(self, services: Services, fields: ResponseRequest, conversation: list[Item], use: ToolUse) -> list[int]:
         services.require_model(fields.model)

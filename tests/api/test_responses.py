@@ -260,6 +260,24 @@ def test_reasoning_belongs_to_the_assistant_s_message_behind_it(respond: Any, en
     assert respond(input=[asked, {**thought, "content": ["Hm."]}]).status_code == 400
 
 
+def test_what_a_kept_response_said_may_be_named_instead_of_sent(respond: Any, engine: Any, tagged: Any) -> None:
+    engine.reply = tagged(THOUGHT + CALL)
+    asked = {"role": "user", "content": "a"}
+    items = respond(input=[asked], tools=[TOOL]).json()["output"]
+    result = {"type": "function_call_output", "call_id": items[-1]["call_id"], "output": "d"}
+    named = [{"type": "item_reference", "id": item["id"]} for item in items]
+    assert len({item["id"] for item in items}) == len(items)
+    assert respond(input=[asked, *named, result]).status_code == 200
+    assert respond(input=[asked, {"id": items[0]["id"]}, named[1], result]).status_code == 200
+    assert respond(input=[asked, *items, result]).status_code == 200
+    assert prompt_of(engine.requests[1]) == prompt_of(engine.requests[2]) == prompt_of(engine.requests[3])
+    for unknown in ("fc_nothing", "fc", items[0]["id"][:-1] + "9"):
+        refused = respond(input=[asked, {"type": "item_reference", "id": unknown}])
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input[1].id")
+    unkept = respond(input=[asked], store=False).json()["output"][0]["id"]
+    assert respond(input=[{"type": "item_reference", "id": unkept}]).status_code == 400
+
+
 def test_items_of_one_id_do_not_keep_a_client_paging(respond: Any, call_thinking: Any) -> None:
     items = [{"role": "user", "content": text, "id": "same"} for text in "abc"]
     path = f"/v1/responses/{respond(input=items).json()['id']}/input_items"
@@ -283,7 +301,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": None}, "input"),
     ({"input": []}, "input"),
     ({"input": [1]}, "input[0]"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
     ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),

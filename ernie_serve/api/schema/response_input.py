@@ -3,7 +3,7 @@
 Knows messages, calls, results and reasoning as items. Knows nothing of templates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -16,15 +16,18 @@ Item = dict[str, Any]
 _PARTS = ("input_text", "output_text", "text")
 
 
-def read_input(given: Any) -> list[Item]:
-    """`input` as items of a conversation, each with an id. Raises `InvalidRequest`, naming the place."""
+def read_input(given: Any, find: Callable[[str], Item | None] = lambda item_id: None) -> list[Item]:
+    """`input` as items of a conversation, each with an id; `find` has those that references name.
+
+    Raises `InvalidRequest`, naming the place.
+    """
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": given, "id": _new_id("msg")}]
     if not isinstance(given, list):
         raise InvalidRequest(f"`input` must be a string or a list of items, not {kind_of(given)}.", param="input")
     if not 0 < len(given) <= MAX_MESSAGES:
         raise InvalidRequest(f"`input` must hold 1 to {MAX_MESSAGES} items, not {len(given)}.", param="input")
-    return [_read_item(item, f"input[{index}]") for index, item in enumerate(given)]
+    return [_read_item(item, f"input[{index}]", find) for index, item in enumerate(given)]
 
 
 def messages_of(items: Sequence[Item], instructions: str | None) -> list[dict[str, Any]]:
@@ -68,10 +71,10 @@ def listed(item: Item) -> Item:
     return {"status": "completed", **item, "content": [part]}
 
 
-def _read_item(item: Any, path: str) -> Item:
+def _read_item(item: Any, path: str, find: Callable[[str], Item | None]) -> Item:
     if not isinstance(item, dict):
         raise InvalidRequest(f"`{path}` must be an object, not {kind_of(item)}.", param=path)
-    kind = item.get("type") or ("message" if "role" in item else None)
+    kind = item.get("type") or ("message" if "role" in item else "item_reference" if "id" in item else None)
     match kind:
         case "message":
             return _read_message(item, path)
@@ -89,8 +92,17 @@ def _read_item(item: Any, path: str) -> Item:
         case "reasoning":
             content = _reasoning_of(item.get("content"), f"{path}.content")
             return {"type": kind, "summary": [], "content": content, "id": _id_of(item, "rs")}
+        case "item_reference":
+            named = _name(item, "id", path)
+            if (found := find(named)) is None:
+                told = f"There is no kept item {named!r}. Send the item itself, or store the response that it is of."
+                raise InvalidRequest(told, param=f"{path}.id")
+            return found
     named = f"an item of type {kind[:40]!r}" if isinstance(kind, str) else "no item"
-    told = f"`{path}` is {named}; this server reads message, function_call, function_call_output and reasoning."
+    told = (
+        f"`{path}` is {named}; this server reads message, function_call, function_call_output, reasoning and "
+        "item_reference."
+    )
     raise InvalidRequest(told, param=f"{path}.type")
 
 
