@@ -61,7 +61,7 @@ def shape_chat(
     start = form.start(prompt_ids)
     if use.mode != "none":
         otherwise = grammar if use.mode == "auto" else None
-        grammar, param = _call_grammar(form, start, use, otherwise), "tools" if otherwise is None else param
+        grammar, param = _call_grammar(form, use, otherwise), "tools" if otherwise is None else param
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar
@@ -81,10 +81,10 @@ def shape_chat(
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 
-def _call_grammar(form: OutputFormat, start: Start, use: ToolUse, otherwise: Grammar | None) -> Grammar:
+def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None) -> Grammar:
     """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form."""
-    marks = form.call_framing(start)
-    framing = ToolFraming(begin_id=marks.begin_id, end_id=marks.end_id, after="\n" if form.framed else "")
+    after = "\n" if form.framed else ""
+    framing = ToolFraming(begin_id=form.begin_call_id, end_id=form.end_call_id, after=after)
     return tool_grammar(
         use.tools,
         framing,

@@ -4,7 +4,6 @@ Knows templates, tokenizers, and the tags of the family. Knows nothing of reques
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from ernie_serve.text.stream import (
     END_OF_THINK,
@@ -21,24 +20,6 @@ from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
 
 _STARTS: dict[str, Start] = {THINK: "reasoning", RESPONSE: "response"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFraming:
-    """How a model writes tool calls, for a grammar that forces them to.
-
-    `lead`, a call, then `between` and a call any number of times. A call is `begin`, the name as a JSON string,
-    `middle`, the arguments as a JSON object, `end`. `<tool_call>` and `</tool_call>` in these are control tokens
-    where `begin_id` and `end_id` are not `None`; everything else is ordinary text.
-    """
-
-    lead: str
-    between: str
-    begin: str = TOOL_CALL + '\n{"name": '
-    middle: str = ', "arguments": '
-    end: str = "}\n" + END_OF_TOOL_CALL
-    begin_id: int | None = None
-    end_id: int | None = None
 
 
 class OutputFormat:
@@ -64,6 +45,9 @@ class OutputFormat:
         """`</think>`, where it is one control token."""
         self.end_of_think_ids: tuple[int, ...] = tuple(tokenizer.encode(f"\n{END_OF_THINK}\n\n"))
         """What ends reasoning whose budget is spent, as the model would have written it."""
+        self.begin_call_id: int | None = self._control_ids.get(TOOL_CALL)
+        self.end_call_id: int | None = self._control_ids.get(END_OF_TOOL_CALL)
+        """`<tool_call>` and `</tool_call>`, each where it is one control token."""
 
     def start(self, prompt_ids: Sequence[int]) -> Start:
         """Where an answer to this prompt begins.
@@ -94,19 +78,6 @@ class OutputFormat:
     def is_plain(self, tools: Collection[str]) -> bool:
         """Whether an answer is content and nothing else, so that it need not be read by an `AnswerStream` at all."""
         return not self.framed and not tools
-
-    def call_framing(self, start: Start) -> CallFraming:
-        """How a forced call is to be written by an answer that begins there, behind its reasoning if it has any.
-
-        After reasoning, the grammar begins behind `</think>`.
-        """
-        lead = {"text": "", "answer": "\n", "reasoning": "\n\n\n", "response": "\n"}[start]
-        return CallFraming(
-            lead=lead,
-            between="\n\n" if self.framed else "\n",
-            begin_id=self._control_ids.get(TOOL_CALL),
-            end_id=self._control_ids.get(END_OF_TOOL_CALL),
-        )
 
 
 class ReasoningTokens:

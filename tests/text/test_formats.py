@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import ernie_serve
+from ernie_serve.grammar.tools import ToolFraming
 from ernie_serve.text.detokenize import Detokenizer
 from ernie_serve.text.events import fold
 from ernie_serve.text.formats import OutputFormat, ReasoningTokens
@@ -118,17 +119,19 @@ def test_what_ends_reasoning_is_known_in_tokens(tokenizer, thinking):
 def test_forced_calls_are_framed_as_the_templates_frame_them(tokenizer, thinking, plain):
     turns = [QUESTION, {"role": "assistant", "tool_calls": CALLS}]
     text = thinking.render_text(turns, add_generation_prompt=False)
-    frame = OutputFormat(thinking, tokenizer).call_framing("answer")
-    assert (frame.begin_id, frame.end_id) == (tokenizer.token_id("<tool_call>"), tokenizer.token_id("</tool_call>"))
+    form, frame = OutputFormat(thinking, tokenizer), ToolFraming()
+    assert (form.begin_call_id, form.end_call_id) == (
+        tokenizer.token_id("<tool_call>"),
+        tokenizer.token_id("</tool_call>"),
+    )
+    begin, end = frame.before + frame.begin + frame.after_begin, frame.before_end + frame.end + frame.after
     head = "<|im_start|>assistant" + "\n"
-    assert head + frame.lead + frame.begin + '"get_weather"' + frame.middle + '{"city"' in text
-    assert frame.end + frame.between + frame.begin in text
-    for form in (OutputFormat(thinking, tokenizer), OutputFormat(plain, tokenizer)):
-        frame = form.call_framing("answer" if form.framed else "text")
-        one = frame.begin + '"f"' + frame.middle + '{"a": 1}' + frame.end
-        prompt = tokenizer.encode("</think>") if form.framed else []
-        stream = form.stream(prompt, tools=["f"])
-        message = fold(stream.push(frame.lead + one + frame.between + one) + stream.flush())
+    assert head + begin + '{"name": "get_weather", "arguments": {"city"' in text
+    assert "}" + end + begin + "{" in text
+    for each, last in ((form, end), (OutputFormat(plain, tokenizer), frame.before_end + frame.end)):
+        stream = each.stream(tokenizer.encode("</think>") if each.framed else [], tools=["f"])
+        one = begin + '{"name": "f", "arguments": {"a": 1}}' + last
+        message = fold(stream.push(one + one) + stream.flush())
         assert message.content is None
         assert [(call.name, call.arguments) for call in message.tool_calls] == [("f", '{"a": 1}')] * 2
 
