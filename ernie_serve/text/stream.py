@@ -23,8 +23,8 @@ What is framing, and what is not:
   follows that names one of the request's tools and has an object as its arguments: see `call_reader.py`. White space
   around a call is framing. Anything else, calls of unknown tools included, comes back as content, word for word. A
   call that the answer's end cuts off before anything of it was sent is not told.
-- A call of which something was sent stays a call. Text that then breaks its JSON ends it there, without a `CallEnd`,
-  and is content; a `</tool_call>` or a brace that is missing behind whole arguments is forgiven.
+- A call of which something was sent stays a call. Text that then breaks its JSON ends it there, and is content; a
+  `</tool_call>` or a brace that is missing behind whole arguments is forgiven.
 - Tags inside reasoning, other than `</think>`, are reasoning.
 
 Held back is only what may still become framing: white space, the beginning of a tag, and a call until its tool is
@@ -39,7 +39,7 @@ from typing import Literal
 
 from ernie_serve.text.call_reader import CallReader
 from ernie_serve.text.content import END_OF_RESPONSE, SPACE, Content
-from ernie_serve.text.events import CallArguments, CallBegin, CallEnd, Event, ReasoningDelta, merged
+from ernie_serve.text.events import CallArguments, CallBegin, Event, ReasoningDelta, merged
 
 THINK, END_OF_THINK = "<think>", "</think>"
 RESPONSE = "<response>"
@@ -212,8 +212,6 @@ class AnswerStream:
             self._num_calls += 1
         if arguments := call.take():
             self._events.append(CallArguments(self._num_calls - 1, arguments))
-            if call.complete:
-                self._events.append(CallEnd(self._num_calls - 1))
         if self._num_calls == self.max_calls and (call.complete or call.failed):
             self._state = "done"
         elif call.failed or call.closed:

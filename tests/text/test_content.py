@@ -1,7 +1,7 @@
 import pytest
+from folded import fold
 
 from ernie_serve.text.content import Content
-from ernie_serve.text.events import fold
 
 
 def told_by(*steps, framed=True, in_response=False):

@@ -3,11 +3,11 @@ import re
 from pathlib import Path
 
 import pytest
+from folded import fold
 
 import ernie_serve
 from ernie_serve.grammar.tools import ToolFraming
 from ernie_serve.text.detokenize import Detokenizer
-from ernie_serve.text.events import fold
 from ernie_serve.text.formats import OutputFormat, ReasoningTokens
 from ernie_serve.text.stream import TAGS
 from ernie_serve.text.template import ChatTemplate
@@ -133,7 +133,7 @@ def test_forced_calls_are_framed_as_the_templates_frame_them(tokenizer, thinking
         one = begin + '{"name": "f", "arguments": {"a": 1}}' + last
         message = fold(stream.push(one + one) + stream.flush())
         assert message.content is None
-        assert [(call.name, call.arguments) for call in message.tool_calls] == [("f", '{"a": 1}')] * 2
+        assert message.calls == [("f", '{"a": 1}')] * 2
 
 
 @pytest.mark.parametrize("switch", [{}, {"enable_thinking": True}])
@@ -150,8 +150,7 @@ def test_what_the_bundled_template_writes_is_read_back(tiny, switch):
     shown = [token_id for token_id in whole[len(prompt) :] if token_id not in form.hidden_ids]
     message = fold([event for i in shown for event in stream.push(detokenizer.push([i]))] + stream.flush())
     assert (message.content, message.reasoning) == ("好的。", "Think." if switch else None)
-    said = [(call.name, call.arguments) for call in message.tool_calls]
-    assert said == [(call["function"]["name"], call["function"]["arguments"]) for call in CALLS]
+    assert message.calls == [(call["function"]["name"], call["function"]["arguments"]) for call in CALLS]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import re
 import sys
 
 import pytest
+from folded import fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ernie_serve.text.events import CallArguments, CallBegin, CallEnd, ContentDelta, ReasoningDelta, fold, merged
+from ernie_serve.text.events import CallArguments, CallBegin, ContentDelta, ReasoningDelta, merged
 from ernie_serve.text.json_scanner import JsonScanner
 from ernie_serve.text.stream import TAGS, AnswerStream, new_call_id
 
@@ -29,8 +30,7 @@ def parse(start, text, **options):
     """(reasoning, content, [(name, arguments), …]); whole and letter by letter, which must be the same."""
     events = events_of(start, [text], **options)
     assert events_of(start, text, **options) == events
-    message = fold(events)
-    return message.reasoning, message.content, [(call.name, call.arguments) for call in message.tool_calls]
+    return fold(events)
 
 
 def call(name="a", arguments="{}"):
@@ -241,18 +241,17 @@ def test_the_name_comes_first_and_then_the_arguments_as_they_are_made():
     assert stream.push('ments": ') == []
     assert stream.push('{"x": "lo') == [CallBegin(0, "call_0", "a"), CallArguments(0, '{"x": "lo')]
     assert stream.push("ng") == [CallArguments(0, "ng")]
-    assert stream.push('"}') == [CallArguments(0, '"}'), CallEnd(0)]
+    assert stream.push('"}') == [CallArguments(0, '"}')]
     assert stream.push('}\n</tool_call>\n\n<tool_call>\n{"name": "b"}') == [
-        *[CallBegin(1, "call_1", "b"), CallArguments(1, "{}"), CallEnd(1)]
+        *[CallBegin(1, "call_1", "b"), CallArguments(1, "{}")]
     ]
     assert stream.flush() == []
     assert stream.num_calls == 2
 
 
 def test_a_call_that_is_cut_off_keeps_what_was_sent():
-    message = fold(events_of("answer", ['<tool_call>\n{"name": "a", "arguments": {"x": "lo']))
-    assert message.content is None
-    assert [(c.arguments, c.complete) for c in message.tool_calls] == [('{"x": "lo', False)]
+    text = '<tool_call>\n{"name": "a", "arguments": {"x": "lo'
+    assert parse("answer", text) == (None, None, [("a", '{"x": "lo')])
 
 
 def test_a_call_that_breaks_after_it_was_sent_ends_there():
@@ -268,7 +267,7 @@ def test_nothing_is_told_behind_the_last_call_that_is_wanted():
     events = stream.push(f"x\n{call('a')}\n{call('b')}\ny")
     assert stream.done
     message = fold(events + stream.push("z") + stream.flush())
-    assert (message.content, [c.name for c in message.tool_calls]) == ("x", ["a"])
+    assert message == (None, "x", [("a", "{}")])
     broken = call("a", '{"x": tru!}') + "\nbye"
     assert parse("text", broken, max_calls=1) == (None, None, [("a", '{"x": tru')])
 
@@ -287,8 +286,8 @@ def test_ids_look_like_openais_and_differ():
     ids = {new_call_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(re.fullmatch(r"call_[A-Za-z0-9]{24}", each) for each in ids)
-    message = fold(events_of("text", [call() + call()], new_id=new_call_id))
-    assert len({c.id for c in message.tool_calls}) == 2
+    events = events_of("text", [call() + call()], new_id=new_call_id)
+    assert len({event.id for event in events if isinstance(event, CallBegin)}) == 2
 
 
 # Fuzz.
@@ -334,15 +333,15 @@ def test_any_cut_tells_the_same_events(start, text, seed, limit, known):
 @settings(deadline=None, max_examples=1000, derandomize=True)
 @given(start=starts, text=texts)
 def test_calls_are_whole_or_the_beginning_of_something_whole(start, text):
-    for each in fold(events_of(start, [text])).tool_calls:
-        assert each.name in TOOLS
-        if each.complete:
-            assert isinstance(json.loads(each.arguments), dict)
+    for name, arguments in fold(events_of(start, [text])).calls:
+        assert name in TOOLS
+        assert arguments.startswith("{")
         scanner, at = JsonScanner(), 0
-        while at < len(each.arguments):
-            at, before = scanner.step(each.arguments, at), at
+        while at < len(arguments):
+            at, before = scanner.step(arguments, at), at
             assert at > before
-        assert scanner.done == each.complete
+        if scanner.done:
+            assert isinstance(json.loads(arguments), dict)
 
 
 def bare(text):

@@ -2,9 +2,9 @@ import copy
 import json
 
 import pytest
+from folded import fold
 
 from ernie_serve.errors import InvalidRequest
-from ernie_serve.text.events import fold
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tools import call_block, prepare, tool_names, tool_prompt
@@ -139,9 +139,7 @@ def test_what_is_written_is_read_back(plain, tokenizer):
     stream = OutputFormat(plain, tokenizer).stream(prompt, tools=tool_names(TOOLS))
     message = fold(stream.push(text) + stream.flush())
     assert message.content == "好的。"
-    assert [(each.name, each.arguments, each.complete) for each in message.tool_calls] == [
-        ("f", text, True) for text in arguments
-    ]
+    assert message.calls == [("f", text) for text in arguments]
 
 
 def test_the_prompts_own_example_is_no_call(plain, tokenizer):
