@@ -29,6 +29,7 @@ from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.billing.meter import Meter
+from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
@@ -43,8 +44,6 @@ from ernie_serve.text.detokenize import Detokenizer
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
-
-BUNDLED = "ernie-tiny"
 
 _MOST_FILES = 65_536
 """So many connections and files are taken where the system lets us; each connection is one."""
@@ -83,7 +82,7 @@ class House:
 async def opened(settings: Settings) -> AsyncIterator[House]:
     """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
     listener = _listen(settings)
-    names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or BUNDLED)))
+    names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or ERNIE_TINY.name)))
     settings = with_checkpoint(settings)
     text = open_text(settings)
     responses = open_responses(settings)
@@ -336,17 +335,10 @@ def require_guarded(settings: Settings) -> None:
 
 
 def with_checkpoint(settings: Settings) -> Settings:
-    """Settings whose model can be resolved: the bundled checkpoint, or a random one made on the spot, by name."""
-    if settings.model and settings.model != BUNDLED:
+    """Settings whose model can be resolved: the bundled checkpoint by its folder."""
+    if settings.model and settings.model != ERNIE_TINY.name:
         return settings
-    folder = Path(__file__).parent / "bundled" / BUNDLED
-    if not (folder / "config.json").exists():
-        from ernie_serve.model.random_checkpoint import write_random_checkpoint
-
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ernie_serve" / "random-tiny"
-        if not (folder / "config.json").exists():
-            write_random_checkpoint(folder, "tiny")
-    return settings.model_copy(update={"model": str(folder)})
+    return settings.model_copy(update={"model": str(ERNIE_TINY)})
 
 
 def _pinned(settings: Settings, folder: Path) -> Settings:

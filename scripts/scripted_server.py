@@ -90,8 +90,8 @@ async def serve(url: str, notes: Path) -> None:
     from ernie_serve.billing.office import open_key
     from ernie_serve.billing.opening import open_meter
     from ernie_serve.billing.prices import Prices
+    from ernie_serve.bundled import ERNIE_TINY
     from ernie_serve.engine.client import ProcessClient
-    from ernie_serve.launch import BUNDLED
     from ernie_serve.text.generation import GenerationDefaults
     from ernie_serve.text.tokenizer import Tokenizer
 
@@ -105,10 +105,9 @@ async def serve(url: str, notes: Path) -> None:
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220  # before anybody is served
     theirs.close()
     engine = ProcessClient(Connection(ours.detach()), process)
-    folder = Path(sys.modules["ernie_serve"].__path__[0]) / "bundled" / BUNDLED
     services = Services(
         engine=engine,
-        tokenizer=Tokenizer.from_folder(folder),
+        tokenizer=Tokenizer.from_folder(ERNIE_TINY),
         template=None,
         defaults=GenerationDefaults(),
         model_names=("bench",),

@@ -14,7 +14,7 @@ _ORDER = (
     "billing > text > worker > model > kernels > engine > grammar"
 )
 FLOORS = _ORDER.split(" > ")
-BASEMENT = {"messages", "config", "errors", "logs", "leaving"}
+BASEMENT = {"messages", "config", "errors", "logs", "leaving", "bundled"}
 FREE_OF_TORCH = [
     "api",
     "text",
