@@ -90,7 +90,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    checker = GrammarChecker(vocabulary_of(text.tokenizer))
+    checker = GrammarChecker(Vocabulary.of(text.tokenizer))
     app = create_app(settings, text, client, names, checker.check, responses, meter)
     server = _Server(_web(app), settings.shutdown_timeout)
     try:
@@ -173,12 +173,6 @@ async def open_meter(settings: Settings, model: str) -> Meter:
 
     prices = prices_from_usd(settings.input_price, settings.output_price, settings.cached_input_price)
     return await opening.open_meter(settings.database_url or opening.default_url(), model, prices)
-
-
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What checking grammars needs to know of a tokenizer."""
-    tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
-    return Vocabulary(tokens, tokenizer.control_ids)
 
 
 def open_text(settings: Settings) -> Text:
