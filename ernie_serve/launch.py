@@ -180,13 +180,9 @@ def open_text(settings: Settings) -> Text:
     folder = hub.resolve(settings.model, settings.revision, "text")
     try:
         tokenizer = Tokenizer.from_folder(folder)
-        return Text(
-            folder,
-            ModelConfig.from_folder(folder),
-            tokenizer,
-            ChatTemplate.from_folder(folder, tokenizer),
-            GenerationDefaults.from_folder(folder, tokenizer),
-        )
+        config = ModelConfig.from_folder(folder)
+        template = ChatTemplate.from_folder(folder, tokenizer)
+        return Text(folder, config, tokenizer, template, GenerationDefaults.from_folder(folder, tokenizer, template))
     except OSError as error:
         what, why = error.filename or folder, error.strerror or error
         raise CheckpointError(f"{what} cannot be read: {why}. Look at its owner and its mode.") from None

@@ -37,10 +37,9 @@ class GenerationDefaults:
         return self.chat_stop_token_ids if chat else self.stop_token_ids
 
     @classmethod
-    def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "GenerationDefaults":
-        """Read both files, each of which may be absent, and the template. Raises `CheckpointError`: file and key."""
+    def from_folder(cls, folder: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> "GenerationDefaults":
+        """Read both files, each of which may be absent. Raises `CheckpointError`: file and key."""
         path = folder / "generation_config.json"
-        template = ChatTemplate.from_folder(folder, tokenizer)
         values = read_json(path)
         stops = _ids(path, values, "eos_token_id", tokenizer.vocab_size)
         stops |= _ids(folder / "config.json", read_json(folder / "config.json"), "eos_token_id", tokenizer.vocab_size)

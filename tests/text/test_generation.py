@@ -5,12 +5,17 @@ import pytest
 
 from ernie_serve.errors import CheckpointError
 from ernie_serve.text.generation import GenerationDefaults
+from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
 def folder(tokenizer_folder, tmp_path):
     return shutil.copytree(tokenizer_folder, tmp_path / "copy")
+
+
+def read(folder, tokenizer):
+    return GenerationDefaults.from_folder(folder, tokenizer, ChatTemplate.from_folder(folder, tokenizer))
 
 
 def write(folder, name, **values):
@@ -20,11 +25,11 @@ def write(folder, name, **values):
 def test_stop_ids_are_those_of_both_files(folder, tokenizer):
     write(folder, "config.json", eos_token_id=2)
     write(folder, "generation_config.json", eos_token_id=[5, 2])
-    assert GenerationDefaults.from_folder(folder, tokenizer).stop_token_ids == (2, 5)
+    assert read(folder, tokenizer).stop_token_ids == (2, 5)
 
 
 def test_a_folder_without_the_files_states_nothing(folder, tokenizer):
-    assert GenerationDefaults.from_folder(folder, tokenizer) == GenerationDefaults()
+    assert read(folder, tokenizer) == GenerationDefaults()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +39,7 @@ def test_a_folder_without_the_files_states_nothing(folder, tokenizer):
 def test_a_chat_also_stops_where_its_template_ends_a_turn(folder, tokenizer, request, name, ends):
     write(folder, "config.json", eos_token_id=5)
     (folder / "chat_template.jinja").write_text(request.getfixturevalue(name))
-    defaults = GenerationDefaults.from_folder(folder, tokenizer)
+    defaults = read(folder, tokenizer)
     assert defaults.stop_ids(chat=False) == (5,)
     assert set(defaults.stop_ids(chat=True)) == {5, *map(tokenizer.token_id, ends)}
 
@@ -46,19 +51,19 @@ def test_a_turn_end_that_is_an_ordinary_piece_stops_nothing(folder, tokenizer, t
     description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] != "<|im_end|>"]
     path.write_text(json.dumps(description))
     (folder / "chat_template.jinja").write_text(thinking_template)
-    defaults = GenerationDefaults.from_folder(folder, Tokenizer.from_folder(folder))
+    defaults = read(folder, Tokenizer.from_folder(folder))
     assert defaults.chat_stop_token_ids == (tokenizer.token_id("</s>"),)
 
 
 def test_without_a_template_a_chat_has_no_stops_of_its_own(folder, tokenizer):
     write(folder, "config.json", eos_token_id=5)
-    assert GenerationDefaults.from_folder(folder, tokenizer).chat_stop_token_ids == (5,)
+    assert read(folder, tokenizer).chat_stop_token_ids == (5,)
 
 
 def test_sampling_values_are_read(folder, tokenizer):
     stated = {"temperature": 0.8, "top_p": 1, "top_k": 0, "repetition_penalty": 1.1, "max_new_tokens": 7}
     write(folder, "generation_config.json", **stated, do_sample=True)
-    defaults = GenerationDefaults.from_folder(folder, tokenizer)
+    defaults = read(folder, tokenizer)
     assert {key: getattr(defaults, key) for key in stated} == stated
 
 
@@ -83,4 +88,4 @@ def test_sampling_values_are_read(folder, tokenizer):
 def test_a_malformed_value_names_file_and_key(folder, tokenizer, key, value):
     write(folder, "generation_config.json", **{key: value})
     with pytest.raises(CheckpointError, match=rf'generation_config\.json: "{key}"'):
-        GenerationDefaults.from_folder(folder, tokenizer)
+        read(folder, tokenizer)
