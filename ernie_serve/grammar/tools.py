@@ -14,8 +14,6 @@ from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar import limits
 from ernie_serve.messages import Grammar
 
-MAX_TOOLS = 128
-
 ToolMode = Literal["required", "auto"]
 
 
@@ -75,8 +73,6 @@ def tool_grammar(
 
     Raises `InvalidRequest`, which names the tool, for what cannot be promised.
     """
-    if len(tools) > MAX_TOOLS:
-        raise InvalidRequest(f"There are {len(tools)} tools; at most {MAX_TOOLS} are allowed.", param="tools")
     functions = [tool["function"] for tool in tools]
     if unknown := set(names or ()) - {function["name"] for function in functions}:
         raise InvalidRequest(f"`{min(unknown)[:64]}` is not the name of a tool in `tools`.", param="tool_choice")

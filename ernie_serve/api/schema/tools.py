@@ -65,16 +65,16 @@ class ToolUse:
         return self.named or self.mode
 
 
-def read_tools(tools: Any, path: str = "tools") -> list[dict[str, Any]]:
+def read_tools(tools: Any) -> list[dict[str, Any]]:
     """`tools` in OpenAI's chat form, with nothing but what is known of it. Raises `InvalidRequest` with the place."""
     if tools is None:
         return []
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
-        raise InvalidRequest(f"`{path}` must be a list of at most {MAX_TOOLS} tools.", param=path)
-    read = [_read_tool(tool, f"{path}[{index}]") for index, tool in enumerate(tools)]
+        raise InvalidRequest(f"`tools` must be a list of at most {MAX_TOOLS} tools.", param="tools")
+    read = [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     names = [tool["function"]["name"] for tool in read]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidRequest(f"`{path}` has two functions named {twice!r}. Rename one of them.", param=path)
+        raise InvalidRequest(f"`tools` has two functions named {twice!r}. Rename one of them.", param="tools")
     return read
 
 
@@ -97,11 +97,7 @@ def read_function(function: dict[str, Any], path: str) -> dict[str, Any]:
         told = f"`{path}.name` must be 1 to 64 letters, digits, underscores, dots or dashes."
         raise InvalidRequest(told, param=f"{path}.name")
     read: dict[str, Any] = {"name": name}
-    for field, kind, named in (
-        ("description", str, "a string"),
-        ("parameters", dict, "an object"),
-        ("strict", bool, "true or false"),
-    ):
+    for field, kind, named in _FUNCTION_FIELDS:
         if (value := function.get(field)) is None:
             continue
         if not isinstance(value, kind):
