@@ -26,14 +26,12 @@ from ernie_serve.api import (
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
-from ernie_serve.api.services import Limits, Services
+from ernie_serve.api.services import Services
 from ernie_serve.errors import RequestError
 
 RATE_HEADERS = [
     f"x-ratelimit-{field}-{name}" for name in ("requests", "tokens") for field in ("limit", "remaining", "reset")
 ]
-
-__all__ = ["Limits", "Services", "create_app"]
 
 
 def create_app(services: Services) -> FastAPI:

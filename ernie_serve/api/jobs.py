@@ -14,7 +14,7 @@ from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.sampling import Sampling
 from ernie_serve.api.schema.fields import TextRequest, read_stops
 from ernie_serve.api.services import Services
-from ernie_serve.api.shaping import PLAIN, Shape
+from ernie_serve.api.shaping import Shape
 from ernie_serve.api.telling import Choice, Job
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.messages import EngineRequest
@@ -28,7 +28,7 @@ def make_job(
     chat: bool,
     prompt_param: str,
     default_max: int | None,
-    shape: Shape = PLAIN,
+    shape: Shape,
     openings: Sequence[str] = (),
     id_prefix: str = "",
 ) -> Job:

@@ -37,10 +37,6 @@ class Shape:
     hidden_ids: frozenset[int] = frozenset()
 
 
-PLAIN = Shape()
-"""Any text, all of it the answer."""
-
-
 def shape_text(grammar: Grammar | None, param: str) -> Shape:
     """The form of a text that is continued."""
     return Shape(constraints={} if grammar is None else {"grammar": grammar}, grammar_param=param)

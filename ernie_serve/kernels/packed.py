@@ -105,12 +105,11 @@ def require_packable(columns: int, name: str = "A matrix") -> None:
         )
 
 
-def empty(rows: int, columns: int, bits: Bits, experts: int | None = None) -> Packed:
-    """A matrix, or a stack, whose memory is to be filled."""
+def empty(rows: int, columns: int, bits: Bits) -> Packed:
+    """A matrix whose memory is to be filled."""
     require_packable(columns)
-    stack = () if experts is None else (experts,)
-    data = torch.empty((*stack, padded(rows) // ROWS, columns // COLUMNS, unit_bytes(bits)), dtype=torch.uint8)
-    return Packed(data, torch.empty((*stack, padded(rows)), dtype=torch.float32), bits, rows)
+    data = torch.empty((padded(rows) // ROWS, columns // COLUMNS, unit_bytes(bits)), dtype=torch.uint8)
+    return Packed(data, torch.empty(padded(rows), dtype=torch.float32), bits, rows)
 
 
 def pack(q: Tensor, codes: Tensor, row_scales: Tensor, bits: Bits) -> Packed:

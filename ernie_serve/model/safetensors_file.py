@@ -88,11 +88,6 @@ class SafetensorsFile:
         """Give the file back. Its tensors cannot be read any more."""
         os.close(self._handle)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return os.fstat(self._handle).st_size
-
     def map(self) -> mmap.mmap:
         """The whole file as memory that can only be read. It outlives `close`."""
         return mmap.mmap(self._handle, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)

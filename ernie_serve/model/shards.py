@@ -113,7 +113,7 @@ class Shards:
         return message
 
 
-def some(names: list[str], most: int = 4) -> str:
+def some(names: list[str]) -> str:
     """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

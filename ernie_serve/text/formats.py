@@ -91,11 +91,6 @@ class ReasoningTokens:
         self.num_tokens = 0
         """Tokens of reasoning so far."""
 
-    @property
-    def in_reasoning(self) -> bool:
-        """Whether the next token belongs to the reasoning."""
-        return self._state == "reasoning"
-
     def push(self, ids: Iterable[int]) -> None:
         """Count the next tokens of the answer."""
         for token_id in ids:

@@ -87,11 +87,6 @@ class AnswerStream:
         self._state: _State = "reasoning" if start == "reasoning" else "answer"
 
     @property
-    def in_reasoning(self) -> bool:
-        """Whether what comes next is reasoning."""
-        return self._state == "reasoning"
-
-    @property
     def num_calls(self) -> int:
         """Tool calls begun so far."""
         return self._num_calls

@@ -43,11 +43,6 @@ def prepare(
     return rewritten, None
 
 
-def tool_names(tools: Sequence[Json]) -> list[str]:
-    """The names that may be called."""
-    return [tool["function"]["name"] for tool in tools]
-
-
 def tool_prompt(tools: Sequence[Json], tool_choice: str = "auto") -> str:
     """What a model is told of its tools where its template does not do it."""
     listed = json.dumps(list(tools), ensure_ascii=False)

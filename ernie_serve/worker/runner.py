@@ -129,11 +129,6 @@ class Runner:
         targets = row.prompt_token_ids[first : first + len(logits)]
         return scores_of(logits, targets, row.sampling.prompt_logprobs or 0, self._num_valid_ids)
 
-    @property
-    def kv_bytes(self) -> int:
-        """Size of the KV cache."""
-        return sum(tensor.nbytes for pair in self.cache for tensor in pair)
-
 
 class _BrokenOff(Exception):
     """Ends a step that nobody waits for."""

@@ -15,7 +15,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from ernie_serve.api.app import Limits, Services, create_app
+from ernie_serve.api.app import create_app
+from ernie_serve.api.services import Limits, Services
 from ernie_serve.engine.client import EngineState
 from ernie_serve.errors import EngineUnavailable
 from ernie_serve.messages import EngineInfo, EngineOutput, EngineRequest, EngineStats, ErrorCode, TokenLogprobs

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ernie_serve.api.app import Limits
 from ernie_serve.api.body import MAX_DEPTH, deeper_than, parse_object, read_body
 from ernie_serve.api.connection import ClientLeft
+from ernie_serve.api.services import Limits
 from ernie_serve.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 
 JSON = {"content-type": "application/json"}

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ernie_serve.api.app import Limits, create_app
+from ernie_serve.api.app import create_app
+from ernie_serve.api.services import Limits
 
 
 @pytest.fixture

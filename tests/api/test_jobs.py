@@ -3,15 +3,18 @@ from typing import Any
 
 import pytest
 
-from ernie_serve.api.app import Limits
 from ernie_serve.api.jobs import make_job
 from ernie_serve.api.schema.completion import CompletionRequest
+from ernie_serve.api.services import Limits
+from ernie_serve.api.shaping import Shape
 from ernie_serve.errors import InvalidRequest
 
 
 def job_of(services: Any, *prompts: list[int], openings: tuple[str, ...] = (), **fields: Any) -> Any:
     request = CompletionRequest(model="m", prompt="p", **fields)
-    return make_job(services, request, prompts, chat=False, prompt_param="prompt", default_max=16, openings=openings)
+    return make_job(
+        services, request, prompts, chat=False, prompt_param="prompt", default_max=16, shape=Shape(), openings=openings
+    )
 
 
 def test_every_prompt_has_its_choices_in_order(services: Any) -> None:

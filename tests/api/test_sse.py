@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ernie_serve.api.app import Limits
 from ernie_serve.api.connection import ClientLeft
+from ernie_serve.api.services import Limits
 from ernie_serve.api.sse import EventStream, Last
 from ernie_serve.errors import EngineFailure
 

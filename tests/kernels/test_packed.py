@@ -62,7 +62,6 @@ def test_its_size_is_that_of_the_empty_one(chance, bits):
     room = empty(21, 128, bits)
     assert (room.data.shape, room.row_scales.shape) == (made.data.shape, made.row_scales.shape)
     assert made.nbytes == 24 * (128 * bits // 8 + 4 + 4)
-    assert empty(21, 128, bits, experts=3).shape == (3, 21, 128)
 
 
 def test_a_member_of_a_stack_shares_its_memory(chance):

@@ -131,6 +131,7 @@ def test_text_that_nothing_can_change_is_told_at_once():
     assert stream.push("1 <2") == [ContentDelta(" 1 <2")]
     assert stream.push(" \n<to") == []
     assert stream.push("p>") == [ContentDelta(" \n<top>")]
+    assert stream_of("reasoning").push("r\n</thi") == [ReasoningDelta("r")]
 
 
 # Calls.
@@ -270,16 +271,6 @@ def test_nothing_is_told_behind_the_last_call_that_is_wanted():
     assert message == (None, "x", [("a", "{}")])
     broken = call("a", '{"x": tru!}') + "\nbye"
     assert parse("text", broken, max_calls=1) == (None, None, [("a", '{"x": tru')])
-
-
-def test_reasoning_is_known_while_it_lasts():
-    stream = stream_of("reasoning")
-    assert stream.in_reasoning
-    assert stream.push("r\n</thi") == [ReasoningDelta("r")]
-    assert stream.in_reasoning
-    stream.push("nk>")
-    assert not stream.in_reasoning
-    assert not stream_of("answer").in_reasoning
 
 
 def test_ids_look_like_openais_and_differ():

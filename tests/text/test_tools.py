@@ -7,7 +7,7 @@ from folded import fold
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.template import ChatTemplate
-from ernie_serve.text.tools import call_block, prepare, tool_names, tool_prompt
+from ernie_serve.text.tools import call_block, prepare, tool_prompt
 
 TOOLS = [
     {
@@ -136,14 +136,14 @@ def test_what_is_written_is_read_back(plain, tokenizer):
     prompt = plain.render([USER])
     whole = plain.render(prepare([USER, turn], [], plain)[0], add_generation_prompt=False)
     text = tokenizer.decode(whole).removeprefix(tokenizer.decode(prompt))
-    stream = OutputFormat(plain, tokenizer).stream(prompt, tools=tool_names(TOOLS))
+    stream = OutputFormat(plain, tokenizer).stream(prompt, tools=["get_weather", "f"])
     message = fold(stream.push(text) + stream.flush())
     assert message.content == "好的。"
     assert message.calls == [("f", text) for text in arguments]
 
 
 def test_the_prompts_own_example_is_no_call(plain, tokenizer):
-    stream = OutputFormat(plain, tokenizer).stream([], tools=tool_names(TOOLS))
+    stream = OutputFormat(plain, tokenizer).stream([], tools=["get_weather", "f"])
     prompt = tool_prompt(TOOLS)
     assert fold(stream.push(prompt) + stream.flush()).content == prompt
 

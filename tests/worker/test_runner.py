@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ernie_serve.messages import StepPlan, TokenMasks
+from ernie_serve.worker.memory import bytes_per_block
 from ernie_serve.worker.runner import Runner
 
 NUM_TOKENS = 7
@@ -147,10 +148,9 @@ def test_only_rows_that_want_a_token_yield_one_and_in_the_order_of_the_plan(runn
     assert runner.execute(StepPlan(2, [texts[1].row(pool, BLOCK, 3)])) == []
 
 
-def test_the_cache_has_the_size_it_says(tiny_model, tiny_config):
-    runner = Runner(tiny_model, 10, BLOCK)
-    assert runner.kv_bytes == 10 * BLOCK * 2 * 3 * 2 * 16 * 4
-    assert len(runner.cache) == tiny_config.num_hidden_layers
+def test_the_cache_has_the_size_that_was_planned(tiny_model, tiny_config):
+    num_bytes = sum(tensor.nbytes for pair in Runner(tiny_model, 10, BLOCK).cache for tensor in pair)
+    assert num_bytes == 10 * bytes_per_block(tiny_config, torch.float32, BLOCK)
 
 
 def test_a_step_that_is_not_wanted_any_more_ends_between_two_layers(runner, make_text, monkeypatch):

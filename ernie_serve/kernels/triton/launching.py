@@ -26,8 +26,7 @@ def dot(x, w, acc, UPCAST: tl.constexpr):
 
 
 LARGE_TILES = 160 << 10
-SMALL_TILES = 99 << 10
-"""Bytes of shared memory that the largest tiles take, and those for cards with less, such as those of 24 GB."""
+"""Bytes of shared memory that the largest tiles take."""
 
 
 @functools.cache
