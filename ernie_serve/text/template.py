@@ -91,34 +91,13 @@ class ChatTemplate:
         variables: Mapping[str, Variable] = _NO_VARIABLES,
     ) -> list[int]:
         """The prompt's token ids. Raises `InvalidRequest` when the template cannot render these messages."""
-        return self._guard.encode(self._render(messages, tools, add_generation_prompt, variables))
-
-    def render_text(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        tools: Sequence[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        variables: Mapping[str, Variable] = _NO_VARIABLES,
-    ) -> str:
-        """The prompt as text, for eyes only: its ids may differ where a client spelled a control token."""
-        return self._guard.reveal(self._render(messages, tools, add_generation_prompt, variables))
-
-    def _render(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[dict[str, Any]] | None,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Variable],
-    ) -> str:
-        """The prompt as text with the guard's marks in it."""
         if own := _OWN_VARIABLES & variables.keys():
             raise InvalidRequest(
                 f"The template variable {sorted(own)[0]!r} is set by the server.", param="chat_template_kwargs"
             )
         guard = self._guard
         try:
-            return self._template.render(
+            text = self._template.render(
                 {
                     **self._role_tokens,
                     **{name: guard.mark(value) for name, value in variables.items()},
@@ -139,6 +118,7 @@ class ChatTemplate:
                 "how deeply they are nested.",
                 param="messages",
             ) from error
+        return guard.encode(text)
 
     def _marked(self, message: dict[str, Any]) -> dict[str, Any]:
         """A message with its strings marked. Templates compare roles, so a role they know stays as it is."""

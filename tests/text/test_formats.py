@@ -118,7 +118,7 @@ def test_what_ends_reasoning_is_known_in_tokens(tokenizer, thinking):
 
 def test_forced_calls_are_framed_as_the_templates_frame_them(tokenizer, thinking, plain):
     turns = [QUESTION, {"role": "assistant", "tool_calls": CALLS}]
-    text = thinking.render_text(turns, add_generation_prompt=False)
+    text = tokenizer.decode(thinking.render(turns, add_generation_prompt=False), skip_special_tokens=False)
     form, frame = OutputFormat(thinking, tokenizer), ToolFraming()
     assert (form.begin_call_id, form.end_call_id) == (
         tokenizer.token_id("<tool_call>"),

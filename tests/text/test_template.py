@@ -122,7 +122,6 @@ def test_what_clients_write_never_becomes_a_control_token(tokenizer, templates, 
     own = template.render([harmless(message) for message in plain], tools=harmless(tools))
     controls = tokenizer.control_ids
     assert [i for i in ids if i in controls] == [i for i in own if i in controls]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render_text(messages, tools=tools)
 
 
 @pytest.mark.parametrize("name", ["pt", "thinking", "lowering", "tight"])
@@ -137,9 +136,9 @@ def test_other_text_is_tokenised_as_transformers_does(reference, templates, name
 
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(messages=messages_of(hostile), tools=tools_of(hostile))
-def test_the_text_itself_is_what_transformers_renders(reference, templates, messages, tools):
+def test_the_text_itself_is_what_transformers_renders(tokenizer, reference, templates, messages, tools):
     template = templates["thinking"]
-    text = template.render_text(messages, tools=tools or None)
+    text = tokenizer.decode(template.render(messages, tools=tools or None), skip_special_tokens=False)
     plain = normalise_messages(messages, split_reasoning=True)
     assert text == apply(reference, template, plain, tools=tools or None, tokenize=False).replace("\ufdd0", "\ufffd")
 
@@ -166,11 +165,11 @@ def test_the_pt_template_writes_the_known_prompts(tokenizer, templates, turns, e
     assert tokenizer.token_bytes(ids[-1]).endswith(b" ")
 
 
-def test_the_thinking_template_writes_the_known_prompt(templates):
-    text = templates["thinking"].render_text(
+def test_the_thinking_template_writes_the_known_prompt(tokenizer, templates):
+    ids = templates["thinking"].render(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], add_generation_prompt=False
     )
-    assert text == (
+    assert tokenizer.decode(ids, skip_special_tokens=False) == (
         "<|im_start|>system\n<system_setting>\nBe brief.\n</system_setting>\n\n<global_setting>\nthink_mode=True\n"
         "</global_setting><|im_end|>\n\n<|im_start|>user\nHi<|im_end|>\n\n<|im_start|>assistant\n<think>\n"
     )

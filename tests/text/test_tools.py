@@ -47,10 +47,10 @@ def plain(tokenizer, pt_template):
     return ChatTemplate(pt_template, tokenizer)
 
 
-def test_a_template_that_lists_tools_gets_them_as_they_are(native):
+def test_a_template_that_lists_tools_gets_them_as_they_are(native, tokenizer):
     assert prepare(HISTORY, TOOLS, native) == (HISTORY, TOOLS)
     assert prepare(HISTORY, [], native) == (HISTORY, None)
-    text = native.render_text(HISTORY, tools=TOOLS)
+    text = tokenizer.decode(native.render(HISTORY, tools=TOOLS))
     assert json.dumps(TOOLS, ensure_ascii=False) in text
     assert '{"name": "get_weather", "arguments": {"city": "北京"}}' in text
 
@@ -68,12 +68,12 @@ def test_results_stand_in_the_order_of_the_calls(native, plain):
     assert [message["content"] for message in prepare(unknown, [], native)[0]][2:5] == ["18 °C", "ok", "?"]
 
 
-def test_a_template_that_ignores_tools_is_told_of_them_in_words(plain):
+def test_a_template_that_ignores_tools_is_told_of_them_in_words(plain, tokenizer):
     messages, tools = prepare([{"role": "system", "content": "Be brief."}, USER], TOOLS, plain)
     assert tools is None
     assert [message["role"] for message in messages] == ["system", "user"]
     assert messages[0]["content"] == "Be brief.\n\n" + tool_prompt(TOOLS)
-    assert json.dumps(TOOLS, ensure_ascii=False) in plain.render_text(messages)
+    assert json.dumps(TOOLS, ensure_ascii=False) in tokenizer.decode(plain.render(messages))
     assert prepare([USER], TOOLS, plain)[0] == [{"role": "system", "content": tool_prompt(TOOLS)}, USER]
     parts = [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, USER]
     assert prepare(parts, TOOLS, plain)[0][0] == {"role": "system", "content": "x\n\n" + tool_prompt(TOOLS)}
@@ -87,9 +87,9 @@ def test_the_tool_prompt_says_what_is_wanted(choice, said):
     assert said in tool_prompt(TOOLS, choice)
 
 
-def test_a_plain_template_renders_calls_and_results_as_text(plain):
-    text = plain.render_text(prepare(HISTORY, [], plain)[0])
-    assert text == (
+def test_a_plain_template_renders_calls_and_results_as_text(plain, tokenizer):
+    ids = plain.render(prepare(HISTORY, [], plain)[0])
+    assert tokenizer.decode(ids, skip_special_tokens=False) == (
         "<|begin_of_sentence|>User: q\n"
         'Assistant: <tool_call>\n{"name": "get_weather", "arguments": {"city": "北京"}}\n</tool_call>\n'
         '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|end_of_sentence|>'
