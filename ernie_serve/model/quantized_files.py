@@ -87,10 +87,10 @@ class QuantizedWriter:
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _create(self, path: Path, entries: Mapping[str, _Entry]) -> None:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._files.callback(os.close, handle)
         header, offsets, size = _header(entries)
-        _reserve(handle, size)
+        os.posix_fallocate(handle, 0, size)
         os.pwrite(handle, header, 0)
         self._at |= {name: (handle, offsets[name], entry) for name, entry in entries.items()}
 
@@ -261,14 +261,6 @@ def _entries(shapes: Shapes, bits: Mapping[str, Form], plain: torch.dtype) -> di
         for part, (dtype, each) in forms.parts(shape, bits[name]).items():
             entries[f"{name}.{part}"] = _Entry(_WORDS[dtype], each, math.prod(each) * dtype.itemsize)
     return entries
-
-
-def _reserve(handle: int, size: int) -> None:
-    """Take the room on the disk, where the system can."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.ftruncate(handle, size)
 
 
 def _sharded(entries: Mapping[str, _Entry], shard_bytes: int) -> list[dict[str, _Entry]]:

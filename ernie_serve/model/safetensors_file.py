@@ -75,7 +75,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+            self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
         try:

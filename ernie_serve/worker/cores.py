@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Cores of this process's mask, or as many as its control groups' quota buys, if that is less; at least 1."""
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mask = len(os.sched_getaffinity(0))
     return max(1, min(mask, *(int(quota) for quota in _quotas(root)), mask))
 
 
