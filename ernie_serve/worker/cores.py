@@ -4,7 +4,9 @@ Knows masks and quotas of the system. Knows nothing of threads or of what runs o
 """
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from ernie_serve.worker.groups import groups_of, text_of
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -14,26 +16,11 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> list[float]:
-    """Cores' worth of time that each control group above this process grants, version 1 or 2."""
+    """Cores' worth of time that each control group above this process grants."""
     found = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        inside = PurePosixPath(path.lstrip("/"))
-        for group in (inside, *inside.parents):
-            if "cpu" in controllers.split(","):
-                folder = root / "sys/fs/cgroup/cpu" / group
-                words = [_text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()]
-            elif not controllers:
-                words = _text(root / "sys/fs/cgroup" / group / "cpu.max").split()
-            else:
-                continue
-            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-                found.append(int(words[0]) / int(words[1]))
+    for folder, is_second in groups_of("cpu", root):
+        names = ("cpu.max",) if is_second else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = " ".join(text_of(folder / name) for name in names).split()
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+            found.append(int(words[0]) / int(words[1]))
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

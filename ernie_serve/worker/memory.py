@@ -4,13 +4,14 @@ Knows sizes of tensors and of the machine. Knows nothing about requests or plans
 """
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
 from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.kernels import kv_format
 from ernie_serve.model.config import ModelConfig
+from ernie_serve.worker.groups import groups_of, text_of
 
 GIB = 1 << 30
 
@@ -163,7 +164,7 @@ def step_bytes(config: ModelConfig, dtype: torch.dtype, max_num_batched_tokens: 
 
 def total_bytes(root: Path = Path("/")) -> int:
     """Memory of the machine, or of the smallest control group of this process, if that is less; 0 where unknown."""
-    lines = _text(root / "proc/meminfo").splitlines()
+    lines = text_of(root / "proc/meminfo").splitlines()
     known = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
     return min(known + _limits(root), default=0)
 
@@ -188,12 +189,12 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
 
 def _available(root: Path) -> list[int]:
     """`MemAvailable` of /proc/meminfo, where there is one."""
-    lines = _text(root / "proc/meminfo").splitlines()
+    lines = text_of(root / "proc/meminfo").splitlines()
     return [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
 
 
 def _left_by_groups(root: Path) -> list[int]:
-    """What each control group above this process leaves, version 1 or 2; file cache can be taken back."""
+    """What each control group above this process leaves; file cache can be taken back."""
     return [most - used + _file_cache(folder) for folder, most, used in _groups(root) if used is not None]
 
 
@@ -205,38 +206,22 @@ def _limits(root: Path) -> list[int]:
 def _groups(root: Path) -> list[tuple[Path, int, int | None]]:
     """Folder, limit and usage of each control group above this process that has a limit."""
     found = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            top, limit, usage = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        elif not controllers:
-            top, limit, usage = "", "memory.max", "memory.current"
-        else:
-            continue
-        inside = PurePosixPath(path.lstrip("/"))
-        for group in (inside, *inside.parents):
-            folder = root / "sys/fs/cgroup" / top / group
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None:
-                found.append((folder, most, used))
+    for folder, is_second in groups_of("memory", root):
+        limit, usage = ("max", "current") if is_second else ("limit_in_bytes", "usage_in_bytes")
+        most, used = _number(folder / f"memory.{limit}"), _number(folder / f"memory.{usage}")
+        if most is not None:
+            found.append((folder, most, used))
     return found
 
 
 def _file_cache(folder: Path) -> int:
-    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines())
+    stat = dict(line.split(" ", 1) for line in text_of(folder / "memory.stat").splitlines())
     return sum(int(stat.get(f"total_{name}", stat.get(name, "0"))) for name in ("inactive_file", "active_file"))
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path).strip()
+    text = text_of(path).strip()
     return int(text) if text.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def _gib(num_bytes: int) -> str:
