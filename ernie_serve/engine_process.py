@@ -121,7 +121,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
             weight_bytes / memory.GIB,
             packed_size,
         )
-    memory.require_room(weight_bytes, device, passing_bytes, advice=advice)
+    memory.require_room(weight_bytes, device, passing_bytes, advice)
     load(model, folder, quantization, report, device=device, dummy=dummy)
     room = memory.plan_cache(
         config,

@@ -73,7 +73,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     counted: dict[str, int] = {}
     require, plan = memory.require_room, memory.plan_cache
 
-    def require_room(weights: int, device: torch.device, passing: int = 0, advice: str = "") -> None:
+    def require_room(weights: int, device: torch.device, passing: int, advice: str) -> None:
         counted.update(weights=weights, passing=passing)
         require(weights, device, passing, advice)
 
@@ -193,7 +193,8 @@ def test_weights_that_do_not_fit_are_told_with_what_would(monkeypatch: pytest.Mo
 def test_mapped_weights_count_as_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_folder(folder)
     weights = model_bytes(parameter_shapes(config), Quantization.of("int8"), torch.float32)
-    sizes = {"block_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 4, "max_model_len": 16}
+    sizes: dict[str, Any] = {"block_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 4, "max_model_len": 16}
+    sizes["gpu_memory_utilization"] = 0.9
     cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "free_bytes", lambda device: weights + 10_000_000)
     plain = memory.plan_cache(config, torch.float32, cpu, **sizes)

@@ -25,18 +25,17 @@ class CachePlan:
     max_model_len: int
 
 
-def require_room(weight_bytes: int, device: torch.device, passing_bytes: int = 0, advice: str = "") -> None:
+def require_room(weight_bytes: int, device: torch.device, passing_bytes: int, advice: str) -> None:
     """Raise `NotEnoughMemory`, before anything is read, unless the weights fit beside what the device holds.
 
-    `passing_bytes` are needed only while loading. Weights that are mapped from files need their room too: what is
-    dropped from memory is read from the disk again for every token.
+    `passing_bytes` are needed only while loading; `advice` says what would help. Weights that are mapped from files
+    need their room too: what is dropped from memory is read from the disk again for every token.
     """
     free = free_bytes(device)
     if weight_bytes + passing_bytes > free:
         loading = f", and loading them {_gib(passing_bytes)} more for a while" if passing_bytes else ""
         raise NotEnoughMemory(
-            f"The weights need {_gib(weight_bytes)}{loading}; {_gib(free)} are free on {device}. "
-            + (advice or "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory.")
+            f"The weights need {_gib(weight_bytes)}{loading}; {_gib(free)} are free on {device}. {advice}"
         )
 
 
@@ -55,9 +54,9 @@ def plan_cache(
     block_size: int,
     max_num_seqs: int,
     max_num_batched_tokens: int,
+    gpu_memory_utilization: float,
     max_model_len: int | None = None,
     kv_cache_memory_bytes: int | None = None,
-    gpu_memory_utilization: float = 0.92,
     cache_dtype: torch.dtype | None = None,
     mapped_bytes: int = 0,
     smaller: tuple[str, ...] = (),

@@ -95,7 +95,7 @@ def test_nothing_is_limited_without_streams_or_without_a_time():
 def run_beside_a_stream(pace: Pace) -> list[dict[str, int]]:
     """Steps, by tokens of each request, from the arrival of a long prompt beside a stream until it has its token."""
     pool = BlockPool(200, 4)
-    scheduler = Scheduler(pool, max_num_batched_tokens=512, max_model_len=800, pace=pace)
+    scheduler = Scheduler(pool, max_num_seqs=8, max_num_batched_tokens=512, max_model_len=800, pace=pace)
     runner = FakeRunner(200, 4)
     scheduler.add(make_request("stream", [1, 2, 3], max_tokens=400))
     steps = []
@@ -128,7 +128,8 @@ def test_without_a_time_a_long_prompt_goes_in_at_once():
 def test_several_prompts_share_the_time_of_one_step():
     pace = Pace(0.5)
     settled(pace)
-    scheduler = Scheduler(BlockPool(400, 4, enable_prefix_caching=False), max_model_len=800, pace=pace)
+    pool = BlockPool(400, 4, enable_prefix_caching=False)
+    scheduler = Scheduler(pool, max_num_seqs=8, max_num_batched_tokens=512, max_model_len=800, pace=pace)
     scheduler.add(make_request("stream", [1], max_tokens=40))
     for name in "abc":
         scheduler.add(make_request(name, [ord(name)] * 15, max_tokens=1))

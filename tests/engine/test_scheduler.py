@@ -420,7 +420,7 @@ def test_each_block_is_hashed_once(monkeypatch):
 
 def test_limits_below_one_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
-        Scheduler(BlockPool(1, 1), max_num_seqs=0, max_model_len=8)
+        Scheduler(BlockPool(1, 1), max_num_seqs=0, max_num_batched_tokens=8, max_model_len=8)
 
 
 def told_scores(outputs):

@@ -96,7 +96,12 @@ def test_not_even_one_block_is_refused(tiny_config):
 def plan(config, free=None, monkeypatch=None, **settings):
     if free is not None:
         monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    settings = {"block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 16} | settings
+    settings = {
+        "block_size": 4,
+        "max_num_seqs": 2,
+        "max_num_batched_tokens": 16,
+        "gpu_memory_utilization": 0.9,
+    } | settings
     return memory.plan_cache(config, F32, CPU, **settings)
 
 
@@ -136,9 +141,10 @@ def test_a_longer_text_than_the_checkpoint_reads_is_refused(tiny_config):
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    memory.require_room(999, CPU)
-    with pytest.raises(NotEnoughMemory):
-        memory.require_room(5000, CPU)
+    memory.require_room(999, CPU, 1, "Buy more.")
+    for passing in (0, 4900):
+        with pytest.raises(NotEnoughMemory, match=r"are free on cpu\. Buy more\."):
+            memory.require_room(5000 - passing, CPU, passing, "Buy more.")
 
 
 CARD = ModelConfig.from_dict(GEOMETRIES["21b"])
@@ -151,11 +157,11 @@ def on_a_card(monkeypatch, quantization, kept=torch.bfloat16, gib=24, **settings
     weights = model_bytes(parameter_shapes(CARD), quantization, torch.bfloat16)
     monkeypatch.setattr(memory, "device_bytes", lambda device: total)
     monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20))
-    memory.require_room(weights, GPU, advice=advice_for(CARD, quantization, torch.bfloat16, GPU))
+    memory.require_room(weights, GPU, 0, advice_for(CARD, quantization, torch.bfloat16, GPU))
     monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20) - weights)
-    sizes = {"block_size": 16, "max_num_seqs": 64, "max_num_batched_tokens": 2048} | settings
+    sizes = {"block_size": 16, "max_num_seqs": 64, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.92}
     smaller = () if quantization else ("--quantization int4",)
-    return memory.plan_cache(CARD, torch.bfloat16, GPU, cache_dtype=kept, smaller=smaller, **sizes)
+    return memory.plan_cache(CARD, torch.bfloat16, GPU, cache_dtype=kept, smaller=smaller, **sizes | settings)
 
 
 def test_the_21b_in_int4_fits_a_gpu_of_24_gb_with_a_long_context(monkeypatch):
