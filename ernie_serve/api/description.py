@@ -98,13 +98,9 @@ def encoded() -> bytes:
 
 def describe() -> dict[str, Any]:
     """The description, in OpenAPI 3.1."""
-    taken = {each.body for each in OPERATIONS if each.body}
-    given = {each.answer for each in OPERATIONS if each.answer} | {answers.ProblemAnswer}
-    _, taken_schemas = models_json_schema(
-        [(model, "validation") for model in sorted(taken, key=lambda model: model.__name__)], ref_template=_REF
-    )
-    _, given_schemas = models_json_schema(
-        [(model, "validation") for model in sorted(given, key=lambda model: model.__name__)], ref_template=_REF
+    models = {model for each in OPERATIONS for model in (each.body, each.answer) if model} | {answers.ProblemAnswer}
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)], ref_template=_REF
     )
     paths: dict[str, Any] = {}
     for each in OPERATIONS:
@@ -114,7 +110,7 @@ def describe() -> dict[str, Any]:
         "info": {"title": "ernie-serve", "version": version("ernie-serve")},
         "paths": paths,
         "components": {
-            "schemas": {**taken_schemas["$defs"], **given_schemas["$defs"]},
+            "schemas": schemas["$defs"],
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],
