@@ -58,16 +58,14 @@ def quantize(
     measured = Measured(quantizer(CpuKernels(), CPU))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
+
+        def show_done(done: float, what: str) -> None:
+            bar.update(task, completed=done, description=what)
+
         source = launch.with_checkpoint(Settings(model=source)).model
-        original = hub.resolve(
-            source, revision, "all", lambda done, what: bar.update(task, completed=done, description=what)
-        )
+        original = hub.resolve(source, revision, "all", show_done)
         num_bytes = quantize_folder(
-            original,
-            folder,
-            quantization,
-            lambda done, what: bar.update(task, completed=done, description=what),
-            quantize=measured if report_tokens else None,
+            original, folder, quantization, show_done, quantize=measured if report_tokens else None
         )
     console.print(
         f"{folder}: {recipe}, {num_bytes / 1e9:.2f} GB of weights. Serve it with: ernie-serve serve {folder}"

@@ -11,6 +11,8 @@ import numpy as np
 from ernie_serve.grammar.matcher import Matcher
 from ernie_serve.messages import ErrorCode, SamplingParams
 
+_FAILED = "The engine failed on this request's grammar."
+
 Bits = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
@@ -64,7 +66,7 @@ class Constraint:
             bits[:] = _bits_of(self._forced[:1], self._num_ids)
             return
         if (matcher := self.matcher) is not None:
-            self.error = "The engine failed on this request's grammar." if matcher.error else ""
+            self.error = _FAILED if matcher.error else ""
             self._let_stop(bits, may_end=_has(bits, self._num_ids))
         else:
             bits[:] = _all(self._num_ids)
@@ -86,7 +88,7 @@ class Constraint:
             return
         self._matcher.advance(token_id)
         if self._matcher.error:
-            self.error = "The engine failed on this request's grammar."
+            self.error = _FAILED
         self.has_ended = self._matcher.has_ended
 
     def _force_if_due(self) -> None:

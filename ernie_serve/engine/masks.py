@@ -49,9 +49,9 @@ class MaskMaker:
         size = self._bytes_per_row
         masks = TokenMasks(list(constraints), bytearray(size * len(constraints)), size)
         rows = list(constraints.values())
-        matchers = [(each.matcher, n) for n, each in enumerate(rows) if each.matcher is not None]
+        matchers = [(matcher, n) for n, each in enumerate(rows) if (matcher := each.matcher) is not None]
         if matchers:
-            self._filler.fill([(m, n) for m, n in matchers if m is not None], masks.bits, size)
+            self._filler.fill(matchers, masks.bits, size)
         bits = np.frombuffer(masks.bits, np.uint8).reshape(len(rows), size)
         for each, row in zip(rows, bits, strict=True):
             each.finish_mask(row)
