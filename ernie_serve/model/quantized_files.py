@@ -37,7 +37,7 @@ from ernie_serve.model.quantize import Shapes, bits_of, shapes_of
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.model.repacking import Repacked, is_repacked
 from ernie_serve.model.safetensors_file import StoredTensor
-from ernie_serve.model.shards import INDEX, SINGLE, Shards, some
+from ernie_serve.model.shards import Shards, cut, some, write_index
 
 ALIGNMENT = 64
 SHARD_BYTES = 5 * 10**9
@@ -70,21 +70,16 @@ class QuantizedWriter:
         self._at: dict[str, tuple[int, int, _Entry]] = {}  # file, offset, what it is
         self._written = 0
         self._files = ExitStack()
-        shards = _sharded(_entries(shapes, bits, plain), shard_bytes)
-        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-        if len(shards) == 1:
-            names = [SINGLE]
+        entries = _entries(shapes, bits, plain)
+        files = cut({name: entry.num_bytes for name, entry in entries.items()}, shard_bytes)
         try:
-            for name, entries in zip(names, shards, strict=True):
-                self._create(folder / name, entries)
+            for name, tensors in files.items():
+                self._create(folder / name, {each: entries[each] for each in tensors})
         except BaseException:
             self._files.close()
             raise
-        self.num_bytes = sum(entry.num_bytes for _, _, entry in self._at.values())
-        if len(shards) > 1:
-            where = {tensor: name for name, entries in zip(names, shards, strict=True) for tensor in entries}
-            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": where}
-            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        self.num_bytes = sum(entry.num_bytes for entry in entries.values())
+        write_index(folder, files, self.num_bytes)
 
     def _create(self, path: Path, entries: Mapping[str, _Entry]) -> None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -261,19 +256,6 @@ def _entries(shapes: Shapes, bits: Mapping[str, Form], plain: torch.dtype) -> di
         for part, (dtype, each) in forms.parts(shape, bits[name]).items():
             entries[f"{name}.{part}"] = _Entry(_WORDS[dtype], each, math.prod(each) * dtype.itemsize)
     return entries
-
-
-def _sharded(entries: Mapping[str, _Entry], shard_bytes: int) -> list[dict[str, _Entry]]:
-    """Tensors in order, cut before a shard would grow beyond `shard_bytes`."""
-    shards: list[dict[str, _Entry]] = [{}]
-    size = 0
-    for name, entry in entries.items():
-        if size and size + entry.num_bytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = entry
-        size += entry.num_bytes
-    return shards
 
 
 def _header(entries: Mapping[str, _Entry]) -> tuple[bytes, dict[str, int], int]:

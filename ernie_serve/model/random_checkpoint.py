@@ -23,6 +23,7 @@ from ernie_serve.model.random_packed import write_random_packed
 from ernie_serve.model.random_tokenizer import CHAT_TEMPLATE, random_tokenizer, random_tokenizer_config
 from ernie_serve.model.recipes import RECIPES, Quantization, Recipe
 from ernie_serve.model.safetensors_file import write_safetensors
+from ernie_serve.model.shards import cut, write_index
 from ernie_serve.model.weights import tensors_of
 
 Geometry = Literal["tiny", "0.3b", "21b", "300b"]
@@ -179,24 +180,17 @@ def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 def _write_weights(folder: Path, shapes: dict[str, torch.Size], seed: int, dtype: str, shard_bytes: int) -> None:
     word, bits = _BITS[dtype]
-    shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
-    size = total = 0
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    sizes: dict[str, int] = {}
     for name, place in tensors_of(shapes, "-PT"):
         kind = "F32" if place.parameter.split(".")[-2] == "router" else word
-        num_bytes = math.prod(place.shape) * (4 if kind == "F32" else bits.itemsize)
-        if size and size + num_bytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = (kind, place.shape)
-        size, total = size + num_bytes, total + num_bytes
-    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    for name, shard in zip(names, shards, strict=True):
+        tensors[name] = (kind, place.shape)
+        sizes[name] = math.prod(place.shape) * (4 if kind == "F32" else bits.itemsize)
+    files = cut(sizes, shard_bytes)
+    for name, names in files.items():
+        shard = {each: tensors[each] for each in names}
         write_safetensors(folder / name, shard, _random_tensors(shard, seed, bits))
-    if len(shards) > 1:
-        where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    write_index(folder, files, sum(sizes.values()))
 
 
 def _random_tensors(shard: dict[str, tuple[str, tuple[int, ...]]], seed: int, bits: torch.dtype) -> Iterator[Tensor]:

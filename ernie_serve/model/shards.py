@@ -1,9 +1,10 @@
-"""The safetensors files of a checkpoint folder, opened together.
+"""The safetensors files of a checkpoint folder, opened together, and how tensors are divided among them.
 
 Knows the folder: a single file, or an index and its shards. Knows nothing of what the tensors mean.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,29 @@ class Shards:
         if others:
             message += f" It has {some(others)}, which are not read: only safetensors is, convert the checkpoint to it."
         return message
+
+
+def cut(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """The files of a folder and the tensors in each, in order: cut before one would grow beyond `most` bytes."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, num_bytes in sizes.items():
+        if size and size + num_bytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += num_bytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, 1)}
+
+
+def write_index(folder: Path, files: Mapping[str, list[str]], num_bytes: int) -> None:
+    """Say which file has which tensor, where there are several."""
+    if len(files) > 1:
+        where = {tensor: name for name, tensors in files.items() for tensor in tensors}
+        index = {"metadata": {"total_size": num_bytes}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def some(names: list[str]) -> str:
