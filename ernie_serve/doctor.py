@@ -22,8 +22,8 @@ from ernie_serve.errors import StartupError
 from ernie_serve.kernels.native import ADVICE, tools_path
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.quantize import loading_bytes
-from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.model.quantize import loading_bytes, parameter_shapes
+from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import RECIPES, Quantization
 from ernie_serve.worker import memory
 from ernie_serve.worker.card import Card, card_of

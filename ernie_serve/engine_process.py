@@ -32,8 +32,14 @@ from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import dtypes_of, load, quantization_of, require_fp8
-from ernie_serve.model.quantize import bits_of, copying_bytes, loading_bytes, model_bytes, repacking_bytes
-from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.quantize import (
+    bits_of,
+    copying_bytes,
+    loading_bytes,
+    model_bytes,
+    parameter_shapes,
+    repacking_bytes,
+)
 from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer

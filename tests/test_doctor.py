@@ -13,7 +13,8 @@ from rich.console import Console
 from ernie_serve import doctor
 from ernie_serve.errors import StartupError
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.model.quantize import parameter_shapes
+from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.worker import fitting
 from ernie_serve.worker.card import Card
 from ernie_serve.worker.cores import usable_cores

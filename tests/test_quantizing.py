@@ -21,8 +21,7 @@ from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.kernels import cpu, fused, nibbles
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.quantize import copying_bytes, loading_bytes, model_bytes, repacking_bytes
-from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.quantize import copying_bytes, loading_bytes, model_bytes, parameter_shapes, repacking_bytes
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import memory
 

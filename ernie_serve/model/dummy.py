@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.quantize import parameter_shapes
 from ernie_serve.model.safetensors_file import SafetensorsFile, StoredTensor
 from ernie_serve.model.weights import tensors_of
 

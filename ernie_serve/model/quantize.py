@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels.nibbles import nibble_bytes
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import forms
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -99,6 +100,12 @@ def read_quantized(
         keep(name, expert, made(name, matrix, bits[name]))
 
     load_weights(model, source, progress, put=into_matrices(shapes, dtype, whole, rest))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Name and shape of every parameter that a model of this config has."""
+    with torch.device("meta"):
+        return shapes_of(Ernie(config, ReferenceKernels()))
 
 
 def shapes_of(model: Ernie) -> dict[str, torch.Size]:

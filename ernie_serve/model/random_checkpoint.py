@@ -1,7 +1,7 @@
-"""Writes a checkpoint folder with random weights that can be served: for a first start, for tests and for speed.
+"""Writes a checkpoint folder with random weights that can be served: for tests and for speed.
 
-Knows the published geometries and what belongs into a folder. Knows nothing of the network beyond the shapes
-of its parameters. The weights are made and written one tensor at a time: 43 GB of them need 2 GB of memory.
+Knows the published geometries and what belongs into a folder. Knows nothing of the network. The weights are made
+and written one tensor at a time: 43 GB of them need 2 GB of memory.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 from ernie_serve.errors import CheckpointError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.new_folder import new_folder
-from ernie_serve.model.quantize import model_bytes
+from ernie_serve.model.quantize import model_bytes, parameter_shapes
 from ernie_serve.model.random_packed import write_random_packed
 from ernie_serve.model.random_tokenizer import CHAT_TEMPLATE, random_tokenizer, random_tokenizer_config
 from ernie_serve.model.recipes import RECIPES, Quantization, Recipe
@@ -150,32 +150,6 @@ def write_random_checkpoint(
         _write_json(unfinished / "tokenizer_config.json", random_tokenizer_config())
         (unfinished / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         _write_json(unfinished / "config.json", values)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Name and shape of every parameter of the network."""
-    # H hidden size, Q query rows, KV key rows, E experts
-    H, E = config.hidden_size, config.moe_num_experts
-    Q, KV = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, H), "norm.weight": (H,)}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, H)
-    for index in range(config.num_hidden_layers):
-        layer = f"layers.{index}."
-        shapes[layer + "input_layernorm.weight"] = shapes[layer + "post_attention_layernorm.weight"] = (H,)
-        shapes[layer + "self_attn.qkv_proj.weight"] = (Q + 2 * KV, H)
-        shapes[layer + "self_attn.o_proj.weight"] = (H, Q)
-        if config.is_moe_layer(index):
-            shapes[layer + "mlp.router.weight"] = (E, H)
-            shapes[layer + "mlp.router.correction_bias"] = (E,)
-            shapes[layer + "mlp.experts.gate_up"] = (E, 2 * config.moe_intermediate_size, H)
-            shapes[layer + "mlp.experts.down"] = (E, H, config.moe_intermediate_size)
-        mlp = layer + ("mlp.shared." if config.is_moe_layer(index) else "mlp.")
-        width = config.shared_intermediate_size if config.is_moe_layer(index) else config.intermediate_size
-        if width:
-            shapes[mlp + "gate_up_proj.weight"] = (2 * width, H)
-            shapes[mlp + "down_proj.weight"] = (H, width)
-    return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
 def _write_weights(folder: Path, shapes: dict[str, torch.Size], seed: int, dtype: str, shard_bytes: int) -> None:

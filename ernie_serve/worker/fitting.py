@@ -10,8 +10,7 @@ import torch
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.loading import quantization_of
-from ernie_serve.model.quantize import Shapes, bits_of, model_bytes, parameter_bytes
-from ernie_serve.model.random_checkpoint import parameter_shapes
+from ernie_serve.model.quantize import Shapes, bits_of, model_bytes, parameter_bytes, parameter_shapes
 from ernie_serve.model.recipes import Quantization, Recipe, class_of
 from ernie_serve.worker import memory
 

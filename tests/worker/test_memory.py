@@ -8,8 +8,8 @@ import torch
 from ernie_serve.engine_process import advice_for
 from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.quantize import model_bytes
-from ernie_serve.model.random_checkpoint import GEOMETRIES, parameter_shapes
+from ernie_serve.model.quantize import model_bytes, parameter_shapes
+from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import memory
 
