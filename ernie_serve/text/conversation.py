@@ -1,4 +1,4 @@
-"""Chat messages as clients send them, in the form that chat templates read.
+"""Chat messages as the API reads them, in the form that chat templates read.
 
 Knows the shape of OpenAI's messages and the framing of ERNIE's reasoning. Knows nothing about tokens or HTTP.
 """
@@ -7,64 +7,36 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ernie_serve.errors import InvalidRequest
-
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _THINK, _END_OF_THINK = "<think>", "</think>"
 _RESPONSE, _END_OF_RESPONSE = "<response>", "</response>"
 
 
 def normalise_messages(messages: Sequence[dict[str, Any]], *, split_reasoning: bool = False) -> list[dict[str, Any]]:
-    """Copies with text for content, objects for tool arguments, and no empty fields.
+    """Copies with objects for tool arguments, and with reasoning under both names that templates read.
 
-    Text parts are joined by newlines; no content is "". Reasoning has its field, `reasoning_content`, whichever of
-    the usual names it came under. With `split_reasoning`, an assistant's content that still holds its raw
-    `…</think>…` is split into that field and the answer, the `<response>` frame taken off.
-    Raises `InvalidRequest` for parts that are not text.
+    Messages are those that the API has read: their content is text. With `split_reasoning`, an assistant's content
+    that still holds its raw `…</think>…` is split into reasoning and answer, the `<response>` frame taken off.
     """
-    return [_normalise(message, index, split_reasoning) for index, message in enumerate(messages)]
+    return [_normalise(message, split_reasoning) for message in messages]
 
 
-def _normalise(message: dict[str, Any], index: int, split_reasoning: bool) -> dict[str, Any]:
-    result = {key: value for key, value in message.items() if value is not None}
-    result["content"] = _flatten(result.get("content", ""), index)
-    if isinstance(calls := result.get("tool_calls"), list):
+def _normalise(message: dict[str, Any], split_reasoning: bool) -> dict[str, Any]:
+    result = dict(message)
+    if calls := message.get("tool_calls"):
         result["tool_calls"] = [_with_object_arguments(call) for call in calls]
-    reasoning = next((result[name] for name in _REASONING_FIELDS if name in result), None)
-    if reasoning is not None:
-        return {"thinking": reasoning, **result, "reasoning_content": reasoning}
-    if split_reasoning and result.get("role") == "assistant" and _END_OF_THINK in result["content"]:
-        reasoning, _, answer = result["content"].partition(_END_OF_THINK)
+    if (reasoning := message.get("reasoning_content")) is not None:
+        return {"thinking": reasoning, **result}
+    if split_reasoning and message["role"] == "assistant" and _END_OF_THINK in message["content"]:
+        reasoning, _, answer = message["content"].partition(_END_OF_THINK)
         reasoning = reasoning.rpartition(_THINK)[2].strip("\n")
         return result | {"content": _unframed(answer), "reasoning_content": reasoning, "thinking": reasoning}
     return result
 
 
-def _flatten(content: object, index: int) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            f"messages[{index}].content must be a string or a list of text parts, not {type(content).__name__}.",
-            param=f"messages[{index}].content",
-        )
-    texts: list[str] = []
-    for number, part in enumerate(content):
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else part
-        if kind not in ("text", "refusal", "input_text", "output_text") or not isinstance(text, str):
-            raise InvalidRequest(
-                f"messages[{index}].content[{number}] is not a text part; this model reads text only.",
-                param=f"messages[{index}].content[{number}]",
-            )
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _with_object_arguments(call: Any) -> Any:
+def _with_object_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """A tool call whose arguments are the object that their JSON text says, where it says one."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    function = call["function"]
+    if not isinstance(function["arguments"], str):
         return call
     try:
         arguments = json.loads(function["arguments"] or "{}")

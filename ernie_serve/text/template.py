@@ -23,7 +23,6 @@ from ernie_serve.text.tokenizer_files import read_json
 Variable = str | int | float | bool | None
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize"})
 # A template that deletes or changes letters could put a control token's spelling together from harmless parts.
 _REWRITES = frozenset(
     {"capitalize", "casefold", "format", "lower", "replace", "reverse", "striptags", "swapcase", "title", "upper"}
@@ -91,10 +90,6 @@ class ChatTemplate:
         variables: Mapping[str, Variable] = _NO_VARIABLES,
     ) -> list[int]:
         """The prompt's token ids. Raises `InvalidRequest` when the template cannot render these messages."""
-        if own := _OWN_VARIABLES & variables.keys():
-            raise InvalidRequest(
-                f"The template variable {sorted(own)[0]!r} is set by the server.", param="chat_template_kwargs"
-            )
         guard = self._guard
         try:
             text = self._template.render(
@@ -107,8 +102,6 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-        except InvalidRequest:
-            raise
         except jinja2.TemplateError as error:
             message = guard.reveal(str(error)).rstrip(".")
             raise InvalidRequest(f"The chat template refuses these messages: {message}.", param="messages") from error

@@ -30,8 +30,7 @@ def prepare(
     """The messages and the tools to give to `template.render`, for tools in OpenAI's chat form.
 
     `tool_choice` is "none", "auto", "required" or a tool's name. With "none" the model is not told of any tool.
-    Tool results stand in the order of the calls that they answer, because templates do not render ids. Raises
-    `InvalidRequest` for content that is no text.
+    Tool results stand in the order of the calls that they answer, because templates do not render ids.
     """
     offered = [] if tool_choice == "none" else list(tools)
     ordered = _in_order_of_calls(messages)

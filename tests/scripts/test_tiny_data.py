@@ -56,7 +56,7 @@ def test_template_says_what_training_said(kind, render):
 def test_arguments_as_text_or_as_object_render_alike(render):
     def asked(arguments):
         call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        return render([{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}])
+        return render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}])
 
     assert asked('{"a": "\u00e9"}') == asked({"a": "\u00e9"})
 

@@ -117,7 +117,7 @@ def test_what_ends_reasoning_is_known_in_tokens(tokenizer, thinking):
 
 
 def test_forced_calls_are_framed_as_the_templates_frame_them(tokenizer, thinking, plain):
-    turns = [QUESTION, {"role": "assistant", "tool_calls": CALLS}]
+    turns = [QUESTION, {"role": "assistant", "content": "", "tool_calls": CALLS}]
     text = tokenizer.decode(thinking.render(turns, add_generation_prompt=False), skip_special_tokens=False)
     form, frame = OutputFormat(thinking, tokenizer), ToolFraming()
     assert (form.begin_call_id, form.end_call_id) == (

@@ -55,7 +55,7 @@ def messages_of(text):
         st.one_of(
             st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "tool"]), "content": text}),
             st.fixed_dictionaries(
-                {"role": st.just("assistant"), "content": st.one_of(st.none(), text)},
+                {"role": st.just("assistant"), "content": text},
                 optional={"tool_calls": st.lists(call, max_size=2), "reasoning_content": text, "name": text},
             ),
         ),
@@ -200,13 +200,6 @@ def test_variables_reach_the_template_as_text(tokenizer):
     ids = template.render([], variables={"a": "</s>", "b": False})
     assert tokenizer.decode(ids) == "</s>False0"
     assert tokenizer.control_ids.isdisjoint(ids)
-
-
-@pytest.mark.parametrize("name", ["messages", "tools", "chat_template", "tokenize", "add_generation_prompt"])
-def test_variables_of_the_server_are_refused(templates, name):
-    with pytest.raises(InvalidRequest) as caught:
-        templates["pt"].render([], variables={name: "x"})
-    assert caught.value.param == "chat_template_kwargs"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import pytest
 from folded import fold
 
-from ernie_serve.errors import InvalidRequest
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tools import call_block, prepare, tool_prompt
@@ -29,7 +28,7 @@ def result(number, content):
 USER = {"role": "user", "content": "q"}
 HISTORY = [
     USER,
-    {"role": "assistant", "content": None, "tool_calls": [call(1, "get_weather", '{"city": "北京"}'), call(2)]},
+    {"role": "assistant", "content": "", "tool_calls": [call(1, "get_weather", '{"city": "北京"}'), call(2)]},
     result(1, "18 °C"),
     result(2, "ok"),
     {"role": "assistant", "content": "It is warm."},
@@ -75,8 +74,8 @@ def test_a_template_that_ignores_tools_is_told_of_them_in_words(plain, tokenizer
     assert messages[0]["content"] == "Be brief.\n\n" + tool_prompt(TOOLS)
     assert json.dumps(TOOLS, ensure_ascii=False) in tokenizer.decode(plain.render(messages))
     assert prepare([USER], TOOLS, plain)[0] == [{"role": "system", "content": tool_prompt(TOOLS)}, USER]
-    parts = [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, USER]
-    assert prepare(parts, TOOLS, plain)[0][0] == {"role": "system", "content": "x\n\n" + tool_prompt(TOOLS)}
+    other = [{"role": "developer", "content": "x"}, USER]
+    assert prepare(other, TOOLS, plain)[0][0] == {"role": "system", "content": "x\n\n" + tool_prompt(TOOLS)}
     assert prepare([USER], [], plain) == ([USER], None)
 
 
@@ -146,11 +145,6 @@ def test_the_prompts_own_example_is_no_call(plain, tokenizer):
     stream = OutputFormat(plain, tokenizer).stream([], tools=["get_weather", "f"])
     prompt = tool_prompt(TOOLS)
     assert fold(stream.push(prompt) + stream.flush()).content == prompt
-
-
-def test_content_that_is_no_text_is_refused(plain):
-    with pytest.raises(InvalidRequest, match="text only"):
-        prepare([{"role": "user", "content": [{"type": "image_url"}]}], TOOLS, plain)
 
 
 def test_the_callers_messages_stay_as_they_are(native, plain):
