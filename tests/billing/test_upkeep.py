@@ -32,6 +32,22 @@ def count(connection, table):
     return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
+@contextmanager
+def unheard(meter, monkeypatch):
+    """Within this every transaction is committed, and fails afterwards."""
+    transaction = meter._store._database.transaction
+
+    @contextmanager
+    def committed(**given):
+        with transaction(**given) as connection:
+            yield connection
+        raise sqlite3.OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(meter._store._database, "transaction", committed)
+        yield
+
+
 def silent_since(connection, boot_id, seconds):
     change = update(boot).where(boot.c.id == boot_id).values(heartbeat=boot.c.heartbeat - seconds)
     return connection.execute(change).rowcount
@@ -167,16 +183,7 @@ def test_what_a_refused_request_may_hold_is_let_go_once_and_is_no_charge_that_wa
         async with small_shop.open() as meter:
             meter.upkeep._keeper.cancel()  # which would begin before we look
             caller = await small_shop.caller(meter)
-            transaction = meter._store._database.transaction
-
-            @contextmanager
-            def unheard(**given):
-                with transaction(**given) as connection:
-                    yield connection
-                raise sqlite3.OperationalError("away")
-
-            with monkeypatch.context() as patch:
-                patch.setattr(meter._store._database, "transaction", unheard)
+            with unheard(meter, monkeypatch):
                 for index in range(600):
                     with pytest.raises(StoreUnavailable):
                         await meter.reserve(caller, order(f"r{index}", idempotency_key=f"k{index}"))
@@ -196,16 +203,7 @@ def test_a_charge_whose_commit_was_not_heard_of_is_counted_once(small_shop, monk
         async with small_shop.open() as meter:
             caller = await small_shop.caller(meter)
             reservation = await meter.reserve(caller, order("unheard"))
-            transaction = meter._store._database.transaction
-
-            @contextmanager
-            def unheard(**given):
-                with transaction(**given) as connection:
-                    yield connection
-                raise sqlite3.OperationalError("away")
-
-            with monkeypatch.context() as patch:
-                patch.setattr(meter._store._database, "transaction", unheard)
+            with unheard(meter, monkeypatch):
                 charge = await meter.settle(reservation, Usage(prompt_tokens=10, completion_tokens=10), "ok")
             counters = meter.counters
             assert (charge.kept, counters.settled, counters.charged_nano) == (False, 0, 0)

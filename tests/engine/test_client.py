@@ -99,6 +99,16 @@ def test_it_follows_loading_until_ready_and_takes_no_requests_before():
     asyncio.run(scenario())
 
 
+class Turns:
+    """Counts the turns of the event loop."""
+
+    number = 0
+
+    def count(self):
+        self.number += 1
+        asyncio.get_running_loop().call_soon(self.count)
+
+
 def test_each_request_gets_its_own_outputs():
     async def scenario():
         async with PlayedEngine() as engine:
@@ -121,16 +131,11 @@ def test_what_ends_is_handed_out_eight_in_a_turn_and_what_goes_on_one_in_a_turn(
     async def scenario():
         async with PlayedEngine() as engine:
             await engine.ready()
-            loop, turn, came = asyncio.get_running_loop(), 0, []
-
-            def count():
-                nonlocal turn
-                turn += 1
-                loop.call_soon(count)
+            turns, came = Turns(), []
 
             async def read(name):
                 async for _ in engine.client.generate(make_request(name, [1])):
-                    came.append((turn, name[0]))
+                    came.append((turns.number, name[0]))
                     if name[0] == "g":
                         break
 
@@ -138,7 +143,7 @@ def test_what_ends_is_handed_out_eight_in_a_turn_and_what_goes_on_one_in_a_turn(
             readers = [asyncio.ensure_future(read(name)) for name in names]
             for _ in names:
                 await engine.hear()
-            count()
+            turns.count()
             told = [output(name, 1, finish_reason="stop" if name[0] == "e" else None) for name in names]
             engine.say(stepped(*reversed(told)))
             await asyncio.gather(*readers)
@@ -153,24 +158,19 @@ def test_a_step_is_handed_out_one_by_one_whatever_was_left_of_the_step_before():
     async def scenario():
         async with PlayedEngine() as engine:
             await engine.ready()
-            loop, turn, came = asyncio.get_running_loop(), 0, []
-
-            def count():
-                nonlocal turn
-                turn += 1
-                loop.call_soon(count)
+            turns, came = Turns(), []
 
             async def read(name):
                 async for each in engine.client.generate(make_request(name, [1])):
                     if 2 in each.token_ids:
-                        came.append(turn)
+                        came.append(turns.number)
                         break
 
             names = [f"r{index}" for index in range(30)]
             readers = [asyncio.ensure_future(read(name)) for name in names]
             for _ in names:
                 await engine.hear()
-            count()
+            turns.count()
             engine.say(*[stepped(*[output(name, token) for name in names], step=token) for token in (1, 2)])
             await asyncio.gather(*readers)
             assert len(set(came)) == len(names)
