@@ -58,11 +58,16 @@ Prepare = Callable[[Services, dict[str, Any]], tuple[Job, Format]]
 """Checks a request and makes its job; may take long, so it may run in a thread."""
 
 
-async def answer(services: Services, request: Request, prepare: Prepare) -> Response:
-    """The answer to a request. Raises `RequestError`, and `ClientLeft` when nobody waits any more."""
+async def answer(
+    services: Services, request: Request, prepare: Prepare, *, is_light: Callable[[bytes], bool] = lambda body: True
+) -> Response:
+    """The answer to a request, whose body is read at once where it is small and `is_light`.
+
+    Raises `RequestError`, and `ClientLeft` when nobody waits any more.
+    """
     body = await read_body(request, services.limits)
     services.require_ready()
-    job, form = await prepared(services, request, body, prepare)
+    job, form = await prepared(services, request, body, prepare, is_light=is_light)
     caller = caller_of(request)
     if caller.account_id:
         job = kept_apart(job, caller.account_id)
@@ -75,10 +80,15 @@ async def answer(services: Services, request: Request, prepare: Prepare) -> Resp
 
 
 async def prepared(
-    services: Services, request: Request, body: bytes, prepare: Callable[[Services, dict[str, Any]], T]
+    services: Services,
+    request: Request,
+    body: bytes,
+    prepare: Callable[[Services, dict[str, Any]], T],
+    *,
+    is_light: Callable[[bytes], bool] = lambda body: True,
 ) -> T:
-    """What is made of a body, in a thread if the body is large. Raises `RequestError` and `ClientLeft`."""
-    if len(body) <= INLINE_BYTES:
+    """What is made of a body, in a thread if that may take long. Raises `RequestError` and `ClientLeft`."""
+    if len(body) <= INLINE_BYTES and is_light(body):
         return prepare(services, parse_object(body))
     work = asyncio.to_thread(lambda: prepare(services, parse_object(body)))
     return await while_connected(request.receive, work)

@@ -40,12 +40,13 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/v1/responses")
     async def create_response(request: Request) -> Response:
-        return await answer(services, request, Preparation(kept, owner_of(request)).prepare)
+        return await answer(services, request, Preparation(kept, owner_of(request)).prepare, is_light=stands_alone)
 
     @routes.post("/v1/responses/input_tokens")
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, services.limits)
-        return _json(await prepared(services, request, body, Preparation(kept, owner_of(request)).count))
+        count = Preparation(kept, owner_of(request)).count
+        return _json(await prepared(services, request, body, count, is_light=stands_alone))
 
     @routes.api_route("/v1/responses/{response_id}", methods=["GET", "HEAD", "DELETE"])
     async def retrieve_response(request: Request) -> Response:
@@ -68,17 +69,24 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
+def stands_alone(body: bytes) -> bool:
+    """Whether a body names nothing that is kept, of which a few bytes may mean a long conversation."""
+    return b"previous_response_id" not in body and b'"id"' not in body
+
+
 class Preparation:
-    """What a request becomes for one owner's kept responses."""
+    """What one request becomes for one owner's kept responses."""
 
     def __init__(self, store: KeptResponses, owner: bytes) -> None:
         self._store = store
         self._owner = owner
+        self._named: dict[str, list[Item]] = {}  # what the responses told that the request has named so far
+        self._num_named_bytes = 0
 
     def prepare(self, services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
         """Check a request and render its conversation. Raises `RequestError`."""
         fields = validated(ResponseRequest, body)
-        given, conversation = self._conversation(fields)
+        given, conversation = self._conversation(services, fields)
         use = fields.tool_use
         text_format = fields.text.format if fields.text else None
         grammar, param = read_structure(text_format, fields.structured_outputs, "text.format", flat=True)
@@ -98,11 +106,11 @@ class Preparation:
     def count(self, services: Services, body: dict[str, Any]) -> dict[str, Any]:
         """How many tokens the same request would be asked with."""
         fields = validated(ResponseRequest, {"model": services.model_name, **body})
-        _, conversation = self._conversation(fields)
+        _, conversation = self._conversation(services, fields)
         ids = self._prompt(services, fields, conversation, fields.tool_use)
         return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
-    def _conversation(self, fields: ResponseRequest) -> tuple[list[Item], list[Item]]:
+    def _conversation(self, services: Services, fields: ResponseRequest) -> tuple[list[Item], list[Item]]:
         """The items that were sent, and with them all that went before."""
         before: list[Item] = []
         if fields.previous_response_id is not None:
@@ -111,13 +119,22 @@ class Preparation:
                 told = f"There is no kept response {fields.previous_response_id!r}. Send the whole conversation."
                 raise PreviousResponseNotFound(told, param="previous_response_id")
             before = found.conversation
-        given = read_input(fields.input, self._find)
+        given = read_input(fields.input, lambda item_id: self._find(item_id, services.limits.max_body_bytes))
         return given, [*before, *given]
 
-    def _find(self, item_id: str) -> Item | None:
-        """An item that a kept response told."""
-        kept = self._store.get(self._owner, response_of(item_id))
-        return next((item for item in kept.body["output"] if item["id"] == item_id), None) if kept else None
+    def _find(self, item_id: str, most_bytes: int) -> Item | None:
+        """An item that a kept response told. All that are named have no more bytes than could have been sent."""
+        response_id = response_of(item_id)
+        if response_id not in self._named:
+            kept = self._store.get(self._owner, response_id)
+            self._named[response_id] = kept.body["output"] if kept else []
+        found = next((item for item in self._named[response_id] if item["id"] == item_id), None)
+        if found is not None:
+            self._num_named_bytes += len(orjson.dumps(found))
+            if self._num_named_bytes > most_bytes:
+                told = f"The items that `input` names have more than {most_bytes} bytes. Name fewer."
+                raise InvalidRequest(told, param="input")
+        return found
 
     def _prompt(self, services: Services, fields: ResponseRequest, conversation: list[Item], use: ToolUse) -> list[int]:
         services.require_model(fields.model)
