@@ -83,9 +83,10 @@ class Call:
 
 @dataclass(slots=True)
 class Text:
-    """Text before, between or behind calls."""
+    """Text before, between or behind calls, with its tokens' log-probabilities: those that came before the call did."""
 
     text: str
+    logprobs: list[Placed] = field(default_factory=list, compare=False)
 
 
 @dataclass(slots=True)
@@ -111,12 +112,7 @@ class Answer:
                 self.text += event.text
                 self.logprobs += event.logprobs
                 self.token_ids += event.token_ids
-                if event.text:  # the tokens of a call come without
-                    last = self.parts[-1] if self.parts else None
-                    if isinstance(last, Text):
-                        last.text += event.text
-                    else:
-                        self.parts.append(Text(event.text))
+                self._say(event)
             case ReasoningDelta():
                 self.reasoning += event.text
             case CallBegun():
@@ -128,3 +124,12 @@ class Answer:
                 self.prompt_logprobs = event.logprobs
             case Finished():
                 self.reason, self.mean_logprob, self.unpaid = event.reason, event.mean_logprob, event.unpaid
+
+    def _say(self, event: TextDelta) -> None:
+        last = self.parts[-1] if self.parts else None
+        if isinstance(last, Text):
+            last.text += event.text
+            last.logprobs += event.logprobs
+        elif event.text:  # the tokens of a call come without
+            before = self.logprobs if last is None else event.logprobs
+            self.parts.append(Text(event.text, [*before]))

@@ -129,12 +129,11 @@ def usage_of(usage: Fields) -> Fields:
 def _events_of(answer: Answer) -> list[Event]:
     """The events that a whole answer could have been told with."""
     events: list[Event] = [ReasoningDelta(0, answer.reasoning)] if answer.reasoning else []
-    numbers, logprobs = count(), answer.logprobs
+    numbers = count()
     for part in answer.parts:
         if isinstance(part, Call):
             number = next(numbers)
             events += [CallBegun(0, number, part.id, part.name), CallDelta(0, number, part.arguments)]
         else:
-            events.append(TextDelta(0, part.text, logprobs))
-            logprobs = []
+            events.append(TextDelta(0, part.text, part.logprobs))
     return [*events, Finished(0, answer.reason, unpaid=answer.unpaid)]

@@ -22,6 +22,7 @@ class ResponseItems:
 
     def __init__(self, response_id: str, tell_logprobs: Callable[[TextDelta], list[Fields]]) -> None:
         self._response_id = response_id
+        self._unsaid: list[Fields] = []  # the log-probabilities of tokens whose text was held back
         self.output: list[Fields] = []
         """The items so far, the open one last."""
         self._tell_logprobs = tell_logprobs
@@ -35,7 +36,11 @@ class ResponseItems:
                 return [*told, *self._grow(event.text, "reasoning_text", {})]
             case TextDelta() if event.text or self._is_open_as("message"):
                 return self.say(event)
+            case TextDelta():
+                if not self._is_open_as("function_call"):
+                    self._unsaid += self._tell_logprobs(event)
             case CallBegun():
+                self._unsaid = []
                 call = {"call_id": event.id, "name": event.name, "arguments": ""}
                 return [*self.close(), self._open("function_call", call)]
             case CallDelta():
@@ -45,7 +50,7 @@ class ResponseItems:
 
     def say(self, event: TextDelta) -> list[Typed]:
         """More of a message, which is begun where none is open."""
-        logprobs = self._tell_logprobs(event)
+        logprobs, self._unsaid = [*self._unsaid, *self._tell_logprobs(event)], []
         told = self._open_if_not("message", {"role": "assistant", "content": []})
         return [*told, *self._grow(event.text, "output_text", {"logprobs": logprobs})]
 

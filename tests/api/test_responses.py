@@ -1,6 +1,7 @@
 """/v1/responses: the same text as everywhere else, told as items, and kept for a while."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from ernie_serve.api.events import Answer, CallBegun, CallDelta, Text, TextDelta
+from ernie_serve.api.response_items import ResponseItems
 from ernie_serve.api.schema.response_input import messages_of, read_input
 from ernie_serve.billing.free import FreeMeter
-from ernie_serve.messages import Grammar
+from ernie_serve.messages import Grammar, TokenLogprobs
 
 THOUGHT = "I think.\n</think>\n\n"
 CALL = '\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
@@ -276,6 +279,42 @@ def test_what_a_kept_response_said_may_be_named_instead_of_sent(respond: Any, en
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input[1].id")
     unkept = respond(input=[asked], store=False).json()["output"][0]["id"]
     assert respond(input=[{"type": "item_reference", "id": unkept}]).status_code == 400
+
+
+def test_items_that_are_named_are_no_more_than_could_have_been_sent(
+    respond: Any, engine: Any, tagged: Any, thinking_services: Any
+) -> None:
+    engine.reply = tagged(THOUGHT + "x" * 200)
+    named = {"id": respond().json()["output"][-1]["id"]}
+    object.__setattr__(thinking_services, "limits", replace(thinking_services.limits, max_body_bytes=2000))
+    assert respond(input=[{"role": "user", "content": "a"}, named]).status_code == 200
+    refused = respond(input=[named] * 9)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
+
+
+def test_log_probabilities_of_text_that_was_held_back_come_with_it() -> None:
+    def token(name: str) -> tuple[int, TokenLogprobs]:
+        return 0, TokenLogprobs(ord(name), -1.0, [])
+
+    items = ResponseItems("resp_1", lambda event: [{"token": chr(each.token_id)} for _, each in event.logprobs])
+    call = [CallBegun(0, 0, "c", "f"), CallDelta(0, 0, "{}"), TextDelta(0, "", [token("c")])]
+    for event in (
+        TextDelta(0, "", [token("a")]),
+        TextDelta(0, "ab", [token("b")]),
+        *call,
+        TextDelta(0, "d", [token("d")]),
+    ):
+        items.add(event)
+    items.close()
+    first, _, last = items.output
+    assert [each["token"] for each in first["content"][0]["logprobs"]] == ["a", "b"]
+    assert [each["token"] for each in last["content"][0]["logprobs"]] == ["d"]
+    events = [TextDelta(0, "", [token("a")]), TextDelta(0, "ab", [token("b")]), *call, TextDelta(0, "d", [token("d")])]
+    answer = Answer(0)
+    for event in events:
+        answer.add(event)
+    told = [[chr(each.token_id) for _, each in part.logprobs] for part in answer.parts if isinstance(part, Text)]
+    assert told == [["a", "b"], ["d"]]
 
 
 def test_items_of_one_id_do_not_keep_a_client_paging(respond: Any, call_thinking: Any) -> None:
