@@ -125,12 +125,17 @@ class Upkeep:
 
     async def _undo_refused(self) -> None:
         while self._undone:
-            some = list(islice(self._undone, _UNDONE_TOGETHER))
-            for account_id in {account_id for account_id, _ in some}:
-                ids = [request_id for theirs, request_id in some if theirs == account_id]
+            account_id = self._undone[0][0]
+            ids = [request_id for theirs, request_id in islice(self._undone, _UNDONE_TOGETHER) if theirs == account_id]
+            try:
                 await self._store.write(partial(undo, account_id=account_id, request_ids=ids), lane=account_id)
-            for _ in some:
-                self._undone.popleft()
+            except StoreUnavailable:
+                raise
+            except Exception:
+                _log.exception("The billing store refuses to let holds of account %s go; a start does.", account_id)
+            for each in {(account_id, request_id) for request_id in ids}:
+                with suppress(ValueError):  # others may have taken its room
+                    self._undone.remove(each)
 
     async def beat(self) -> None:
         """Say that this process lives, and release what dead ones hold.
