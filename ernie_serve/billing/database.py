@@ -165,8 +165,8 @@ class Database:
         if not name or name == ":memory:":
             raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
         path = Path(name).expanduser()
-        if make and path.exists():
-            _require_writable(path.resolve())
+        if make:
+            _require_writable(path)
         found = _tables_of(path)
         if found and _OURS - found:
             raise StartupError(f"{path} is another program's database. Give --database-url a file of its own.")
@@ -231,9 +231,21 @@ def _no_store(where: str) -> StartupError:
 
 def _require_writable(path: Path) -> None:
     """Whoever only tried to write would leave files behind that nobody can write either."""
-    for each in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        if each.exists() and not os.access(each, os.W_OK):
-            raise _not_writable(str(each), f"it belongs to user {each.stat().st_uid}, and this is {os.geteuid()}")
+    try:
+        if not path.exists():
+            return
+        path = path.resolve()
+        for each in (path.parent, path, *(Path(f"{path}-{end}") for end in ("wal", "shm")), Path(f"{path}.lock")):
+            if each.exists() and not os.access(each, os.W_OK):
+                owner, we = each.stat().st_uid, os.geteuid()
+                why = (
+                    "its mode or its file system forbids it"
+                    if owner == we
+                    else f"user {owner} owns it, and we are {we}"
+                )
+                raise _not_writable(str(each), why)
+    except OSError as error:
+        raise _not_writable(str(path), error.strerror or str(error)) from None
 
 
 def _not_writable(path: str, why: str) -> StartupError:

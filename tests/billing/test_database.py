@@ -97,7 +97,7 @@ def test_one_server_has_a_sqlite_file_to_itself(sqlite_url):
     second.close()
 
 
-@pytest.mark.parametrize("name", ["{}", "{}-wal", ".."])
+@pytest.mark.parametrize("name", ["{}", "{}-wal", "{}.lock", ".."])
 def test_a_file_that_cannot_be_written_is_named_before_it_is_opened(sqlite_url, monkeypatch, name):
     Database(sqlite_url, make=True).close()
     path = sqlite_url.removeprefix("sqlite:///")
@@ -107,9 +107,20 @@ def test_a_file_that_cannot_be_written_is_named_before_it_is_opened(sqlite_url, 
     before = sorted(os.listdir(os.path.dirname(path)))
     may = os.access
     monkeypatch.setattr(os, "access", lambda each, mode: str(each) != refused and may(each, mode))
-    with pytest.raises(StartupError, match=f"{re.escape(refused)}: it belongs to user .* Change its owner or mode"):
+    with pytest.raises(
+        StartupError, match=f"{re.escape(refused)}: its mode or its file system forbids it. Change its owner or mode"
+    ):
         Database(sqlite_url, make=True)
     assert sorted(os.listdir(os.path.dirname(path))) == before
+
+
+def test_a_folder_that_may_not_be_entered_is_told_in_a_line(sqlite_url, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    with pytest.raises(StartupError, match=r"cannot be written: .*: Permission denied"):
+        Database(sqlite_url, make=True)
 
 
 def test_a_lock_that_cannot_be_taken_is_named(sqlite_url):
