@@ -75,7 +75,8 @@ class Billed:
         if self._charging is None:
             if self.has_told and isinstance(error, InvalidRequest):
                 self._status = "cancelled"  # its own constraints ended what had been told
-            await self._settle(self._status)
+            self._charging = self._settle(self._status)
+        await self._charging  # also of a client that left between its charge and its end
 
     @property
     def claimed(self) -> bool:
