@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ernie_serve.billing.free import FreeMeter
-from ernie_serve.billing.meter import Charge, Reservation
+from ernie_serve.billing.meter import Charge, Charging, Reservation
 from ernie_serve.billing.money import Nano
 from ernie_serve.billing.prices import Status, Usage
 
@@ -160,13 +160,15 @@ def test_errors(complete: Any, engine: Any, read_events: Any, schemas: Any) -> N
     assert faults(read_events(complete(stream=True).text)[-1], schema, schemas) == []
 
 
-class Charging(FreeMeter):
+class CostlyMeter(FreeMeter):
     """Tells a cost."""
 
     charges = True
 
-    async def settle(self, reservation: Reservation, usage: Usage, status: Status, **more: Any) -> Charge:
-        return Charge(Nano(21_000), usage, 1)
+    def settle(self, reservation: Reservation, usage: Usage, status: Status, **more: Any) -> Charging:
+        charging = Charging()
+        charging.end(Charge(Nano(21_000), usage, 1))
+        return charging
 
 
 PLACES: list[tuple[str, dict[str, Any], str]] = [
@@ -177,6 +179,6 @@ PLACES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("path", "fields", "schema"), PLACES, ids=[path for path, *_ in PLACES])
 def test_answers_that_tell_a_cost(call_with: Any, schemas: Any, path: str, fields: dict[str, Any], schema: str) -> None:
-    response = call_with(meter=Charging())("POST", path, json={"model": "ernie", **fields})
+    response = call_with(meter=CostlyMeter())("POST", path, json={"model": "ernie", **fields})
     assert b'"cost":0.000021,"cost_nano_usd":21000' in response.content
     assert faults(response.json(), schemas[schema], schemas) == []
