@@ -124,6 +124,14 @@ class Database:
 
     def hold_alone(self) -> None:
         """Say that this process serves from this SQLite file. Raises `StartupError` where another one does."""
+        if not self._take_lock():
+            raise StartupError(
+                f"Another server charges to {self._url.database}. Give each its own --database-url, or one PostgreSQL "
+                "to all of them."
+            )
+
+    def _take_lock(self) -> bool:
+        """Take the file that stands for serving; `False` where another process has it."""
         path = f"{os.path.realpath(self._url.database or '')}.lock"
         try:
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -132,10 +140,8 @@ class Database:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StartupError(
-                f"Another server charges to {self._url.database}. Give each its own --database-url, or one PostgreSQL "
-                "to all of them."
-            ) from None
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -149,11 +155,7 @@ class Database:
         """Whether a server lives that charges here. None begins to while a SQLite file is opened after that."""
         if not self.embedded:
             return boots.anybody_lives(connection)
-        try:
-            self.hold_alone()
-        except StartupError:
-            return True
-        return False
+        return not self._take_lock()
 
     def _let_others_serve(self) -> None:
         if self._lock is not None:
@@ -235,7 +237,7 @@ def _require_writable(path: Path) -> None:
         if not path.exists():
             return
         path = path.resolve()
-        for each in (path.parent, path, *(Path(f"{path}-{end}") for end in ("wal", "shm")), Path(f"{path}.lock")):
+        for each in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
             if each.exists() and not os.access(each, os.W_OK):
                 owner, we = each.stat().st_uid, os.geteuid()
                 why = (

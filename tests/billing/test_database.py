@@ -97,7 +97,7 @@ def test_one_server_has_a_sqlite_file_to_itself(sqlite_url):
     second.close()
 
 
-@pytest.mark.parametrize("name", ["{}", "{}-wal", "{}.lock", ".."])
+@pytest.mark.parametrize("name", ["{}", "{}-wal", ".."])
 def test_a_file_that_cannot_be_written_is_named_before_it_is_opened(sqlite_url, monkeypatch, name):
     Database(sqlite_url, make=True).close()
     path = sqlite_url.removeprefix("sqlite:///")
