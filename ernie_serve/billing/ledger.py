@@ -93,12 +93,12 @@ def extend(connection: Connection, request_id: str, caller: Caller, tokens: int,
     return tokens
 
 
-def release(connection: Connection, request_id: str, account_id: str) -> bool:
-    """Let a hold go for which nothing was computed. `False` when there was none."""
-    held = close_all(connection, [request_id]).get(request_id)
-    if held is not None:
-        give_back(connection, account_id, held)
-    return held is not None
+def release(connection: Connection, account_id: str, request_ids: list[str]) -> int:
+    """Let the holds of an account's requests go for which nothing was computed; return how many there were."""
+    held = close_all(connection, request_ids)
+    if held:
+        give_back(connection, account_id, sum(held.values()))
+    return len(held)
 
 
 def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: str, now: int) -> int | None:

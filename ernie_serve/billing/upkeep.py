@@ -193,7 +193,6 @@ class Upkeep:
 
 def undo(connection: Connection, account_id: str, request_ids: list[str]) -> None:
     """Let go of what requests of one account hold for which nothing was computed, and of their idempotency keys."""
-    if held := ledger.close_all(connection, request_ids):
-        ledger.give_back(connection, account_id, sum(held.values()))
+    ledger.release(connection, account_id, request_ids)
     for request_id in request_ids:
         idempotency.end(connection, request_id, answered=False)

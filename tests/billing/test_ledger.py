@@ -196,8 +196,8 @@ class Money(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99))
     def cancel_before_prefill(self, which: int) -> None:
         name, _ = self.pick(which)
-        assert self.do(ledger.release, name, self.caller.account_id)
-        assert not self.do(ledger.release, name, self.caller.account_id)
+        assert self.do(ledger.release, self.caller.account_id, [name]) == 1
+        assert not self.do(ledger.release, self.caller.account_id, [name])
         del self.running[name]
 
     @precondition(lambda self: self.running)
@@ -287,7 +287,7 @@ def test_what_is_settled_together_is_what_is_settled_in_turn(url: str) -> None:
         for wrong in (False, True):
             if wrong:
                 with database.transaction(durable=True, lane="") as connection:
-                    assert ledger.release(connection, "r1", keys[1].account_id)
+                    assert ledger.release(connection, keys[1].account_id, ["r1"]) == 1
                 given[6] = replace(given[6], cost_nano=Nano(100 * prompt))
             assert outcome(database, [given]) == outcome(database, [[bill] for bill in given])
     finally:
