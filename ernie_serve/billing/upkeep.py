@@ -105,23 +105,27 @@ class Upkeep:
         Nothing is given up before it is written, so whoever is cancelled here loses nothing.
         """
         async with self._settling:
-            while self._waiting:
-                waiting = self._waiting[0]
-                try:
-                    answer = await self._store.write(waiting.do, lane=waiting.account_id)
-                except StoreUnavailable:
-                    self._counters.store_failures += 1
-                    return len(self._waiting) + len(self._undone)
-                except Exception:
-                    _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
-                else:
-                    if waiting.then is not None:
-                        waiting.then(answer)
-                self._waiting.popleft()
-                self._counters.unsettled = len(self._waiting)
-            with suppress(StoreUnavailable):
+            try:
+                await self._settle_charges()
                 await self._undo_refused()
-            return len(self._undone)
+            except StoreUnavailable:
+                self._counters.store_failures += 1
+            return len(self._waiting) + len(self._undone)
+
+    async def _settle_charges(self) -> None:
+        while self._waiting:
+            waiting = self._waiting[0]
+            try:
+                answer = await self._store.write(waiting.do, lane=waiting.account_id)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                _log.critical("The billing store refuses this, book by hand: %s", waiting.told, exc_info=True)
+            else:
+                if waiting.then is not None:
+                    waiting.then(answer)
+            self._waiting.popleft()
+            self._counters.unsettled = len(self._waiting)
 
     async def _undo_refused(self) -> None:
         while self._undone:
