@@ -33,6 +33,7 @@ from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import dtypes_of, load, quantization_of, require_fp8
 from ernie_serve.model.quantize import (
+    Shapes,
     bits_of,
     copying_bytes,
     loading_bytes,
@@ -116,7 +117,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         logger.warning("This processor has no vector instructions that are known here; it will be slow.")
     mapped_bytes = weight_bytes if config.quantization and device.type == "cpu" else 0
     passing_bytes = loading_bytes(shapes, config, quantization) if quantization and not config.quantization else 0
-    advice = advice_for(config, quantization, dtype, device)
+    advice = advice_for(config, shapes, quantization, dtype, device)
     if quantization and is_repacked(quantization, kernels):
         packed_size = f"{weight_bytes / memory.GIB:.2f}"
         weight_bytes, mapped_bytes = weight_bytes + repacking_bytes(shapes, quantization), 0
@@ -135,7 +136,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         device,
         cache_dtype=cache_dtype,
         mapped_bytes=mapped_bytes,
-        smaller=_smaller(config, quantization, device),
+        smaller=_smaller(config, shapes, quantization, device),
         block_size=block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -222,7 +223,9 @@ def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_
     return CudaKernels()
 
 
-def advice_for(config: ModelConfig, quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> str:
+def advice_for(
+    config: ModelConfig, shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
+) -> str:
     """What would make weights fit that do not."""
     if quantization is not None and quantization.recipe == "int4":
         return "Use a smaller checkpoint, or a device with more memory."
@@ -230,7 +233,7 @@ def advice_for(config: ModelConfig, quantization: Quantization | None, dtype: to
     plain = dtype if layout == "cuda" else torch.float32
     try:
         quantization_of(replace(config, quantization=None), "int4", device)
-        small = model_bytes(parameter_shapes(config), Quantization.of("int4", layout), plain)
+        small = model_bytes(shapes, Quantization.of("int4", layout), plain)
     except SettingsError:
         return "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
     original = " of the original checkpoint" if config.quantization else ""
@@ -240,14 +243,16 @@ def advice_for(config: ModelConfig, quantization: Quantization | None, dtype: to
     )
 
 
-def _smaller(config: ModelConfig, quantization: Quantization | None, device: torch.device) -> tuple[str, ...]:
+def _smaller(
+    config: ModelConfig, shapes: Shapes, quantization: Quantization | None, device: torch.device
+) -> tuple[str, ...]:
     """The flag that would make weights smaller, where there is one for this checkpoint."""
     if (quantization is not None and quantization.recipe == "int4") or config.quantization is not None:
         return ()
     try:
         int4 = quantization_of(config, "int4", device)
         assert int4 is not None, "it was asked for"
-        bits_of(parameter_shapes(config), int4)
+        bits_of(shapes, int4)
     except SettingsError:
         return ()
     return ("--quantization int4",)

@@ -157,7 +157,7 @@ def on_a_card(monkeypatch, quantization, kept=torch.bfloat16, gib=24, **settings
     weights = model_bytes(parameter_shapes(CARD), quantization, torch.bfloat16)
     monkeypatch.setattr(memory, "device_bytes", lambda device: total)
     monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20))
-    memory.require_room(weights, GPU, 0, advice_for(CARD, quantization, torch.bfloat16, GPU))
+    memory.require_room(weights, GPU, 0, advice_for(CARD, parameter_shapes(CARD), quantization, torch.bfloat16, GPU))
     monkeypatch.setattr(memory, "free_bytes", lambda device: total - (512 << 20) - weights)
     sizes = {"block_size": 16, "max_num_seqs": 64, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.92}
     smaller = () if quantization else ("--quantization int4",)
