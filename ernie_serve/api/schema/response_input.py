@@ -37,24 +37,23 @@ def messages_of(items: Sequence[Item], instructions: str | None) -> list[dict[st
     if instructions:
         messages.append({"role": "system", "content": instructions})
     for item in items:
-        if item["type"] == "reasoning":
-            text = "\n".join(part["text"] for part in item.get("content") or ())
-            thought = {"reasoning_content": text} if text else {}
-            continue
+        before, thought = thought, {}
         match item["type"]:
+            case "reasoning":
+                text = "\n".join(part["text"] for part in item.get("content") or ())
+                thought = {"reasoning_content": text} if text else {}
             case "message":
-                role, own = ROLES[item["role"]], thought if item["role"] == "assistant" else {}
+                role, own = ROLES[item["role"]], before if item["role"] == "assistant" else {}
                 messages.append({"role": role, "content": _text_of(item["content"], item["role"]), **own})
             case "function_call":
-                if thought or not messages or messages[-1]["role"] != "assistant":
-                    messages.append({"role": "assistant", "content": "", **thought})
+                if before or not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": "", **before})
                 function = {"name": item["name"], "arguments": item["arguments"]}
                 call = {"id": item["call_id"], "type": "function", "function": function}
                 messages[-1].setdefault("tool_calls", []).append(call)
             case "function_call_output":
                 content = _text_of(item["output"], "tool")
                 messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
-        thought = {}
     return messages
 
 
