@@ -28,7 +28,13 @@ def leave_after(main: Callable[[], int | None]) -> NoReturn:
             raise  # Python prints it
         code = ended.code
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # whoever read it may be gone, or it was closed
-            stream.flush()
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError, AttributeError):  # whoever read it is gone, or it was closed
+        pass
+    except OSError as error:
+        code = code or 1
+        print(f"ernie-serve: Nothing more can be written: {error.strerror}.", file=sys.stderr)
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
     os._exit(code or 0)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ernie_serve import config
 from ernie_serve.config import Settings
 
@@ -22,6 +24,17 @@ def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_the_version_is_shown() -> None:
     assert _run("--version").stdout.strip() == importlib.metadata.version("ernie-serve")
     assert _run("keys", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_could_not_be_written_is_told_and_no_success(unbuffered: str) -> None:
+    environ = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "ernie_serve", "--version"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, timeout=60, cwd=ROOT
+        )
+    assert (done.returncode, done.stderr) == (1, "ernie-serve: Nothing more can be written: No space left on device.\n")
 
 
 def test_help_names_every_setting() -> None:
