@@ -182,7 +182,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     known = _available(root) + _left_by_groups(root)
     if not known:
-        raise NotEnoughMemory("How much memory is free is not known here; set --kv-cache-memory-bytes.")
+        raise NotEnoughMemory("How much memory is free is not known here: /proc/meminfo says nothing. Mount /proc.")
     return max(0, min(known))
 
 
