@@ -37,6 +37,87 @@ def bytes_as_half(w, PLAINLY: tl.constexpr):
 
 
 @triton.jit
+def bytes_as_bfloat(w):
+    """int8 as bfloat16: behind 0x43 seven bits of it are 128 and more, and the eighth is to take off, as 128 or 256."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 first, second, number, offset, magic, minus;
+        mov.b32 magic, 0x43434343;
+        mov.b32 minus, 0xBF80BF80;
+        prmt.b32 first, $2, magic, 0x4140;
+        prmt.b32 second, $2, magic, 0x4342;
+        and.b32 number, first, 0x437F437F;
+        and.b32 offset, first, 0x43804380;
+        fma.rn.bf16x2 $0, offset, minus, number;
+        and.b32 number, second, 0x437F437F;
+        and.b32 offset, second, 0x43804380;
+        fma.rn.bf16x2 $1, offset, minus, number;
+        }""",
+        "=&r,=&r,r",
+        [w],
+        dtype=tl.bfloat16,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def pairs_apart(words, FORMAT: tl.constexpr, TO: tl.constexpr):
+    """The low and the high bytes of int16, which are int8 or e4m3 by FORMAT ("int8", "fp8").
+
+    In float32 for any format and without assembly, else int8 in bfloat16 and e4m3 in float16.
+    """
+    if tl.float32 == TO:
+        low = (words & 255).to(tl.uint8)
+        high = ((words >> 8) & 255).to(tl.uint8)
+        if FORMAT == "int8":
+            low = low.to(tl.int8, bitcast=True).to(TO)
+            high = high.to(tl.int8, bitcast=True).to(TO)
+        else:
+            low = low.to(tl.float8e4nv, bitcast=True).to(TO)
+            high = high.to(tl.float8e4nv, bitcast=True).to(TO)
+    elif FORMAT == "int8":
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 first, second, number, offset, magic, minus;
+            mov.b32 magic, 0x43434343;
+            mov.b32 minus, 0xBF80BF80;
+            prmt.b32 first, $2, magic, 0x4240;
+            prmt.b32 second, $2, magic, 0x4341;
+            and.b32 number, first, 0x437F437F;
+            and.b32 offset, first, 0x43804380;
+            fma.rn.bf16x2 $0, offset, minus, number;
+            and.b32 number, second, 0x437F437F;
+            and.b32 offset, second, 0x43804380;
+            fma.rn.bf16x2 $1, offset, minus, number;
+            }""",
+            "=&r,=&r,r",
+            [words],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        low, high = tl.inline_asm_elementwise(
+            """{
+            .reg .b16 first, second;
+            .reg .b32 one, other;
+            mov.b32 {first, second}, $2;
+            cvt.rn.f16x2.e4m3x2 one, first;
+            cvt.rn.f16x2.e4m3x2 other, second;
+            prmt.b32 $0, one, other, 0x5410;
+            prmt.b32 $1, one, other, 0x7632;
+            }""",
+            "=&r,=&r,r",
+            [words],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    return low, high
+
+
+@triton.jit
 def nibbles_as_half(packed, PLAINLY: tl.constexpr):
     """The low and the high halves of bytes, less 8, as float16."""
     if PLAINLY:

@@ -1,4 +1,4 @@
-"""Compiles each kernel for `cuda:CAPABILITY` and prints its name and shared memory. No GPU is needed.
+"""Compiles each kernel for `cuda:CAPABILITY`. Prints its name, shared memory and asynchronous loads. No GPU is needed.
 
 A launch is recorded, not made: the functions of `kernels/triton` are called on meta tensors of the real geometry, with
 `JITFunction.run` in our hands, so that what is compiled is what would be launched.
@@ -52,7 +52,7 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = F
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=target, options=options)
     label = f"{small}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
-    print(label, built.metadata.shared, flush=True)
+    print(label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), flush=True)
 
 
 JITFunction.run = compile_instead

@@ -21,8 +21,7 @@ def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
     tables = torch.full((len(lens), max(counts)), 10**6, dtype=torch.int32)
     caches = kernels.empty_cache(sum(counts) + 1, page, K, D, cache_dtype or dtype, torch.device("cpu"))
     for cache in caches:
-        if cache.dtype != torch.uint8:
-            cache.fill_(float("nan"))
+        cache.view(torch.uint8).fill_(255)  # no number in any dtype, nor as a scale
     for r, (length, blocks) in enumerate(zip(lens, shuffled, strict=True)):
         tables[r, : len(blocks)] = blocks
         for p in range(length):
@@ -38,7 +37,7 @@ def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("splits", SPLITS)
-@pytest.mark.parametrize(("page", "H", "K", "D"), [(16, 5, 1, 16), (4, 4, 2, 24)])
+@pytest.mark.parametrize(("page", "H", "K", "D"), [(16, 5, 1, 16), (4, 4, 2, 24), (64, 4, 2, 24), (128, 5, 1, 16)])
 def test_each_split_gives_the_reference(generator, splits, page, H, K, D):
     q, k_cache, v_cache, layout = inputs(generator, [1, 150, 64], [1, 1, 1], page, H, K, D, torch.float32)
     want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
@@ -47,9 +46,10 @@ def test_each_split_gives_the_reference(generator, splits, page, H, K, D):
 
 
 @pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("page", [16, 64])
 @pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.int8])
-def test_bfloat16_and_caches_of_8_bits(generator, cache_dtype):
-    q, k_cache, v_cache, layout = inputs(generator, [70, 3], [1, 1], 16, 5, 1, 16, torch.bfloat16, cache_dtype)
+def test_bfloat16_and_caches_of_8_bits(generator, cache_dtype, page):
+    q, k_cache, v_cache, layout = inputs(generator, [70, 3], [1, 1], page, 5, 1, 16, torch.bfloat16, cache_dtype)
     want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
     torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=0.02, atol=0.02)
 
