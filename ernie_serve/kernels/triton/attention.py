@@ -49,7 +49,7 @@ def _attend(q, k_cache, v_cache, tables, lens, out, parts, logs, table_width, sc
     request = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    length = tl.load(lens + request)
+    length = tl.load(lens + request, eviction_policy="evict_last")
     share = (length + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
     start = split * share
     stop = tl.minimum(start + share, length)
@@ -69,7 +69,7 @@ def _attend(q, k_cache, v_cache, tables, lens, out, parts, logs, table_width, sc
     odd = acc
     IN_ONE_BLOCK: tl.constexpr = PAGE % STEP == 0  # all of a step
     table = tables + request * table_width
-    block = tl.load(table + start // PAGE, mask=start < stop, other=0)
+    block = tl.load(table + start // PAGE, mask=start < stop, other=0, eviction_policy="evict_last")
     step = tl.arange(0, STEP)
     for first in range(start, stop, STEP):
         ok = first + step < stop
@@ -77,7 +77,8 @@ def _attend(q, k_cache, v_cache, tables, lens, out, parts, logs, table_width, sc
             inside = 0 if PAGE == STEP else first % PAGE
             base = ((block.to(tl.int64) * PAGE + inside) * K + head) * WIDTH
             row = step * (K * WIDTH)
-            block = tl.load(table + tl.minimum(first + STEP, stop - 1) // PAGE)  # of the next step
+            following = tl.minimum(first + STEP, stop - 1) // PAGE
+            block = tl.load(table + following, eviction_policy="evict_last")  # of the next step
         else:
             blocks = tl.load(table + (first + step) // PAGE, mask=ok, other=0).to(tl.int64)
             base = head * WIDTH
@@ -130,7 +131,7 @@ def _join(parts, logs, lens, out, SPLITS: tl.constexpr, H: tl.constexpr, D: tl.c
           STEP: tl.constexpr):  # fmt: skip
     request = tl.program_id(0).to(tl.int64)
     row = request * H + tl.program_id(1)
-    length = tl.load(lens + request)
+    length = tl.load(lens + request, eviction_policy="evict_last")
     share = (length + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
     split = tl.arange(0, SPLITS)
     d = tl.arange(0, BD)

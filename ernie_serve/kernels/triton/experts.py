@@ -2,7 +2,8 @@
 
 A program has one block of rows that all go to one expert, and one piece of that expert's columns. Two ways to a block:
 - direct, up to 16 tokens: program p belongs to pair p, finds the tokens that share its expert, and leaves at once if an
-  earlier pair has the same. Row t of the tile is token t. No expert is read twice, nothing has to be sorted.
+  earlier pair has the same. Row t of the tile is token t. No expert is read twice, nothing has to be sorted. Of one
+  token there is nothing to find.
 - aligned, above: blocks come from `align`.
 
 The shared MLP [2 S I, N] and [N, S I] is S more experts of width I that every token takes with weight 1, read in place.
@@ -35,15 +36,19 @@ is kept that much smaller, up to 4 million; what the norm before gives is smalle
 
 
 @triton.jit
-def _block(ids, order, block_experts, T, DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
-           BM: tl.constexpr):  # fmt: skip
+def _block(ids, order, block_experts, T, DIRECT: tl.constexpr, ONE: tl.constexpr, A: tl.constexpr, S: tl.constexpr,
+           E: tl.constexpr, BM: tl.constexpr):  # fmt: skip
     """The expert of this program's block and the pair of each of its rows, -1 for none.
 
     The expert is E + S for pairs that route nowhere, and above that, or below 0, where there is nothing to do.
     """
     block = tl.program_id(0)
     row = tl.arange(0, BM)
-    if DIRECT:
+    if ONE:
+        expert = tl.load(ids + block, mask=block < A, other=0).to(tl.int32)
+        expert = tl.where(block < A, tl.where(expert < 0, E + S, expert), E + block - A)
+        pairs = tl.where(row == 0, block, -1)
+    elif DIRECT:
         expert = tl.load(ids + block, mask=block < T * A, other=0).to(tl.int32)
         is_routed = block < T * A
         expert = tl.where(is_routed, tl.where(expert < 0, E + S, expert), E + block - T * A)
@@ -110,10 +115,10 @@ def _pair_of_scales(scales, row, ok, k, GROUPS: tl.constexpr, FORMAT: tl.constex
 
 @triton.jit(do_not_specialize=["T"])
 def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
-             DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
-             I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-             BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
+             DIRECT: tl.constexpr, ONE: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
+             N: tl.constexpr, I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr,
+             BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    expert, pairs = _block(ids, order, block_experts, T, DIRECT, ONE, A, S, E, BM)
     if (expert >= 0) & (expert < E + S):
         W_N: tl.constexpr = N // 2 if FORMAT == "int4" else N
         GROUPS: tl.constexpr = N // 64 if FORMAT == "int4" else 1
@@ -134,6 +139,9 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
             scale_base = shared_scales
         gate = tl.zeros((BM, BN), tl.float32)
         up = tl.zeros((BM, BN), tl.float32)
+        if FORMAT == "row":  # asked for before the loop, so that none is waited for behind it
+            gate_factor = tl.load(scale_base + gate_row, mask=column_ok, other=0.0)
+            up_factor = tl.load(scale_base + up_row, mask=column_ok, other=0.0)
         gate_scales = _pair_of_scales(scale_base, gate_row, column_ok, 0, GROUPS, FORMAT)
         up_scales = _pair_of_scales(scale_base, up_row, column_ok, 0, GROUPS, FORMAT)
         for k in range(0, N, BK):
@@ -146,8 +154,8 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
             gate_scales = next_gate
             up_scales = next_up
         if FORMAT == "row":
-            gate *= tl.load(scale_base + gate_row, mask=column_ok, other=0.0)[None, :]
-            up *= tl.load(scale_base + up_row, mask=column_ok, other=0.0)[None, :]
+            gate *= gate_factor[None, :]
+            up *= up_factor[None, :]
         hidden = gate / (1.0 + tl.exp(-gate)) * up
         if HALF:
             hidden = tl.minimum(tl.maximum(hidden * HIDDEN_SCALE, -65504.0), 65504.0)
@@ -157,10 +165,10 @@ def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales
 
 @triton.jit(do_not_specialize=["T"])
 def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
-          DIRECT: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
+          DIRECT: tl.constexpr, ONE: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr, N: tl.constexpr,
           I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
           BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    expert, pairs = _block(ids, order, block_experts, T, DIRECT, A, S, E, BM)
+    expert, pairs = _block(ids, order, block_experts, T, DIRECT, ONE, A, S, E, BM)
     if (expert >= 0) & (expert <= E + S):
         W_I: tl.constexpr = I // 2 if FORMAT == "int4" else I
         GROUPS: tl.constexpr = I // 64 if FORMAT == "int4" else 1
@@ -187,6 +195,8 @@ def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, sh
                     scale_row = column.to(tl.int64)  # one scale for the S parts of a row
                 base = shared
                 scale_base = shared_scales
+            if FORMAT == "row":
+                column_factor = tl.load(scale_base + scale_row, mask=column_ok, other=0.0)
             scales_here = _pair_of_scales(scale_base, scale_row, column_ok, 0, GROUPS, FORMAT)
             for k in range(0, I, BK):
                 next_scales = _pair_of_scales(scale_base, scale_row, column_ok & (k + BK < I), k + BK, GROUPS, FORMAT)
@@ -194,7 +204,7 @@ def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, sh
                              UPCAST)  # fmt: skip
                 scales_here = next_scales
             if FORMAT == "row":
-                acc *= tl.load(scale_base + scale_row, mask=column_ok, other=0.0)[None, :]
+                acc *= column_factor[None, :]
             if HALF:
                 acc *= 1.0 / HIDDEN_SCALE
             acc = acc.to(out.dtype.element_ty).to(tl.float32) * factor[:, None]
@@ -235,14 +245,14 @@ def experts(
     half = format_of(gate_up) != "plain" and x.dtype != torch.float32
     hidden = torch.empty((T * (A + S), width), dtype=torch.float16 if half else x.dtype, device=x.device)
     out = torch.empty((T, A + S, N), dtype=weights.dtype, device=x.device)
-    same = {"DIRECT": direct, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half, "UPCAST": UPCAST}
+    same = {"DIRECT": direct, "ONE": T == 1, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half}
     _gate_up[(num_blocks, triton.cdiv(width, first.columns))](
         x, ids, order, block_experts, *_parts(gate_up), *_parts(shared[0] if shared else gate_up), hidden, T,
-        **same, FORMAT=format_of(gate_up), **first.options(N),
+        **same, FORMAT=format_of(gate_up), UPCAST=UPCAST, **first.options(N),
     )  # fmt: skip
     _down[(num_blocks, triton.cdiv(N, second.columns))](
         hidden, weights, ids, order, block_experts, *_parts(down), *_parts(shared[1] if shared else down), out, T,
-        **same, FORMAT=format_of(down), **second.options(width),
+        **same, FORMAT=format_of(down), UPCAST=UPCAST, **second.options(width),
     )  # fmt: skip
     return out
 

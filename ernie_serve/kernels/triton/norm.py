@@ -33,7 +33,7 @@ def _add_rms_norm(residual, delta, weight, summed, out, eps, P: tl.constexpr, N:
         tl.store(summed + row * N + at, stream, mask=inside)
         x = stream.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x) / N + eps)
-    w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + at, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
     normed = (x * scale).to(residual.dtype.element_ty).to(tl.float32)
     tl.store(out + row * N + at, (w * normed).to(out.dtype.element_ty), mask=inside)
 

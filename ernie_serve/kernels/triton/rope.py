@@ -27,6 +27,7 @@ def _rope_and_write(qkv, rotary, k_cache, v_cache, slots, q_out, H: tl.constexpr
     heads = first + tl.arange(0, HEADS)
     pair = tl.arange(0, HALF)
     real = (pair < D // 2)[None, :]
+    slot = tl.load(slots + token, eviction_policy="evict_last")  # asked for now, so that nothing waits for it later
     at = ((token * (H + 2 * K) + heads) * D)[:, None] + 2 * pair[None, :]
     even = tl.load(qkv + at, mask=real, other=0.0).to(tl.float32)
     odd = tl.load(qkv + at + 1, mask=real, other=0.0).to(tl.float32)
@@ -41,7 +42,6 @@ def _rope_and_write(qkv, rotary, k_cache, v_cache, slots, q_out, H: tl.constexpr
         tl.store(out, even.to(q_out.dtype.element_ty), mask=real)
         tl.store(out + 1, odd.to(q_out.dtype.element_ty), mask=real)
     else:
-        slot = tl.load(slots + token)
         keeps = (pair < tl.where(slot >= 0, D // 2, 0))[None, :]
         # what the cache holds has been rounded to the network's dtype first, as a wider cache would hold it
         even = even.to(qkv.dtype.element_ty).to(tl.float32)

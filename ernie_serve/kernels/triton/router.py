@@ -68,18 +68,20 @@ def _choose(partial, bias, num_live, weights, ids, T, norm_min, P: tl.constexpr,
     scores = tl.where(real, scores, float("-inf"))
     shares = tl.exp(scores - tl.max(scores))
     shares = shares / tl.sum(shares)
-    left = tl.where(real, shares + tl.load(bias + expert, mask=real, other=0.0), float("-inf"))
+    biased = shares + tl.load(bias + expert, mask=real, other=0.0, eviction_policy="evict_last")
+    # as integers of the same order, whose maximum over a warp is one instruction
+    bits = biased.to(tl.int32, bitcast=True)
+    left = tl.where(real, bits ^ ((bits >> 31) & 0x7FFFFFFF), -(2**31))
     slot = tl.arange(0, BA)
-    chosen = tl.zeros((BA,), tl.int32)
-    chances = tl.zeros((BA,), tl.float32)
+    chosen = tl.zeros((BA,), tl.int32) - 1
     for a in tl.static_range(A):
         best = tl.min(tl.where(left == tl.max(left), expert, BE))
         chosen = tl.where(slot == a, best, chosen)
-        chances = tl.where(slot == a, tl.sum(tl.where(expert == best, shares, 0.0)), chances)
-        left = tl.where(expert == best, float("-inf"), left)
+        left = tl.where(expert == best, -(2**31), left)
+    chances = tl.sum(tl.where(expert[None, :] == chosen[:, None], shares[None, :], 0.0), axis=1)
     chances = chances / tl.maximum(tl.sum(chances), norm_min)
     if IS_PADDED:
-        chosen = tl.where(row < tl.load(num_live), chosen, -1)
+        chosen = tl.where(row < tl.load(num_live, eviction_policy="evict_last"), chosen, -1)
     tl.store(weights + row * A + slot, chances.to(weights.dtype.element_ty), mask=slot < A)
     tl.store(ids + row * A + slot, chosen, mask=slot < A)
 
