@@ -617,7 +617,8 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
     if format == "bf16":
         report.part("graph equals eager", 20, lambda: check_graphs(report, machine, model))
     full = [(1, 1024), (8, 2048), (64, 2048), (256, 2048), (32, 2048), (128, 2048), (64, 1024), (256, 1024)]
-    points = [(1, 16), (2, 16)][: 1 + (format == "bf16")] if machine.dry else full if format == "bf16" else full[:4]
+    wanted = {"bf16": full, "fp8": [*full[:4], (64, 1024)]}.get(format, full[:4])
+    points = [(1, 16), (2, 16)][: 1 + (format == "bf16")] if machine.dry else wanted
     for streams, context in points:
         report.part(f"{format} decode {streams} x {context}", 6,
                     lambda s=streams, c=context: measure_decode(report, machine, model, floor, s, c))  # fmt: skip
