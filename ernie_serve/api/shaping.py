@@ -54,7 +54,8 @@ def shape_chat(
     form = services.format
     if form is None:
         return shape_text(grammar, param)
-    start = form.start(prompt_ids)
+    bound = grammar is not None and use.mode != "required"  # to a form of the client's, which knows no frames
+    start = form.start(prompt_ids, bound=bound)
     if use.mode != "none":
         otherwise = grammar if use.mode == "auto" else None
         grammar, param = _call_grammar(form, use, otherwise), "tools" if otherwise is None else param
@@ -65,14 +66,16 @@ def shape_chat(
             constraints["grammar_after_token_id"] = _end_of_think(form, param)
     if max_reasoning_tokens is not None and start == "reasoning":
         constraints["max_reasoning_tokens"] = max_reasoning_tokens
-        constraints["reasoning_end_token_id"] = _end_of_think(form, "max_reasoning_tokens")
-        constraints["reasoning_end_forced_ids"] = form.end_of_think_ids
-    if form.is_plain(use.names):
+        end_id, end_ids = _end_of_think(form, "max_reasoning_tokens"), form.end_of_think_ids
+        constraints["reasoning_end_token_id"] = end_id
+        # what is behind the tag would be content
+        constraints["reasoning_end_forced_ids"] = end_ids[: end_ids.index(end_id) + 1] if bound else end_ids
+    if start == "text" and not use.names:
         return Shape(constraints=constraints, grammar_param=param)
     max_calls = None if use.parallel else 1
 
     def read(index: int) -> Reader:
-        return AnswerReader(index, form.stream(prompt_ids, tools=use.names, max_calls=max_calls))
+        return AnswerReader(index, form.stream(prompt_ids, tools=use.names, max_calls=max_calls, bound=bound))
 
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 

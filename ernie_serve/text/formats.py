@@ -49,14 +49,16 @@ class OutputFormat:
         self.end_call_id: int | None = self._control_ids.get(END_OF_TOOL_CALL)
         """`<tool_call>` and `</tool_call>`, each where it is one control token."""
 
-    def start(self, prompt_ids: Sequence[int]) -> Start:
-        """Where an answer to this prompt begins.
+    def start(self, prompt_ids: Sequence[int], *, bound: bool = False) -> Start:
+        """Where an answer to this prompt begins; `bound` tells that it is of a form of the client's, without frames.
 
         The last control token of the prompt says so (`<think>`, `</think>`, `<response>`, …): none can come from a
         client. Where the tags are no control tokens, the prompt's very end does.
         """
-        if not self.framed:
-            return "text"
+        start = self._start(prompt_ids) if self.framed else "text"
+        return "text" if bound and start != "reasoning" else start
+
+    def _start(self, prompt_ids: Sequence[int]) -> Start:
         tokenizer = self._tokenizer
         if END_OF_THINK in self._control_ids or RESPONSE in self._control_ids:
             last = next((i for i in reversed(prompt_ids) if i in tokenizer.control_ids), None)
@@ -70,14 +72,12 @@ class OutputFormat:
         *,
         tools: Collection[str] = (),
         max_calls: int | None = None,
+        bound: bool = False,
         new_id: Callable[[], str] = new_call_id,
     ) -> AnswerStream:
         """What reads an answer to this prompt. `tools` are the names that the request allows to be called."""
-        return AnswerStream(self.start(prompt_ids), tools=tools, max_calls=max_calls, new_id=new_id)
-
-    def is_plain(self, tools: Collection[str]) -> bool:
-        """Whether an answer is content and nothing else, so that it need not be read by an `AnswerStream` at all."""
-        return not self.framed and not tools
+        start = self.start(prompt_ids, bound=bound)
+        return AnswerStream(start, tools=tools, max_calls=max_calls, bound=bound, new_id=new_id)
 
 
 class ReasoningTokens:

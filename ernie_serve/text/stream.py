@@ -26,6 +26,8 @@ What is framing, and what is not:
 - A call of which something was sent stays a call. Text that then breaks its JSON ends it there, and is content; a
   `</tool_call>` or a brace that is missing behind whole arguments is forgiven.
 - Tags inside reasoning, other than `</think>`, are reasoning.
+- An answer that a grammar of the client's binds has no frames: behind `</think>`, where it started with reasoning, all
+  but calls is content, word for word.
 
 Held back is only what may still become framing: white space, the beginning of a tag, and a call until its tool is
 known and its arguments begin. Every character is read once, so the time is linear in the text, however it is cut.
@@ -69,13 +71,17 @@ class AnswerStream:
         *,
         tools: Collection[str] = (),
         max_calls: int | None = None,
+        bound: bool = False,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
-        """`tools` are the names that may be called. After `max_calls` calls nothing more is told."""
+        """`tools` are the names that may be called. After `max_calls` calls nothing more is told.
+
+        `bound` tells that a grammar binds what is no reasoning; such an answer starts with "reasoning" or "text".
+        """
         self._tools = frozenset(tools)
         self.max_calls = max_calls
         self._new_id = new_id
-        self._framed = start != "text"
+        self._framed = start != "text" and not bound
         self._may_think = start == "answer"
         self._events: list[Event] = []
         self._content = Content(self._events, framed=self._framed, in_response=start == "response")
@@ -140,7 +146,8 @@ class AnswerStream:
             self._tell_reasoning(text[at:cut])
             return self._keep(text, cut)
         self._tell_reasoning(text[at:end].removesuffix("\n"))
-        self._content.end_frame()
+        if self._framed:
+            self._content.end_frame()
         self._may_think = False
         self._state = "answer"
         return end + len(END_OF_THINK)

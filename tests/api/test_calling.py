@@ -214,6 +214,18 @@ def test_format_and_tools_go_together(think: Any, engine: Any) -> None:
     assert read(engine.requests[2].sampling.grammar.text).otherwise is None
 
 
+@pytest.mark.parametrize("choice", ["\n\nfoo", "foo \n", "<response>\nfoo\n</response>", "</think>"])
+def test_choice_comes_back_as_the_client_spelled_it(
+    think: Any, engine: Any, tagged: Any, read_events: Any, choice: str
+) -> None:
+    engine.reply = [*tagged("Hm.\n</think>"), *choice.encode()]
+    form = {"structured_outputs": {"choice": [choice]}}
+    assert think(**form).json()["choices"][0]["message"]["content"] == choice
+    assert think(**form, tools=[WEATHER]).json()["choices"][0]["message"]["content"] == choice
+    deltas = [event["choices"][0]["delta"] for event in read_events(think(**form, stream=True).text)[:-1]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == choice
+
+
 def test_text_is_any_text(chat: Any, engine: Any) -> None:
     chat(response_format={"type": "text"})
     assert engine.requests[0].sampling.grammar is None

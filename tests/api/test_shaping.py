@@ -41,7 +41,14 @@ def test_answer_is_bound_behind_its_reasoning(thinking_services: Any) -> None:
     assert (shape.start, shape.constraints["grammar_after_token_id"]) == ("reasoning", 258)
     assert shape.constraints["max_reasoning_tokens"] == 7
     shape = shape_chat(thinking_services, ANSWERING, ToolUse(), FORM, "response_format", 7)
-    assert (shape.start, shape.constraints) == ("answer", {"grammar": FORM})
+    assert (shape.start, shape.constraints, shape.read) == ("text", {"grammar": FORM}, None)
+
+
+def test_end_of_reasoning_that_is_forced_says_nothing_of_the_bound_answer(thinking_services: Any) -> None:
+    free = shape_chat(thinking_services, THINKING, ToolUse(), None, "", 7).constraints
+    assert free["reasoning_end_forced_ids"] == (10, 258, 10, 10)
+    bound = shape_chat(thinking_services, THINKING, ToolUse(), FORM, "response_format", 7).constraints
+    assert bound["reasoning_end_forced_ids"] == (10, 258)
 
 
 def test_plain_answer_is_read_only_for_calls(services: Any) -> None:

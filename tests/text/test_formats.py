@@ -51,15 +51,13 @@ def test_a_plain_template_makes_plain_answers(tokenizer, plain):
     form = OutputFormat(plain, tokenizer)
     prompt = plain.render([QUESTION])
     assert (form.thinks, form.framed, form.start(prompt)) == (False, False, "text")
-    assert form.is_plain(())
-    assert not form.is_plain(["f"])
     assert fold(form.stream(prompt).push("<response>x</response>")).content == "<response>x</response>"
 
 
 def test_a_thinking_template_starts_answers_in_reasoning(tokenizer, thinking):
     form = OutputFormat(thinking, tokenizer)
     prompt = thinking.render([QUESTION])
-    assert (form.thinks, form.framed, form.is_plain(()), form.start(prompt)) == (True, True, False, "reasoning")
+    assert (form.thinks, form.framed, form.start(prompt)) == (True, True, "reasoning")
     assert fold(form.stream(prompt).push("x")).reasoning == "x"
 
 
@@ -90,6 +88,7 @@ def test_the_last_control_token_tells_where_an_answer_starts(tokenizer, thinking
     assert form.start(tokenizer.encode(end)) == start
     told_by_a_client = tokenizer.encode("<think> <response>", parse_special=False)
     assert form.start(tokenizer.encode("<|im_start|>assistant\n") + told_by_a_client) == "answer"
+    assert form.start(tokenizer.encode(end), bound=True) == ("reasoning" if start == "reasoning" else "text")
 
 
 @pytest.mark.parametrize(("switch", "start"), [({}, "answer"), ({"enable_thinking": True}, "reasoning")])

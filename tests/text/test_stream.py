@@ -281,6 +281,30 @@ def test_ids_look_like_openais_and_differ():
     assert len({event.id for event in events if isinstance(event, CallBegin)}) == 2
 
 
+WORDS = [
+    "\n\nfoo",
+    "foo\n",
+    " foo \n\n",
+    "<response>\nfoo\n</response>",
+    "</response>",
+    "<think>r</think>",
+    "\n",
+    "</thi",
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("tools", [(), TOOLS])
+def test_what_a_grammar_binds_is_told_word_for_word(words, tools):
+    assert parse("text", words, tools=tools, bound=True) == (None, words, [])
+    assert parse("reasoning", f"r\n</think>{words}", tools=tools, bound=True) == ("r", words, [])
+
+
+def test_calls_beside_what_a_grammar_binds_are_calls():
+    assert parse("text", f"\n{call('a')}\n{call('b')}\n", bound=True) == (None, None, [("a", "{}"), ("b", "{}")])
+    assert parse("reasoning", f"r</think>\n{call('a')}\n", bound=True) == ("r", None, [("a", "{}")])
+
+
 # Fuzz.
 
 PIECES = [
