@@ -72,18 +72,30 @@ def _choices(text: str) -> list[str]:
 
 def _with_bounded_spaces(lark: str) -> str:
     """A Lark grammar with the options of ours in each `%json`, whose schemas are held to the limits."""
-    parts = _PERCENT_JSON.split(lark)
-    for index, part in enumerate(parts[1:], start=1):
+    parts, at = [], 0
+    while found := _OPAQUE_OR_JSON.search(lark, at):
+        if not found[1]:
+            parts.append(lark[at : found.end()])
+            at = found.end()
+            continue
         try:
-            schema, end = json.JSONDecoder().raw_decode(part)
+            schema, end = json.JSONDecoder().raw_decode(lark, found.end())
         except (ValueError, RecursionError):
             raise InvalidRequest("After `%json` the grammar must have a JSON schema, without comments.") from None
         limits.check_schema(schema)
-        parts[index] = _inline(schema) + part[end:]
-    return "".join(parts)
+        parts += [lark[at : found.start()], _inline(schema)]
+        at = end
+    return "".join([*parts, lark[at:]])
 
 
-_PERCENT_JSON = re.compile(r"%json\s*")
+_OPAQUE_OR_JSON = re.compile(
+    r"""(?:\#|//)[^\n]*             # a comment
+    | "(?:\\.|[^"\\\n])*"?         # a string; one that is not closed is refused by the compiler
+    | /(?:\\.|[^/\\])+/?           # a regular expression, also over several lines
+    | <[^<>\s]+>                  # a control token
+    | (%json\s*)""",
+    re.VERBOSE,
+)
 
 
 def _inline(schema: dict[str, Any] | bool) -> str:

@@ -200,6 +200,28 @@ def test_a_choice_may_begin_with_another_choice(answer):
     assert {answer(Grammar("choice", '["a", "ab", "abc"]'), seed).text for seed in range(40)} == {"a", "ab", "abc"}
 
 
+@pytest.mark.parametrize(
+    ("lark", "text"),
+    [
+        ('start: "a" // %json and "%json', "a"),
+        ('# %json {"not": {}}\nstart: "a"', "a"),
+        ('start: "%json x"', "%json x"),
+        ('start: "\\"%json"', '"%json'),
+        ("start: /%json [{]/", "%json {"),
+        (r"start: /\/%json/", "/%json"),
+        ('start: /a"/ %json {"const": "%json"} "b"', 'a""%json"b'),
+    ],
+)
+def test_a_directive_in_a_comment_or_a_text_is_none(answer, lark, text):
+    assert answer(Grammar("lark", lark), 0).text == text
+
+
+def test_json_behind_a_text_is_held_to_the_limits(compiler):
+    for lark in ('start: "a" %json {"not": {}}', 'start: /"/ %json {"not": {}} "x"', 'start: "#" %json {"not": {}}'):
+        with pytest.raises(InvalidRequest, match="`not`"):
+            compiler.check(Grammar("lark", lark))
+
+
 def test_a_lark_grammar_binds_and_so_does_json_inside_it(answer):
     lark = 'start: WORD "=" %json {"type": "array", "items": {"type": "boolean"}, "minItems": 2}\nWORD: /[a-z]{2}/'
     for seed in range(8):
