@@ -4,6 +4,7 @@ Knows files, disks and renaming. Knows nothing of what is written.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,34 +18,73 @@ from ernie_serve.errors import CheckpointError
 def new_folder(folder: Path, num_bytes: int = 0) -> Iterator[Path]:
     """A folder beside `folder` to write to; on leaving it has that name, and everything in it is on the disk.
 
-    Whatever ends the writing before, an error or Ctrl-C, takes what was written with it. Raises `CheckpointError` when
-    the folder is there already and not empty, or cannot be made, or its disk has no room for `num_bytes`, before
-    anything is written, and when the disk is full later.
+    Whatever ends the writing before, an error or Ctrl-C, takes what was written with it; what a process leaves that is
+    killed, the next that writes the same folder takes away. Raises `CheckpointError` when the folder is there already
+    and not empty, or is just being written, or cannot be made, or its disk has no room for `num_bytes`, before anything
+    is written, and when the disk is full later.
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; name a new folder.")
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; name a new folder.")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
-        unfinished.mkdir(parents=True)
-        if num_bytes > (free := shutil.disk_usage(unfinished).free):
-            raise CheckpointError(
-                f"{folder} needs {num_bytes / 1e9:.1f} GB; its disk has {free / 1e9:.1f} GB free. "
-                "Free some, or name a folder on a larger disk."
-            )
-        yield unfinished
-        for path in unfinished.iterdir():
-            _to_disk(path)
-        _to_disk(unfinished)
-        unfinished.replace(folder)
+        with _claimed(unfinished, folder):
+            if num_bytes > (free := shutil.disk_usage(unfinished).free):
+                raise CheckpointError(
+                    f"{folder} needs {num_bytes / 1e9:.1f} GB; its disk has {free / 1e9:.1f} GB free. "
+                    "Free some, or name a folder on a larger disk."
+                )
+            yield unfinished
+            for path in unfinished.iterdir():
+                _to_disk(path)
+            _to_disk(unfinished)
+            unfinished.replace(folder)
+            (
+                folder / _LOCK
+            ).unlink()  # not before: who finds a folder of the old name without it takes it for left behind
         _to_disk(folder.parent)
     except OSError as error:
         remedy = " Free some room, or name a folder on a larger disk." if error.errno == errno.ENOSPC else ""
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}.{remedy}") from error
+
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def _claimed(unfinished: Path, folder: Path) -> Iterator[None]:
+    """Have `unfinished` alone, and empty but for a lock; an error takes it away."""
+    unfinished.mkdir(parents=True, exist_ok=True)
+    lock = os.open(unfinished / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _is_locked(lock, unfinished / _LOCK):
+            raise CheckpointError(f"{folder} is being written by another process; wait for it, or name a new folder.")
+        try:
+            for path in unfinished.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            yield
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(lock)
+
+
+def _is_locked(handle: int, path: Path) -> bool:
+    """Whether this open file could be locked, which ends with the process, and is still the one of that name.
+
+    Where a file system has no locks it seems so: two that write at once are not told apart there.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return path.exists() and os.path.samestat(os.fstat(handle), path.stat())
 
 
 def _to_disk(path: Path) -> None:

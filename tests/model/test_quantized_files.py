@@ -227,6 +227,16 @@ quantize_folder(Path(sys.argv[1]), Path(sys.argv[2]), Quantization.of("mixed"), 
     assert not (tmp_path / "out").exists()
     quantize_folder.quantize_folder(packable_checkpoint, tmp_path / "out", MIXED)
     assert mapped(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_two_do_not_write_the_same_folder(packable_checkpoint: Path, tmp_path: Path) -> None:
+    with new_folder.new_folder(tmp_path / "out") as unfinished:
+        (unfinished / "part").write_text("kept")
+        with pytest.raises(CheckpointError, match="is being written by another process"):
+            quantize_folder.quantize_folder(packable_checkpoint, tmp_path / "out", MIXED)
+    assert (tmp_path / "out" / "part").read_text() == "kept"
 
 
 @pytest.mark.parametrize("recipe", ["int4", "int8", "mixed"])
