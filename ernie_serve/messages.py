@@ -258,10 +258,14 @@ class Stepped(Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Working(Struct, frozen=True, tag=True):
+    """A step that takes long is under way, and a part of it more is computed."""
+
+
 class Failed(Struct, frozen=True, tag=True):
     """The engine ends; every request with it. `message` is for whoever runs the server."""
 
     message: str
 
 
-EngineReport = Loading | Ready | Stepped | Failed
+EngineReport = Loading | Ready | Stepped | Working | Failed

@@ -6,6 +6,7 @@ Knows messages and one pipe. Knows nothing about tensors, text or HTTP, nor how 
 import asyncio
 import signal
 import subprocess
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -31,6 +32,7 @@ from ernie_serve.messages import (
     Ready,
     Shutdown,
     Stepped,
+    Working,
 )
 
 EngineState = Literal["loading", "ready", "failed", "closed"]
@@ -58,6 +60,10 @@ class EngineClient(Protocol):
     @property
     def stats(self) -> EngineStats:
         """The counts after the last step."""
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long an engine that is ready has said nothing though it has something to do; otherwise 0."""
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Run a request; the last output has a `finish_reason`.
@@ -102,6 +108,8 @@ class ProcessClient:
         self._failure = ""
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
+        self._heard_at = 0.0  # when the last report came, by `time.monotonic`
+        self._asked_at: float | None = None  # when the first command after that was given
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[str, OutputQueue] = {}  # of unfinished requests; only the loop touches it
         self._undelivered: deque[EngineOutput] = deque()  # so is this
@@ -137,6 +145,14 @@ class ProcessClient:
         """The counts after the last step."""
         return self._stats
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long an engine that is ready has said nothing though it has something to do; otherwise 0."""
+        since = self._asked_at
+        if since is None and self._queues:
+            since = self._heard_at
+        return time.monotonic() - since if since is not None and self._state == "ready" else 0.0
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Run a request, as `EngineClient` promises. A slow reader gets the tokens of several steps at once."""
         self._loop = asyncio.get_running_loop()  # before the state is read: who ends the engine goes the other way
@@ -146,7 +162,7 @@ class ProcessClient:
         if request_id in self._queues:
             raise ValueError(f"A request with the id {request_id!r} is under way; ids must differ.")
         outputs = self._queues[request_id] = OutputQueue()
-        self._commands.put(Generate(request))
+        self._ask(Generate(request))
         try:
             while True:
                 output = await outputs.get()
@@ -156,7 +172,12 @@ class ProcessClient:
         finally:
             if self._queues.get(request_id) is outputs:
                 del self._queues[request_id]
-                self._commands.put(Abort(request_id))
+                self._ask(Abort(request_id))
+
+    def _ask(self, command: EngineCommand) -> None:
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+        self._commands.put(command)
 
     async def close(self) -> None:
         """End the engine: ask it, wait for a bounded time, then kill it."""
@@ -199,6 +220,7 @@ class ProcessClient:
             self._note_end(f"The engine's report could not be read: {type(error).__name__}: {error}")
 
     def _hear(self, report: EngineReport) -> None:
+        self._heard_at, self._asked_at = time.monotonic(), None
         match report:
             case Loading(share, what):
                 self._progress = (share, what)
@@ -211,6 +233,8 @@ class ProcessClient:
                 self._stats = stats
                 if outputs:
                     self._in_loop(lambda: self._deliver(outputs))
+            case Working():
+                pass  # that it was heard of is all
             case Failed(message):
                 self._note_end(message)
 

@@ -20,6 +20,7 @@ from ernie_serve.messages import (
     Abort,
     EngineCommand,
     EngineOutput,
+    EngineReport,
     EngineRequest,
     Failed,
     Generate,
@@ -27,9 +28,13 @@ from ernie_serve.messages import (
     Shutdown,
     Stepped,
     StepPlan,
+    Working,
 )
 
 logger = logging.getLogger(__name__)
+
+WORKING_SECONDS = 1.0
+"""Time after which an engine that computes says that it does, if it has said nothing else."""
 
 
 class Runner(Protocol):
@@ -80,6 +85,7 @@ class EngineCore:
         self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
         self._connection: wire.Connection | None = None  # while serving
         self._is_closing = False
+        self._told_at = 0.0  # when it reported last, by `time.monotonic`
         self._num_failures = 0  # steps in a row
         self._flight: _Flight[object] | None = None  # a step that has been started ahead of the results before it
 
@@ -173,6 +179,8 @@ class EngineCore:
         """Whether anybody still waits for a plan that is being computed, by the commands that have come meanwhile."""
         assert self._connection is not None, "only a served engine is asked"
         try:
+            if time.monotonic() - self._told_at > WORKING_SECONDS:
+                self._tell(self._connection, Working())
             self._is_closing = self._is_closing or not self._obey_commands(self._connection, 0.0)
         except (EOFError, ConnectionError):
             self._is_closing = True  # the loop finds out for itself
@@ -181,13 +189,15 @@ class EngineCore:
     def serve(self, connection: wire.Connection) -> None:
         """Obey commands until `Shutdown` or until the other side is gone; report every step in one message.
 
+        A command is always followed by a report, and a step that takes long says so now and then.
         Waits without using the processor while there is no work. An exception that ends the engine is reported
         as `Failed`, then raised.
         """
         self._connection = connection
         try:
             while not self._is_closing and self._obey_commands(connection, 0.0 if self.has_work else None):
-                wire.send(connection, Stepped(self.step(), self.scheduler.stats))
+                self._told_at = time.monotonic()  # nothing was to be said while there was no work
+                self._tell(connection, Stepped(self.step(), self.scheduler.stats))
         except (EOFError, ConnectionError):
             logger.info("the other side of the pipe is gone; the engine ends")
         except Exception as error:
@@ -195,6 +205,10 @@ class EngineCore:
             with suppress(OSError):
                 wire.send(connection, Failed(_told(error)))
             raise
+
+    def _tell(self, connection: wire.Connection, report: EngineReport) -> None:
+        wire.send(connection, report)
+        self._told_at = time.monotonic()
 
     def _obey_commands(self, connection: wire.Connection, patience: float | None) -> bool:
         """Take all commands that are there, waiting for the first as long as `patience` says; False is the end."""

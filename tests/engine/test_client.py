@@ -11,10 +11,22 @@ from pathlib import Path
 import pytest
 from engine_fakes import make_core, make_info, make_request, plain_loop
 
+from ernie_serve.engine import client as client_module
 from ernie_serve.engine import wire
 from ernie_serve.engine.client import ProcessClient
 from ernie_serve.errors import EngineUnavailable
-from ernie_serve.messages import Abort, EngineOutput, EngineStats, Failed, Generate, Loading, Ready, Shutdown, Stepped
+from ernie_serve.messages import (
+    Abort,
+    EngineOutput,
+    EngineStats,
+    Failed,
+    Generate,
+    Loading,
+    Ready,
+    Shutdown,
+    Stepped,
+    Working,
+)
 
 
 class PlayedProcess:
@@ -400,6 +412,61 @@ class RealEngine:
 
     async def __aexit__(self, *_):
         await self.client.close()
+
+
+class Clock:
+    """A client's time, which passes when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(client_module, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_an_engine_is_silent_while_it_owes_a_word_and_not_while_it_idles(monkeypatch):
+    async def scenario():
+        async with PlayedEngine() as engine:
+            client, clock = engine.client, Clock(monkeypatch)
+            clock.now += 100
+            assert client.silent_seconds == 0  # while loading
+            await engine.ready()
+            clock.now += 100
+            assert client.silent_seconds == 0  # nobody asked for anything
+            reader = asyncio.ensure_future(collect(client, make_request("r", [1])))
+            await engine.hear()
+            clock.now += 7
+            assert client.silent_seconds == 7
+            engine.say(Working())
+            await until(lambda: client.silent_seconds == 0)
+            clock.now += 5
+            assert client.silent_seconds == 5  # it still has the request
+            engine.say(stepped(output("r", 1, finish_reason="stop")))
+            await reader
+            clock.now += 100
+            assert client.silent_seconds == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_does_not_answer_is_silent_though_its_clients_leave(monkeypatch):
+    async def scenario():
+        async with PlayedEngine() as engine:
+            client, clock = engine.client, Clock(monkeypatch)
+            await engine.ready()
+            for seconds in (10, 20, 30):
+                reader = asyncio.ensure_future(collect(client, make_request("r", [1])))
+                await engine.hear()
+                clock.now += 10
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+                await engine.hear()  # that it is left
+                assert client.silent_seconds == seconds
+            engine.say(stepped())
+            await until(lambda: client.silent_seconds == 0)
+
+    asyncio.run(scenario())
 
 
 def test_an_engine_process_serves_aborts_and_ends():

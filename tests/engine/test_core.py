@@ -7,6 +7,7 @@ import pytest
 from engine_fakes import VOCAB_SIZE, make_core, make_request, plain_loop
 from msgspec import msgpack
 
+from ernie_serve.engine import core as core_module
 from ernie_serve.engine.pace import Pace
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.messages import (
@@ -18,6 +19,7 @@ from ernie_serve.messages import (
     Grammar,
     Shutdown,
     Stepped,
+    Working,
 )
 
 
@@ -140,6 +142,18 @@ def test_serve_ends_on_shutdown_with_requests_running():
     connection = ScriptedConnection((0, Generate(make_request("r", [1, 2, 3]))), (3, Shutdown()))
     core.serve(connection)
     assert len(connection.reports) == 3
+
+
+def test_a_step_that_takes_long_says_so(monkeypatch):
+    prompt = make_request("r", [1, 2, 3], max_tokens=2)
+    connection = ScriptedConnection((0, Generate(prompt)))
+    make_core().serve(connection)
+    assert not any(isinstance(report, Working) for report in connection.reports)
+    monkeypatch.setattr(core_module, "WORKING_SECONDS", -1.0)
+    connection = ScriptedConnection((0, Generate(prompt)))
+    make_core().serve(connection)
+    kinds = [type(report) for report in connection.reports]
+    assert kinds == [Working, Stepped, Working, Stepped]
 
 
 def serve_with(during_step_2: EngineCommand, *requests):
