@@ -274,11 +274,21 @@ class _Server(uvicorn.Server):
 
     async def end_requests(self) -> None:
         """End what the rooms behind have no word with: clients that take nothing, or never send their request."""
-        for patience in (1, 5):
-            if tasks := set(self.server_state.tasks):
-                await asyncio.wait(tasks, timeout=patience)
-                for task in tasks:
-                    task.cancel()
+        if await self._tasks_end(1):
+            return
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, HttpProtocol), "this server makes no others"
+            connection.end()
+        if await self._tasks_end(1):
+            return
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self._tasks_end(5)
+
+    async def _tasks_end(self, patience: float) -> bool:
+        """Whether what is being answered has ended within so many seconds."""
+        tasks = set(self.server_state.tasks)
+        return not tasks or not (await asyncio.wait(tasks, timeout=patience))[1]
 
 
 def _web(app: FastAPI) -> uvicorn.Config:

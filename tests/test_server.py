@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,6 +181,23 @@ def test_what_runs_when_its_time_is_over_or_at_a_second_signal_is_told_that_the_
         assert (code, whole.result().status_code) == (0, 503), rest
         assert "Traceback" not in rest
         assert "Finishing 2 requests, " in rest
+
+
+def test_client_that_has_sent_half_a_request_when_the_server_ends_is_told_and_leaves_nothing_in_the_log(
+    tiny_checkpoint: Path,
+) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+    with running(tiny_checkpoint, "--shutdown-timeout", "1") as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0), timeout=DEADLINE_SECONDS) as client:
+            client.sendall(head + b'{"model"')
+            httpx.get(f"{server.root}/health/live")  # what came before it has been read
+            code, rest = server.end()
+            told = b"".join(iter(lambda: client.recv(4096), b""))
+    assert code == 0, rest
+    assert "Traceback" not in rest
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert b"The server is shutting down." in told
 
 
 def test_a_base_checkpoint_refuses_chat_and_completes_text_until_ctrl_c(base_checkpoint: Path) -> None:

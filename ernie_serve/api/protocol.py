@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ernie_serve.api.problems import error_body
-from ernie_serve.errors import HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout
+from ernie_serve.errors import EngineUnavailable, HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout
 
 MAX_HEAD_BYTES = 65536
 HEAD_SECONDS = 30.0
@@ -85,6 +85,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(InvalidRequest(msg))
         else:
             self._be_last()
+
+    def end(self) -> None:
+        """End the connection, because the server ends: with an answer where a request has not come whole."""
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not (cycle.response_started or cycle.disconnected):
+            self._refuse(EngineUnavailable("The server is shutting down.", retry_after_seconds=10))
+        else:
+            self.transport.abort()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
