@@ -47,14 +47,16 @@ ENV PATH=/opt/ernie-serve/bin:${PATH} \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     ERNIE_SERVE_HOST=0.0.0.0 \
-    ERNIE_SERVE_PORT=8000
+    ERNIE_SERVE_PORT=8000 \
+    ERNIE_SERVE_ADDRESS_FILE=/tmp/ernie-serve.url
 VOLUME ["/var/lib/ernie-serve/hub", "/var/lib/ernie-serve/store", "/var/cache/ernie-serve"]
 WORKDIR /srv/ernie-serve
 USER 10001:10001
 EXPOSE 8000
-# Alive is what a restart can mend; that weights still load is asked of /health/ready.
+# Alive is what a restart can mend; that weights still load is asked of /health/ready. The server says where it listens,
+# whatever told it so; a proxy that the environment names is not asked.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"ERNIE_SERVE_PORT\"]}/health/live', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; url = open(os.environ['ERNIE_SERVE_ADDRESS_FILE']).read().strip(); r.build_opener(r.ProxyHandler({})).open(url + '/health/live', timeout=4)"]
 # The server is process 1 and hears SIGTERM itself: it takes no more requests and lets the running ones end.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["ernie-serve"]

@@ -153,6 +153,9 @@ class Settings(BaseModel):
 
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")
     port: int = _setting("API", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    address_file: str | None = _setting(
+        "API", None, "Write the URL that reaches the server from this machine to this file, for what checks its health."
+    )
     api_key: Keys = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
     allow_unauthenticated: bool = _setting(
         "API", False, "Listen on addresses that other machines reach without asking for keys."

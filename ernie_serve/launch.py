@@ -88,8 +88,7 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     responses = open_responses(settings)
     meter = await open_meter(settings, names[0])
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    url = f"{_url(listener)}/v1"
     checker = GrammarChecker(Vocabulary.of(text.tokenizer))
     app = create_app(settings, text, client, names, checker.check, responses, meter)
     server = _Server(_web(app), settings.shutdown_timeout)
@@ -117,6 +116,8 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     async with opened(settings) as house:
+        if settings.address_file:
+            _write_address(house.listener, settings.address_file)
         watcher = asyncio.create_task(_watch(house, settings))
         await house.serve()
         watcher.cancel()
@@ -319,6 +320,20 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setblocking(False)
     return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _write_address(listener: socket.socket, file: str) -> None:
+    """Write the URL by which this machine reaches what is listened on. Raises `SettingsError`."""
+    url = _url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    try:
+        Path(file).expanduser().write_text(f"{url}\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--address-file {file} cannot be written: {error.strerror}. Name another.") from None
 
 
 def require_guarded(settings: Settings) -> None:

@@ -120,7 +120,9 @@ def check_health(container: Container) -> None:
     kind, *command = container.config["Healthcheck"]["Test"]
     assert kind == "CMD", kind
     assert container.rc(*command) == 0, "a server that lives is called dead"
-    assert container.rc("env", "ERNIE_SERVE_PORT=1", *command) != 0, "a server that is not there is called healthy"
+    assert container.rc("env", "ERNIE_SERVE_ADDRESS_FILE=/nowhere", *command) != 0, (
+        "a server that is not there is called healthy"
+    )
     _say("healthcheck")
 
 

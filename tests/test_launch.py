@@ -102,6 +102,20 @@ def test_an_address_of_another_machine_is_told_from_a_port_that_is_taken() -> No
         launch._listen(Settings(port=other.getsockname()[1]))
 
 
+@pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::", "[::1]")])
+def test_the_address_file_says_how_this_machine_reaches_the_server(tmp_path: Path, host: str, reached: str) -> None:
+    file = tmp_path / "url"
+    try:
+        listener = launch._listen(Settings(host=host, port=0, allow_unauthenticated=True))
+    except SettingsError as error:
+        pytest.skip(str(error))
+    with listener:
+        launch._write_address(listener, str(file))
+        assert file.read_text() == f"http://{reached}:{listener.getsockname()[1]}\n"
+        with pytest.raises(SettingsError, match=r"--address-file .* cannot be written"):
+            launch._write_address(listener, str(tmp_path / "none" / "url"))
+
+
 def test_ctrl_c_is_heard_by_a_server_in_the_background_and_a_hangup_not_under_nohup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,15 +1,18 @@
 """The compose file, the unit and the image's settings name only what exists, and agree with each other."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from served import running
 
 from ernie_serve import config
 from ernie_serve.config import Settings
@@ -97,6 +100,22 @@ def test_what_the_image_copies_is_let_through() -> None:
     copied = {word for line in re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()}
     assert copied == let
     assert all((ROOT / name).exists() for name in let)
+
+
+def test_the_images_health_check_finds_a_server_whose_port_is_a_flag(tmp_path: Path) -> None:
+    (words,) = re.findall(r"^HEALTHCHECK .*\\\n *CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    check = [sys.executable, *json.loads(words)[1:]]
+    environ = {"ERNIE_SERVE_ADDRESS_FILE": str(tmp_path / "url"), "ERNIE_SERVE_PORT": "9"}
+
+    def is_healthy() -> bool:
+        proxied = os.environ | environ | {"http_proxy": "http://127.0.0.1:9"}
+        return subprocess.run(check, env=proxied, stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+
+    assert not is_healthy()
+    with running(None, **environ) as server:  # which gives it --port 0
+        assert is_healthy()
+        server.end()
+        assert not is_healthy()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
