@@ -89,6 +89,14 @@ def test_the_unit_keeps_its_files_where_the_image_does() -> None:
     assert environ["XDG_CACHE_HOME"] == str(cache)
 
 
+def test_the_unit_brings_the_driver_up_as_root_and_starts_where_there_is_none() -> None:
+    prefixes, programs = zip(*(re.findall(r"^([-+]+)(\S+)", each)[0] for each in unit("ExecStartPre")), strict=True)
+    assert programs == ("/usr/bin/nvidia-modprobe", "/usr/bin/nvidia-smi")
+    assert all(set(each) == {"-", "+"} for each in prefixes)
+    assert not unit("DeviceAllow")
+    assert not unit("PrivateDevices")
+
+
 def test_the_image_runs_the_server_itself_and_not_as_root() -> None:
     assert re.search(r'^ENTRYPOINT \["ernie-serve"\]$', DOCKERFILE, re.MULTILINE)
     (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
