@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import uvloop
 from fastapi import FastAPI
 
 from ernie_serve import banner
+from ernie_serve.api.measures import Measures
 from ernie_serve.api.protocol import HttpProtocol
 from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
@@ -90,8 +92,9 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
     url = f"{_url(listener)}/v1"
     checker = GrammarChecker(Vocabulary.of(text.tokenizer))
-    app = create_app(settings, text, client, names, checker.check, responses, meter)
-    server = _Server(_web(app), settings.shutdown_timeout)
+    measures = Measures()
+    app = create_app(settings, text, client, names, checker.check, responses, meter, measures)
+    server = _Server(_web(app, measures), settings.shutdown_timeout)
     try:
         yield House(text, client, server, listener, names, url)
     finally:
@@ -133,6 +136,7 @@ def create_app(
     check_grammar: Callable[[Grammar], None],
     responses: KeptResponses,
     meter: Meter,
+    measures: Measures,
 ) -> FastAPI:
     """The HTTP application over an engine."""
     from ernie_serve.api.app import create_app as create
@@ -152,6 +156,7 @@ def create_app(
         meter=meter,
         allowed_origins=settings.allowed_origins,
         responses=responses,
+        measures=measures,
     )
     return create(services)
 
@@ -292,10 +297,10 @@ class _Server(uvicorn.Server):
         return not tasks or not (await asyncio.wait(tasks, timeout=patience))[1]
 
 
-def _web(app: FastAPI) -> uvicorn.Config:
+def _web(app: FastAPI, measures: Measures) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=partial(HttpProtocol, answered=measures.answered),  # type: ignore[arg-type]  # a class by its stub, and called
         log_config=None,
         access_log=False,
         lifespan="off",

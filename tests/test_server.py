@@ -293,5 +293,13 @@ def test_each_key_is_asked_for_and_finds_only_what_it_cached_itself(tiny_checkpo
         assert not any(key in "".join(server.lines) + rest for key in ("sk-a", "sk-b"))
 
 
+def test_what_is_no_http_is_counted_like_every_answer(server: Server) -> None:
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=DEADLINE_SECONDS) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert 'ernie_serve_http_requests_total{path="other",status="400"} 1.0' in httpx.get(f"{server.root}/metrics").text
+
+
 def test_on_a_cpu_the_api_steps_back_for_the_engine(server: Server) -> None:
     assert os.getpriority(os.PRIO_PROCESS, server.process.pid) >= os.getpriority(os.PRIO_PROCESS, server.engine_id) + 5

@@ -4,6 +4,7 @@ Knows what a client may do to a connection. Knows no route.
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -23,11 +24,15 @@ class HttpProtocol(HttpToolsProtocol):
     """Ends a connection whose request has a head that is too large or too slow.
 
     What a client sends before it has its answer is read, so that its leaving is seen, and thrown away: the connection
-    is closed behind that answer, and such a client asks again (RFC 9112, section 9.3.2).
+    is closed behind that answer, and such a client asks again (RFC 9112, section 9.3.2). `answered` is told the path
+    and the status of each answer that is given here and not by the application; the path is empty where none was read.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, answered: Callable[[str, int], None] = lambda path, status: None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._answered = answered
         self._answering: Any = None
         self._is_deaf = False  # what still comes is read and thrown away
         self._in_head = False
@@ -115,6 +120,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_deaf, self._in_head = True, False
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
+            self._answered("" if cycle is None or cycle.response_complete else cycle.scope["path"], error.status)
             body = error_body(error)
             head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,9 +45,8 @@ class Client:
 @asynccontextmanager
 async def connected(services: Any, **changes: Any) -> AsyncIterator[Client]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_app(services), http=protocol.HttpProtocol, log_config=None, lifespan="off", **changes
-    )
+    http: Any = partial(protocol.HttpProtocol, answered=services.measures.answered)
+    config = uvicorn.Config(create_app(services), http=http, log_config=None, lifespan="off", **changes)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     while not server.started:  # noqa: ASYNC110  # there is no event for it
@@ -183,3 +184,24 @@ def test_what_is_no_http_is_told_so_like_every_error(services: Any) -> None:
             assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "path", "status"),
+    [
+        (b"\x16\x03\x01 hello\r\n\r\n", "other", 400),
+        (PROBE[:-2] + b"x: " + b"a" * 1_000_000, "other", 431),
+        (post().partition(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\nzz\r\n", "/v1/completions", 400),
+    ],
+)
+def test_what_is_refused_before_the_application_hears_of_it_is_counted(
+    services: Any, call: Any, said: bytes, path: str, status: int
+) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            client.writer.write(said)
+            assert (await client.answer())[0] == status
+
+    run(scenario())
+    (line,) = re.findall(r"^ernie_serve_http_requests_total.*$", call("GET", "/metrics").text, re.MULTILINE)
+    assert line == f'ernie_serve_http_requests_total{{path="{path}",status="{status}"}} 1.0'
