@@ -93,7 +93,7 @@ class ChatFormat:
             body["prompt_token_ids"] = self._prompt_ids
         if answers[0].prompt_logprobs:
             body["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answers[0].prompt_logprobs)
-        return partial(with_usage, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
+        return partial(with_usage, orjson.dumps(body))
 
     def _told(self, answer: Answer) -> dict[str, Any]:
         told: dict[str, Any] = {

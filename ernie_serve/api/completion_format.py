@@ -95,7 +95,7 @@ class CompletionFormat:
     def whole(self, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
         """What makes the body of an answer in one piece of its usage."""
         body = {**self._about, "choices": [self._told(each) for each in answers]}
-        return partial(with_usage, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
+        return partial(with_usage, orjson.dumps(body))
 
     def _told(self, answer: Answer) -> dict[str, Any]:
         told: dict[str, Any] = {
