@@ -208,7 +208,7 @@ def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
 
 
 async def _watch(house: House, settings: Settings) -> None:
-    """Follow the engine: show how it loads and what it serves; when it ends, end the server."""
+    """Follow the engine: show how it loads and what it serves; when it ends, or is stuck, end the server."""
     client = house.client
     with suppress(OSError, SystemExit):  # a terminal that is gone, or `tee`, at which rich exits
         await banner.show_loading(lambda: client.progress, lambda: client.state == "loading")
@@ -226,9 +226,19 @@ async def _watch(house: House, settings: Settings) -> None:
                 num_keys=len(settings.api_key),
                 billing=billing_told(settings),
             )
-    while client.state != "failed":  # noqa: ASYNC110  # the state is set from the reader's thread
+    while client.state != "failed":  # the state is set from the reader's thread
         await asyncio.sleep(0.2)
+        if client.silent_seconds > _STUCK_SECONDS:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            if client.silent_seconds > _STUCK_SECONDS:
+                client.give_up(f"The engine had work and said nothing for {_STUCK_SECONDS:g} seconds; it was ended.")
     house.server.stop(grace_seconds=1)
+
+
+_STUCK_SECONDS = 300.0
+"""How long an engine at work may say nothing: many times what a layer of a step takes."""
+_LOOK_AGAIN_SECONDS = 5.0
+"""A server that was stopped and goes on, as by Ctrl-Z and `fg`, lets its engine say its word first."""
 
 
 def billing_told(settings: Settings) -> str | None:

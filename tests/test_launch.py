@@ -68,7 +68,7 @@ def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: py
 
     async def scenario() -> None:
         info = SimpleNamespace(device="none")
-        client = SimpleNamespace(state="loading", progress=(0.0, ""), info=info)
+        client = SimpleNamespace(state="loading", progress=(0.0, ""), info=info, silent_seconds=0.0)
         stopped = asyncio.Event()
         server = SimpleNamespace(stop=lambda grace_seconds: stopped.set())
         watching = asyncio.create_task(
@@ -83,6 +83,33 @@ def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: py
 
     monkeypatch.setattr("ernie_serve.banner.show_loading", fail)
     monkeypatch.setattr("ernie_serve.banner.show_ready", fail)
+    asyncio.run(scenario())
+
+
+def test_a_server_ends_whose_engine_owes_a_word_for_minutes_and_not_one_that_was_stopped_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Client:
+        state, info = "ready", None
+        looks, ended = 0, ""
+
+        @property
+        def silent_seconds(self) -> float:
+            self.looks += 1
+            return 301.0 if self.looks not in (1, 3, 4) else 299.0  # looked at twice before it is believed
+
+        def give_up(self, reason: str) -> None:
+            self.state, self.ended = "failed", reason
+
+    async def scenario() -> None:
+        client, stopped = Client(), asyncio.Event()
+        server = SimpleNamespace(stop=lambda grace_seconds: stopped.set())
+        await launch._watch(SimpleNamespace(client=client, server=server), Settings())  # type: ignore[arg-type]
+        assert stopped.is_set()
+        assert client.looks == 6
+        assert client.ended == "The engine had work and said nothing for 300 seconds; it was ended."
+
+    monkeypatch.setattr(launch, "_LOOK_AGAIN_SECONDS", 0.0)
     asyncio.run(scenario())
 
 

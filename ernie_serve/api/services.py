@@ -32,8 +32,6 @@ class Limits:
     max_choices: int = 256
     ping_seconds: float = 15.0
     stall_seconds: float = 60.0
-    silent_seconds: float = 300.0
-    """How long an engine at work may say nothing before it counts as stuck: many times what a layer of a step takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,10 +61,6 @@ class EngineClient(Protocol):
     def stats(self) -> EngineStats:
         """The counts after the last step."""
 
-    @property
-    def silent_seconds(self) -> float:
-        """How long an engine that is ready has said nothing though it has something to do; otherwise 0."""
-
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Run a request; the last output has a `finish_reason`.
 
@@ -178,6 +174,11 @@ class ProcessClient:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
         self._commands.put(command)
+
+    def give_up(self, reason: str) -> None:
+        """End an engine that does not answer, and its requests with it."""
+        self._note_end(reason)
+        self._process.kill()
 
     async def close(self) -> None:
         """End the engine: ask it, wait for a bounded time, then kill it."""

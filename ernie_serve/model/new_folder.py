@@ -41,9 +41,7 @@ def new_folder(folder: Path, num_bytes: int = 0) -> Iterator[Path]:
                 _to_disk(path)
             _to_disk(unfinished)
             unfinished.replace(folder)
-            (
-                folder / _LOCK
-            ).unlink()  # not before: who finds a folder of the old name without it takes it for left behind
+            (folder / _LOCK).unlink()  # not before: without it a folder of the old name is taken for left behind
         _to_disk(folder.parent)
     except OSError as error:
         remedy = " Free some room, or name a folder on a larger disk." if error.errno == errno.ENOSPC else ""

@@ -123,7 +123,6 @@ class ScriptedEngine:
     failure: str = ""
     info: EngineInfo | None = None
     stats: EngineStats = field(default_factory=EngineStats)
-    silent_seconds: float = 0.0
     requests: list[EngineRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)

@@ -9,16 +9,6 @@ def test_live_whatever_the_engine_does(call: Any, engine: Any, state: str) -> No
     assert call("GET", "/health/live").status_code == 200
 
 
-def test_server_whose_engine_is_stuck_is_neither_alive_nor_ready(call: Any, engine: Any) -> None:
-    engine.silent_seconds = 299.0
-    assert call("GET", "/health/live").json() == {"status": "ok"}
-    engine.silent_seconds = 301.0
-    response = call("GET", "/health/live")
-    assert (response.status_code, response.json()) == (503, {"status": "stuck"})
-    response = call("GET", "/health/ready")
-    assert (response.status_code, response.json()) == (503, {"state": "stuck"})
-
-
 @pytest.mark.parametrize("path", ["/health/ready", "/health"])
 def test_ready_says_how_far_loading_is(call: Any, engine: Any, path: str) -> None:
     engine.state, engine.progress = "loading", (1 / 3, "reading weights")

@@ -469,6 +469,21 @@ def test_an_engine_that_does_not_answer_is_silent_though_its_clients_leave(monke
     asyncio.run(scenario())
 
 
+def test_an_engine_that_is_given_up_is_killed_and_its_requests_end():
+    async def scenario():
+        async with PlayedEngine() as engine:
+            await engine.ready()
+            reader = asyncio.ensure_future(collect(engine.client, make_request("r", [1])))
+            await engine.hear()
+            engine.client.give_up("It said nothing.")
+            with pytest.raises(EngineUnavailable, match="It said nothing"):
+                await reader
+            assert (engine.client.state, engine.client.failure) == ("failed", "It said nothing.")
+            assert engine.process.calls == ["kill"]
+
+    asyncio.run(scenario())
+
+
 def test_an_engine_process_serves_aborts_and_ends():
     async def scenario():
         async with RealEngine() as engine:
