@@ -197,6 +197,7 @@ def test_client_that_has_sent_half_a_request_when_the_server_ends_is_told_and_le
     assert code == 0, rest
     assert "Traceback" not in rest
     assert told.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 10\r\n" in told
     assert b"The server is shutting down." in told
 
 

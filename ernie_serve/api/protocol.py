@@ -10,7 +10,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ernie_serve.api.problems import error_body
+from ernie_serve.api.problems import error_response
 from ernie_serve.errors import EngineUnavailable, HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout
 
 MAX_HEAD_BYTES = 65536
@@ -121,9 +121,10 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self._answered("" if cycle is None or cycle.response_complete else cycle.scope["path"], error.status)
-            body = error_body(error)
-            head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
-            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+            answer = error_response(error, {"connection": "close"})
+            first = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
+            head = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+            self.transport.write(first + head + b"\r\n" + bytes(answer.body))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
