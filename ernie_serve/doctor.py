@@ -17,7 +17,6 @@ from rich.table import Table
 
 from ernie_serve import launch
 from ernie_serve.config import Settings
-from ernie_serve.engine_process import device_of
 from ernie_serve.errors import StartupError
 from ernie_serve.kernels.native import ADVICE, tools_path
 from ernie_serve.model import hub
@@ -26,7 +25,7 @@ from ernie_serve.model.quantize import loading_bytes, parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import RECIPES, Quantization
 from ernie_serve.worker import memory
-from ernie_serve.worker.card import Card, card_of
+from ernie_serve.worker.card import Card, card_of, device_of
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.fitting import CONTEXT, Form, forms_of
 

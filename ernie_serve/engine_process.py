@@ -45,6 +45,7 @@ from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
+from ernie_serve.worker.card import device_of
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
@@ -106,6 +107,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
     shapes = parameter_shapes(config)
     weight_bytes = model_bytes(shapes, quantization, dtype)
@@ -279,15 +281,6 @@ def _step_seconds(settings: Settings, device: torch.device) -> float:
     if settings.max_step_seconds is not None:
         return settings.max_step_seconds
     return 0.5 if device.type == "cpu" else 0.0
-
-
-def device_of(wanted: str) -> torch.device:
-    """The device of a setting's word. Raises `SettingsError` for one that is not there."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: this PyTorch sees no GPU. Install a CUDA build, or use --device cpu.")
-    return torch.device(wanted)
 
 
 def _throttled(report: Report) -> Report:

@@ -1,15 +1,65 @@
-"""A GPU as it describes itself: its name, its memory, and how fast it reads that.
+"""Which GPU there is, and how it describes itself: its name, its memory, and how fast it reads that.
 
 Knows torch's view of a device. Knows nothing of checkpoints.
 """
 
+import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from ernie_serve.errors import SettingsError
 from ernie_serve.model.loading import FP8_CAPABILITY
 from ernie_serve.worker.memory import GIB
+
+logger = logging.getLogger(__name__)
+
+
+def device_of(wanted: str, root: Path = Path("/")) -> torch.device:
+    """The device of a setting's word, of several GPUs the first. Raises `SettingsError` for one that is not there.
+
+    Where none is named and there is a GPU that PyTorch does not see, a warning says so.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if wanted != "auto":
+            raise SettingsError(f"--device {wanted}: PyTorch sees no GPU. {_why_none()} Or use --device cpu.")
+        if (root / "proc/driver/nvidia").exists():
+            logger.warning(
+                "This machine has an NVIDIA driver, but PyTorch sees no GPU, so the CPU serves. %s "
+                "If the CPU is meant, say --device cpu.",
+                _why_none(),
+            )
+        return torch.device("cpu")
+    index, count = int(wanted.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise SettingsError(f"--device {wanted}: PyTorch sees {count} GPU{'s' * (count > 1)}. Use {there}.")
+    return torch.device("cuda", index)
+
+
+def _why_none() -> str:
+    """Why PyTorch sees no GPU, and what to do about it."""
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # torch does not type it
+        return "It is built without CUDA: install a CUDA build."
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch does not type it
+    except Exception as error:  # of several kinds, each of which says what lacks
+        told = " ".join(str(error).split()).rstrip(".")
+        return (
+            f"It says: {told}. It is built for CUDA {torch.version.cuda}, whose driver `nvidia-smi` has to show; a "
+            "container needs --gpus all; CUDA_VISIBLE_DEVICES may hide what there is."
+        )
+    return "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES."
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Within this, what names no GPU means `device`: streams, events and Triton's launches. Each thread has its own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

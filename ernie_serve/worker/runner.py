@@ -12,6 +12,7 @@ from torch import Tensor
 from ernie_serve.messages import PlanRow, Sampled, StepPlan, TokenLogprobs, TokenMasks
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.worker.batch import BatchBuilder, num_scored
+from ernie_serve.worker.card import current
 from ernie_serve.worker.graphs import DecodeGraphs, Device, Flight
 from ernie_serve.worker.logprobs import scores_of
 from ernie_serve.worker.sampler import Sampler
@@ -46,6 +47,7 @@ class Runner:
         weight, config = model.norm.weight, model.config
         dtype = cache_dtype or weight.dtype
         self.model = model
+        self._where = weight.device
         self.cache = [
             model.kernels.empty_cache(
                 num_blocks, block_size, config.num_key_value_heads, config.head_dim, dtype, weight.device
@@ -72,7 +74,10 @@ class Runner:
 
     def launch(self, plan: StepPlan) -> Flight | None:
         """Start a step without waiting for it; `None` where it has to be executed."""
-        return self.graphs.launch(plan) if self.graphs else None
+        if self.graphs is None:
+            return None
+        with current(self._where):
+            return self.graphs.launch(plan)
 
     def collect(self, flight: Flight) -> list[Sampled]:
         """The tokens of a step that was launched, in the order of its rows."""
@@ -90,6 +95,12 @@ class Runner:
         `masks` is asked for once the network has been started: it may wait for them. `is_wanted` is asked between
         layers, every `LOOK_SECONDS` at most; when it says no, the step is broken off and nothing comes of it.
         """
+        with current(self._where):
+            return self._execute(plan, masks, is_wanted)
+
+    def _execute(
+        self, plan: StepPlan, masks: Callable[[], TokenMasks] | None, is_wanted: Callable[[], bool] | None
+    ) -> list[Sampled]:
         batch = self._batches.build(plan)
         cache = self._cache_while(is_wanted) if is_wanted else self.cache
         try:

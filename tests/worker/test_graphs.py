@@ -14,6 +14,7 @@ from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPla
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.weights import load_weights
+from ernie_serve.worker import runner as runner_file
 from ernie_serve.worker.graphs import DecodeGraphs, is_plain
 from ernie_serve.worker.runner import Runner
 from ernie_serve.worker.sampler import _pick
@@ -237,6 +238,24 @@ def test_all_sizes_are_recorded_once_the_largest_first(model):
     assert [bucket for bucket, _ in runner.graphs._replays] == [4, 2, 1]
     runner.launch(StepPlan(1, [row("a", TEXTS["a"], 4, BLOCKS["a"])]))
     assert (device.num_recorded, device.num_replayed) == (3, 1)
+
+
+def test_every_step_runs_on_the_models_own_device_whichever_is_the_threads(model, monkeypatch):
+    inside, seen = [], []
+
+    @contextmanager
+    def current(device):
+        inside.append(device)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(runner_file, "current", current)
+    embedding = model.kernels.embedding
+    monkeypatch.setattr(model.kernels, "embedding", lambda *args: seen.append(list(inside)) or embedding(*args))
+    runner = make_runner(model, FakeDevice())
+    runner.launch(StepPlan(1, [row("a", TEXTS["a"], 4, BLOCKS["a"])]))
+    assert len(seen) > len(TEXTS)
+    assert all(each == [torch.device("cpu")] for each in seen)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""The GPU that is meant is the one that is used, and one that is not there is told with the reason."""
+
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from ernie_serve.errors import SettingsError
+from ernie_serve.worker.card import current, device_of
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A PyTorch with CUDA whose driver is too old."""
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nPlease update it.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_of_several_gpus_the_first_is_taken_or_the_one_that_is_named():
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda:0")
+    assert device_of("cuda:1") == torch.device("cuda:1")
+    assert device_of("cpu") == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_beyond_the_last_is_refused_with_those_that_are_there():
+    with pytest.raises(SettingsError, match=r"--device cuda:2: PyTorch sees 2 GPUs\. Use cuda:0 to cuda:1\."):
+        device_of("cuda:2")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_driver_that_is_too_old_is_told_as_torch_tells_it():
+    with pytest.raises(
+        SettingsError, match=r"is too old \(found version 12020\)\. Please update it\. .* for CUDA 13\.0"
+    ):
+        device_of("cuda")
+
+
+def test_a_torch_without_cuda_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(SettingsError, match=r"--device cuda:1: .* built without CUDA: install a CUDA build"):
+        device_of("cuda:1")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_nobody_sees_is_not_passed_over_in_silence(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    assert device_of("auto", tmp_path) == torch.device("cpu")
+    assert not caplog.text, "this machine has none"
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    assert device_of("auto", tmp_path) == torch.device("cpu")
+    assert "so the CPU serves. It says: The NVIDIA driver on your system is too old" in caplog.text
+    assert device_of("cpu", tmp_path) == torch.device("cpu")
+
+
+def test_steps_run_with_their_own_gpu_as_the_current_one():
+    assert current(torch.device("cuda:1")).idx == 1
+    assert isinstance(current(torch.device("cpu")), nullcontext)
