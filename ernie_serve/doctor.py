@@ -97,7 +97,7 @@ def card_lines(card: Card) -> list[str]:
     major, minor = card.capability
     return [
         f"[bold]GPU[/]     {card.name}, compute capability {major}.{minor}"
-        + ("" if card.reads_fp8 else "; no fp8, which needs 8.9"),
+        + ("" if card.reads_fp8 else "; no fp8, which needs 8.9" if card.has_kernels else "; the kernels need 8.0"),
         f"[bold]Memory[/]  {card.total_bytes / memory.GIB:.1f} GiB, {card.free_bytes / memory.GIB:.1f} free; read at "
         f"{speed}, {source}",
     ]
@@ -120,6 +120,8 @@ def gpu_table(forms: list[Form], card: Card) -> Table:
 
 def gpu_advice(forms: list[Form], config: ModelConfig, card: Card) -> str:
     """What to serve on a GPU: the least rounded weights that fit, or why none do."""
+    if not card.has_kernels:
+        return "It cannot be served on this GPU: use another one, or --device cpu."
     fitting = [form for form in forms if form.needed_bytes <= card.free_bytes]
     smallest = min(forms, key=lambda form: form.needed_bytes)
     free = f"{card.free_bytes / memory.GIB:.1f} GiB are free of {card.total_bytes / memory.GIB:.1f}"

@@ -45,7 +45,7 @@ from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
-from ernie_serve.worker.card import device_of
+from ernie_serve.worker.card import device_of, require_kernels
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
@@ -94,6 +94,9 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     began = time.monotonic()
     torch.set_num_threads(settings.threads or usable_cores())
     device = device_of(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        require_kernels(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     dummy = settings.load_format == "dummy"
     block_size = settings.block_size or (64 if device.type == "cuda" else 16)
     folder = hub.resolve(settings.model, settings.revision, "text" if dummy else "all", report)
@@ -107,7 +110,6 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     quantization = quantization_of(config, settings.quantization, device)
     dtype, cache_dtype = dtypes_of(config, quantization, settings.dtype, settings.kv_cache_dtype, device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
     shapes = parameter_shapes(config)
     weight_bytes = model_bytes(shapes, quantization, dtype)

@@ -166,6 +166,8 @@ def test_a_gpu_is_described_with_where_its_speed_comes_from() -> None:
     assert "A card, compute capability 8.9" in shown
     assert "24.0 GiB, 23.5 free; read at 1,008 GB/s, measured" in shown
     assert "no fp8, which needs 8.9" in "\n".join(doctor.card_lines(card(24, 23.5, (8, 6))))
+    assert "the kernels need 8.0" in "\n".join(doctor.card_lines(card(16, 15, (7, 5))))
+    assert "another one, or --device cpu" in doctor.gpu_advice(fitting.forms_of(CARD, GPU), CARD, card(16, 15, (7, 5)))
     assert "unknown speed" in "\n".join(doctor.card_lines(card(24, 23.5, speed=0)))
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(doctor.gpu_table(fitting.forms_of(CARD, GPU), card(24, 20)))

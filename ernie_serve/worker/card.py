@@ -17,6 +17,9 @@ from ernie_serve.worker.memory import GIB
 
 logger = logging.getLogger(__name__)
 
+LEAST_CAPABILITY = (8, 0)
+"""The least compute capability (Ampere) that multiplies bfloat16."""
+
 
 def device_of(wanted: str, root: Path = Path("/")) -> torch.device:
     """The device of a setting's word, of several GPUs the first. Raises `SettingsError` for one that is not there.
@@ -62,6 +65,19 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def require_kernels(name: str, capability: tuple[int, int]) -> None:
+    """Raise `SettingsError` for a GPU that our kernels are not compiled for, before anything is read for it."""
+    if capability < LEAST_CAPABILITY:
+        raise SettingsError(
+            f"{name} has compute capability {_dotted(capability)}; the kernels need {_dotted(LEAST_CAPABILITY)} or "
+            "more (Ampere and newer), because the numbers are bfloat16. Use another GPU, or --device cpu."
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """What a GPU has. `bytes_per_second` is measured, or of its data sheet, or 0 where neither is known."""
@@ -72,6 +88,11 @@ class Card:
     capability: tuple[int, int]
     bytes_per_second: float
     is_measured: bool
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether our kernels compile for it at all."""
+        return self.capability >= LEAST_CAPABILITY
 
     @property
     def reads_fp8(self) -> bool:

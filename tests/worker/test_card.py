@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ernie_serve.errors import SettingsError
-from ernie_serve.worker.card import current, device_of
+from ernie_serve.worker.card import current, device_of, require_kernels
 
 
 @pytest.fixture
@@ -71,3 +71,11 @@ def test_a_gpu_that_nobody_sees_is_not_passed_over_in_silence(tmp_path, caplog):
 def test_steps_run_with_their_own_gpu_as_the_current_one():
     assert current(torch.device("cuda:1")).idx == 1
     assert isinstance(current(torch.device("cpu")), nullcontext)
+
+
+def test_a_gpu_without_bfloat16_is_refused_with_both_capabilities():
+    require_kernels("NVIDIA A100-SXM4-40GB", (8, 0))
+    with pytest.raises(
+        SettingsError, match=r"Tesla T4 has compute capability 7\.5; the kernels need 8\.0 .*--device cpu"
+    ):
+        require_kernels("Tesla T4", (7, 5))
