@@ -99,7 +99,7 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
         require_kernels(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     dummy = settings.load_format == "dummy"
     block_size = settings.block_size or (64 if device.type == "cuda" else 16)
-    folder = hub.resolve(settings.model, settings.revision, "text" if dummy else "all", report)
+    folder = hub.resolve(settings.model, settings.revision, "text", report)
     config = ModelConfig.from_folder(folder)
     if num_valid_ids > config.vocab_size:
         raise StartupError(
@@ -133,6 +133,8 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
             packed_size,
         )
     memory.require_room(weight_bytes, device, passing_bytes, advice)
+    if not dummy:
+        folder = hub.resolve(settings.model, settings.revision, "all", report)
     load(model, folder, quantization, report, device=device, dummy=dummy)
     room = memory.plan_cache(
         config,

@@ -9,8 +9,10 @@ import pytest
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import _warm_up, build_engine
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.messages import EngineOutput, EngineRequest
+from ernie_serve.model import hub
+from ernie_serve.worker import memory
 
 
 def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
@@ -31,6 +33,20 @@ def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused_with_both_numbers(tiny_checkpoint: Path) -> None:
     with pytest.raises(StartupError, match=r"has 641 ids, the model only 640 .*Resize the model's embedding"):
         build_engine(Settings(model=str(tiny_checkpoint)), 641, lambda share, what: None)
+
+
+def test_weights_that_have_no_room_are_not_downloaded(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def resolve(model: str, revision: str | None, what: str, report: object) -> Path:
+        fetched.append(what)
+        return tiny_checkpoint
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    with pytest.raises(NotEnoughMemory, match="The weights need"):
+        build_engine(Settings(model="baidu/ERNIE"), 100, lambda share, what: None)
+    assert fetched == ["text"]
 
 
 class FakeCore:
