@@ -62,24 +62,41 @@ class CudaKernels(ReferenceKernels):
         return rope.rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
-        """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one."""
+        """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one.
+
+        In float32, which flash attention does not take, torch would make all scores at once: the reference does not.
+        """
         T, H, D = q.shape
         if all(span.query_len == 1 for span in layout.spans):
             longest = max(span.context_len for span in layout.spans)
             splits = attention.splits_for(len(layout.spans), k_cache.shape[2], longest, q.device)
             return attention.decode_attention(q, k_cache, v_cache, layout.block_tables, layout.context_lens, splits)
+        if q.dtype == torch.float32:
+            return super().attention(q, k_cache, v_cache, layout)
         out = torch.empty_like(q)
         if some := layout.decodes:
             out[some.tokens] = self.attention(q[some.tokens], k_cache, v_cache, some.layout).view(-1, H, D)
         for span, table in zip(layout.spans, layout.block_tables, strict=True):
             if span.query_len > 1:
-                keys, values = (
-                    kv_format.numbers(rows).to(q.dtype) if rows.dtype != q.dtype else rows
-                    for rows in (self._gather(cache, table, span.context_len) for cache in (k_cache, v_cache))
-                )
+                keys, values = (self._context(cache, table, span.context_len, q.dtype) for cache in (k_cache, v_cache))
                 mine = slice(span.query_start, span.query_start + span.query_len)
                 out[mine] = _attend(q[mine], keys, values)
         return out.view(T, H * D)
+
+    def _context(self, cache: Tensor, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+        """The first `length` tokens of one request in `dtype`: [L, K, D]; of 8 bits some at a time.
+
+        On their way they are float32, which for all of a long context at once would take several times the result.
+        """
+        if cache.dtype == dtype:
+            return self._gather(cache, table, length)
+        page, K = cache.shape[1:3]
+        wide = torch.empty((length, K, kv_format.head_dim(cache)), dtype=dtype, device=cache.device)
+        blocks = max(1, _WIDENED // page)
+        for first in range(0, length, blocks * page):
+            part = wide[first : first + blocks * page]
+            part.copy_(kv_format.numbers(self._gather(cache, table[first // page :], len(part))))
+        return wide
 
     def route(
         self, x: Tensor, weight: Tensor, correction_bias: Tensor, top_k: int, norm_min: float
@@ -156,6 +173,7 @@ class CudaKernels(ReferenceKernels):
         return sampling.sample(logits, settings, top_ks, num_valid_ids)
 
 
+_WIDENED = 8192  # tokens at a time
 _MOST_BY_TRITON = 1024  # tokens; above, an expert has so many rows that arithmetic decides
 
 

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import cuda, kv_format
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -11,6 +13,21 @@ from ernie_serve.kernels.triton import attention
 from ernie_serve.kernels.triton.attention import SPLITS, decode_attention, splits_for
 
 CPU = torch.device("cpu")
+
+
+class Largest(TorchDispatchMode):
+    """Sizes of what operations make, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, torch.Tensor) and not operation.is_view:
+                self.sizes.append(each.nbytes)
+        return out
 
 
 def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
@@ -61,6 +78,33 @@ def test_prompts_and_decodes_in_one_step(generator, cache_dtype):
     )
     want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
     torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.int8])
+def test_prompts_of_bfloat16_over_contexts_that_are_widened_some_at_a_time(generator, cache_dtype, monkeypatch):
+    monkeypatch.setattr(cuda, "_WIDENED", 40)  # two blocks of 16, and a third that is not whole
+    q, k_cache, v_cache, layout = inputs(generator, [5, 33, 70], [5, 1, 4], 16, 4, 2, 16, torch.bfloat16, cache_dtype)
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_long_context_of_8_bits_takes_no_more_than_its_result_and_a_piece(cache_dtype):
+    """Counted on the meta device: 131,072 tokens of 4 heads of 128, which are 128 MiB in bfloat16."""
+    shape = (2048, 64, 4, kv_format.width(128, cache_dtype))
+    cache = torch.empty(shape, dtype=kv_format.element(cache_dtype), device="meta")
+    table = torch.empty(2048, dtype=torch.int32, device="meta")
+    with Largest() as made:
+        found = CudaKernels()._context(cache, table, 131072, torch.bfloat16)
+    assert (found.shape, found.nbytes) == ((131072, 4, 128), 128 << 20)
+    assert sorted(made.sizes)[-1] == 128 << 20
+    assert sorted(made.sizes)[-2] <= 16 << 20, "float32 of 8,192 tokens"
+
+
+def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(generator):
+    q, k_cache, v_cache, layout = inputs(generator, [40, 9], [30, 1], 16, 4, 2, 16, torch.float32)
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    assert torch.equal(CudaKernels().attention(q, k_cache, v_cache, layout), want)
 
 
 @pytest.mark.usefixtures("poison")
