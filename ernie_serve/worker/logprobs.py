@@ -38,14 +38,15 @@ def scores_of(
 ) -> list[TokenLogprobs]:
     """Logprobs of `token_ids`, one for each row of `logits` [R, V] of any precision, a few rows at a time."""
     scores: list[TokenLogprobs] = []
-    for start in range(0, len(token_ids), _ROWS_AT_ONCE):
-        some = token_ids[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(token_ids), ROWS_AT_ONCE):
+        some = token_ids[start : start + ROWS_AT_ONCE]
         part = logprobs_of(logits[start : start + len(some)].float(), some, [num_top] * len(some), num_valid_ids)
         scores += [part[i] for i in range(len(some))]
     return scores
 
 
-_ROWS_AT_ONCE = 64  # bounds the memory of float32 copies
+ROWS_AT_ONCE = 64
+"""Rows of a prompt that are scored at a time: it bounds the memory of float32 copies."""
 
 
 def rows_at(x: Tensor, indices: list[int]) -> Tensor:

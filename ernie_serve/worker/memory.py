@@ -12,8 +12,11 @@ from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.kernels import kv_format
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.worker.groups import groups_of, text_of
+from ernie_serve.worker.logprobs import ROWS_AT_ONCE
 
 GIB = 1 << 30
+_USUAL_TOKENS = 2048
+"""A step of so many is enough where memory is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ def plan_cache(
     max_model_len: int | None = None,
     kv_cache_memory_bytes: int | None = None,
     cache_dtype: torch.dtype | None = None,
+    max_scored_tokens: int = 0,
     mapped_bytes: int = 0,
     smaller: tuple[str, ...] = (),
 ) -> CachePlan:
@@ -67,12 +71,15 @@ def plan_cache(
     files that are mapped: the system counts them as free, but they have to stay.
 
     A given `kv_cache_memory_bytes` is taken at its word, as far as there is so much. Otherwise the cache gets what the
-    device has left beside the largest step, on a CPU at most 4 GiB. Without `max_model_len` texts may be as long as the
+    device has left beside the largest step, on a CPU at most 4 GiB. On a GPU parts of a step that follow one another
+    are added up, since torch keeps what one gave back in pieces that need not suit the next; what CUDA takes for itself
+    is for the share that `gpu_memory_utilization` leaves. Without `max_model_len` texts may be as long as the
     checkpoint allows and the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change; `smaller`
     are flags that would make the weights smaller.
     """
     limit = config.max_position_embeddings
     kept = cache_dtype or dtype
+    each = bytes_per_block(config, kept, block_size)
     budget = kv_cache_memory_bytes
     free = max(0, free_bytes(device) - mapped_bytes)
     if budget is not None and budget > free:
@@ -81,31 +88,56 @@ def plan_cache(
             "Lower it, or leave it out."
         )
     if budget is None:
+        step = step_bytes(config, dtype, max_num_batched_tokens, max_num_seqs, max_scored_tokens)
+        held = beside = 0
         if device.type == "cuda":
-            free = max(0, free - int(device_bytes(device) * (1 - gpu_memory_utilization)))
-        step = step_bytes(config, dtype, max_num_batched_tokens, max_num_seqs)
-        if step >= free:
+            held = min(free, int(device_bytes(device) * (1 - gpu_memory_utilization)))
+            step += recorded_bytes(config, dtype, max_num_seqs, max_model_len or limit)
+            beside = gathered_bytes(config, dtype)
+        if step >= free - held:
             raise NotEnoughMemory(
                 f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_gib(step)} "
-                f"beside the weights; {_gib(free)} are free. Lower --max-num-batched-tokens or --max-num-seqs"
-                + (f", or set {' or '.join(smaller)}." if smaller else ".")
+                f"beside the weights; {_gib(free - held)} are free"
+                + (
+                    f", {_gib(held)} more are kept free by --gpu-memory-utilization {gpu_memory_utilization}"
+                    if held
+                    else ""
+                )
+                + f". {_ways(free - held > 0, held > 0 and step < free, smaller)}"
             )
-        budget = free - step
+        budget = free - held - step
+        fitting = budget // (each // block_size + beside)  # of the longest text, with what is gathered of it
+        budget = max(0, budget - (max_model_len or min(limit, fitting)) * beside)
         if device.type == "cpu":
             budget = min(4 * GIB, int(0.9 * budget))
-    flags = smaller if kept.itemsize == 1 else ("--kv-cache-dtype int8", *smaller)
+    instead = None
+    if device.type == "cuda" and kv_cache_memory_bytes is None:
+        needed = blocks_for(max_model_len or 1, block_size)
+        spared = (max_num_batched_tokens - _USUAL_TOKENS) * _layer_bytes(config, dtype)
+        ways = {
+            f"--max-model-len {fitting // block_size * block_size}": fitting >= block_size,
+            f"--max-num-batched-tokens {_USUAL_TOKENS}": needed * each <= budget + spared,
+            "--kv-cache-dtype int8": needed * bytes_per_block(config, torch.int8, block_size) <= budget,
+        }
+        instead = (*(way for way, helps in ways.items() if helps), *smaller)
     num_blocks = blocks_that_fit(
-        config,
-        kept,
-        budget,
-        block_size=block_size,
-        max_model_len=max_model_len,
-        instead=flags if device.type == "cuda" and kv_cache_memory_bytes is None else None,
+        config, kept, budget, block_size=block_size, max_model_len=max_model_len, instead=instead
     )
     length = max_model_len or min(limit, num_blocks * block_size)
     if kv_cache_memory_bytes is None:
         num_blocks = min(num_blocks, max_num_seqs * blocks_for(length, block_size))
-    return CachePlan(num_blocks, num_blocks * bytes_per_block(config, kept, block_size), length)
+    return CachePlan(num_blocks, num_blocks * each, length)
+
+
+def _ways(can_shrink: bool, can_raise: bool, smaller: tuple[str, ...]) -> str:
+    """What helps where a step has no room."""
+    ways = [
+        *(["lower --max-num-batched-tokens or --max-num-seqs"] if can_shrink else []),
+        *(["raise --gpu-memory-utilization"] if can_raise else []),
+        *(f"set {flag}" for flag in smaller),
+    ]
+    told = ", or ".join(ways or ["use a smaller checkpoint, or a device with more memory"])
+    return f"{told[0].upper()}{told[1:]}."
 
 
 def blocks_that_fit(
@@ -119,7 +151,7 @@ def blocks_that_fit(
 ) -> int:
     """Blocks of KV cache in `num_bytes`. Raises `NotEnoughMemory` if one text of `max_model_len` would not fit.
 
-    `num_bytes` can be raised by a flag, unless they are all there is: then `instead` are the flags that help.
+    `num_bytes` can be raised by a flag, unless they are all there is: then `instead` are the flags that help, if any.
     """
     each = bytes_per_block(config, dtype, block_size)
     num_blocks = num_bytes // each
@@ -130,8 +162,7 @@ def blocks_that_fit(
         )
         remedy = f"Raise --kv-cache-memory-bytes to {needed * each}, {room}."
         if instead is not None:
-            shorter = (f"--max-model-len {num_blocks * block_size}",) if num_blocks else ()
-            remedy = f"Set {' or '.join((*shorter, *instead) or ('a higher --gpu-memory-utilization',))}."
+            remedy = f"Set {' or '.join(instead or ('a higher --gpu-memory-utilization',))}."
         raise NotEnoughMemory(
             f"The KV cache of one text of {max_model_len or block_size} tokens needs {_gib(needed * each)}; "
             f"{_gib(num_bytes)} are there for it. {remedy}"
@@ -150,15 +181,49 @@ def bytes_per_block(config: ModelConfig, dtype: torch.dtype, block_size: int) ->
     return 2 * config.num_hidden_layers * block_size * config.num_key_value_heads * row
 
 
-def step_bytes(config: ModelConfig, dtype: torch.dtype, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """About the most that one step needs beside weights and cache: its widest layer, its logits and their sampling."""
-    c, size = config, dtype.itemsize
+def step_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    max_scored_tokens: int = 0,
+) -> int:
+    """About the most that one step needs beside weights and cache: its widest layer, its logits and their sampling.
+
+    Sampling takes five float32 copies of the logits, with bias, masks and logprobs of every row. Scored prompts come
+    after it: all their logits, and three copies of a few.
+    """
+    row = config.vocab_size * dtype.itemsize
+    logits = max_num_seqs * (row + 5 * config.vocab_size * 4)
+    if max_scored_tokens:
+        scored = (max_num_seqs + max_scored_tokens) * row + 3 * ROWS_AT_ONCE * config.vocab_size * 4
+        logits = max(logits, scored)
+    return max_num_batched_tokens * _layer_bytes(config, dtype) + logits
+
+
+def recorded_bytes(config: ModelConfig, dtype: torch.dtype, max_num_seqs: int, longest: int) -> int:
+    """What recorded steps of a GPU keep to themselves: the largest one, which no other step may use in between.
+
+    Beside its layer and logits it has the parts of contexts that are split, one for 8,192 tokens, in float32.
+    """
+    c = config
+    splits = next((n for n in (1, 4, 16) if n * 8192 >= longest), 64)
+    parts = splits * c.num_attention_heads * (c.head_dim + 1) * 4
+    return max_num_seqs * (_layer_bytes(c, dtype) + c.vocab_size * dtype.itemsize + parts)
+
+
+def gathered_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a token of the context of a prompt takes on a GPU while a layer attends to it: key and value, in order."""
+    return 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
+def _layer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a token takes in the widest layer."""
+    c = config
     dense = 3 * c.intermediate_size
     routed = c.moe_k * (3 * c.moe_intermediate_size + 2 * c.hidden_size) + 3 * c.shared_intermediate_size
     attention = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
-    token = 4 * c.hidden_size + max(dense, routed, attention)
-    logits = c.vocab_size * (size + 5 * 4)
-    return max_num_batched_tokens * token * size + max_num_seqs * logits
+    return (4 * c.hidden_size + max(dense, routed, attention)) * dtype.itemsize
 
 
 def total_bytes(root: Path = Path("/")) -> int:

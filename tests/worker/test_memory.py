@@ -188,12 +188,64 @@ def test_a_cache_of_8_bits_holds_twice_the_text(monkeypatch):
     assert eight.num_blocks == 2 * plain.num_blocks
 
 
+@pytest.mark.parametrize(("tokens", "seqs"), [(512, 256), (2048, 64), (8192, 256)])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8])
+def test_the_largest_step_over_the_longest_text_has_room_beside_the_cache(monkeypatch, tokens, seqs, kept):
+    """All that the 21B in int4 has on a card of 24 GiB at once, from its shapes and from nothing else."""
+    settings = {"max_num_batched_tokens": tokens, "max_num_seqs": seqs, "max_scored_tokens": 256, "block_size": 64}
+    plan = on_a_card(monkeypatch, Quantization.of("int4", "cuda"), kept, **settings)
+    assert plan.max_model_len == 131072
+    slots = 6 + 2  # six experts, and two parts of the shared MLP
+    layer = slots * (1536 + 2560) * 2 + 4 * 2560 * 2  # between the matrices and behind them; the stream and its norms
+    logits = 103424 * (2 + 5 * 4)
+    at_once = {
+        "weights": 12_784_652_032,
+        "experts": tokens * layer,
+        "keys and values in order": 131072 * 2 * 4 * 128 * 2,
+        "sampling": seqs * logits,
+        "a recorded step": seqs * (layer + 103424 * 2),
+        "16 parts of long contexts": seqs * 16 * 20 * (128 + 1) * 4,
+        "cache": plan.num_bytes,
+    }
+    used_by_cuda = 512 << 20
+    assert sum(at_once.values()) + used_by_cuda <= 0.92 * (24 << 30)
+
+
+def test_scored_prompts_count_where_few_requests_run():
+    alone = memory.step_bytes(CARD, torch.bfloat16, 512, 1)
+    scored = memory.step_bytes(CARD, torch.bfloat16, 512, 1, 256)
+    assert scored - alone == 103424 * (257 * 2 + 3 * 64 * 4) - 103424 * 22
+    many = memory.step_bytes(CARD, torch.bfloat16, 512, 256)
+    assert memory.step_bytes(CARD, torch.bfloat16, 512, 256, 256) == many, "sampling takes more"
+
+
+def test_on_a_gpu_a_text_has_room_for_its_cache_and_for_what_is_gathered_of_it(monkeypatch):
+    """16 GiB leave little beside the weights: every token counts twice, and no more than there are."""
+    plan = on_a_card(monkeypatch, Quantization.of("int4", "cuda"), gib=16)
+    each, gathered = 2 * 28 * 4 * 128 * 2, 2 * 4 * 128 * 2
+    assert plan.num_bytes == plan.num_blocks * 16 * each
+    longer = on_a_card(monkeypatch, Quantization.of("int4", "cuda"), gib=16, max_model_len=plan.max_model_len)
+    assert longer.num_blocks == plan.num_blocks
+    with pytest.raises(NotEnoughMemory, match=f"Set --max-model-len {plan.max_model_len} or --kv-cache-dtype int8"):
+        on_a_card(monkeypatch, Quantization.of("int4", "cuda"), gib=16, max_model_len=plan.max_model_len + 16)
+    assert gathered * plan.max_model_len > 40 << 20
+
+
 def test_on_a_gpu_that_has_no_more_the_flags_that_help_are_told(monkeypatch):
-    with pytest.raises(
-        NotEnoughMemory, match=r"Set --max-model-len \d+ or --kv-cache-dtype int8 or --quantization int4"
-    ):
-        on_a_card(monkeypatch, None, gib=46, max_model_len=131072)
+    int4, long = Quantization.of("int4", "cuda"), {"max_model_len": 131072}
+    with pytest.raises(NotEnoughMemory, match=r"Set --max-model-len \d+ or --quantization int4\.$"):
+        on_a_card(monkeypatch, None, gib=46, **long)
     with pytest.raises(NotEnoughMemory, match=r"Set --max-model-len \d+\.$"):
-        on_a_card(monkeypatch, Quantization.of("int4", "cuda"), torch.float8_e4m3fn, gib=15, max_model_len=131072)
-    with pytest.raises(NotEnoughMemory, match=r"--max-num-seqs, or set --quantization int4"):
+        on_a_card(monkeypatch, int4, torch.float8_e4m3fn, gib=15, **long)
+    with pytest.raises(NotEnoughMemory, match=r"--max-num-batched-tokens 2048 or --kv-cache-dtype int8\.$"):
+        on_a_card(monkeypatch, int4, gib=23, max_num_batched_tokens=8192, max_num_seqs=256, **long)
+
+
+def test_a_step_without_room_on_a_gpu_is_told_what_is_kept_free(monkeypatch):
+    with pytest.raises(NotEnoughMemory) as caught:
         on_a_card(monkeypatch, None, gib=44)
+    assert (
+        "0.00 GiB are free, 2.84 GiB more are kept free by --gpu-memory-utilization 0.92. "
+        "Raise --gpu-memory-utilization, or set --quantization int4." in str(caught.value)
+    )
+    on_a_card(monkeypatch, None, gib=44, gpu_memory_utilization=0.98)
