@@ -111,9 +111,11 @@ def gpu_table(forms: list[Form], card: Card) -> Table:
     for form in forms:
         one, many = (
             " - ".join(f"{share * streams * card.bytes_per_second / read:,.0f}" for share in _REACHED_BY_GPU)
+            if card.bytes_per_second
+            else "?"
             for streams, read in ((1, form.token_bytes), (64, form.many_bytes))
         )
-        fits = "yes" if form.needed_bytes <= card.free_bytes else "no"
+        fits = "yes" if form.needed_bytes <= card.usable_bytes else "no"
         shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, one, many)
     return shown
 
@@ -122,9 +124,12 @@ def gpu_advice(forms: list[Form], config: ModelConfig, card: Card) -> str:
     """What to serve on a GPU: the least rounded weights that fit, or why none do."""
     if not card.has_kernels:
         return "It cannot be served on this GPU: use another one, or --device cpu."
-    fitting = [form for form in forms if form.needed_bytes <= card.free_bytes]
+    fitting = [form for form in forms if form.needed_bytes <= card.usable_bytes]
     smallest = min(forms, key=lambda form: form.needed_bytes)
-    free = f"{card.free_bytes / memory.GIB:.1f} GiB are free of {card.total_bytes / memory.GIB:.1f}"
+    free = (
+        f"{card.free_bytes / memory.GIB:.1f} GiB are free of {card.total_bytes / memory.GIB:.1f}, of which "
+        f"{(card.free_bytes - card.usable_bytes) / memory.GIB:.1f} are kept free (--gpu-memory-utilization)"
+    )
     if not fitting:
         return (
             f"It does not fit: {smallest.name} needs {smallest.needed_bytes / memory.GIB:.1f} GiB and {free}. End what "

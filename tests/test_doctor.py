@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 
 from ernie_serve import doctor
-from ernie_serve.errors import StartupError
+from ernie_serve.config import Settings
+from ernie_serve.errors import NotEnoughMemory, StartupError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
-from ernie_serve.worker import fitting
+from ernie_serve.worker import fitting, memory
 from ernie_serve.worker.card import Card
 from ernie_serve.worker.cores import usable_cores
 
@@ -142,14 +143,39 @@ def test_on_a_gpu_of_24_gb_the_21b_fits_in_int4_and_not_as_it_is() -> None:
     assert list(forms) == ["bfloat16", "int8", "fp8", "mixed", "int4"]
     assert 43e9 < forms["bfloat16"].weight_bytes < 44e9
     assert 12.5e9 < forms["int4"].weight_bytes < 13e9
-    assert forms["int4"].needed_bytes < forms["mixed"].needed_bytes < 22 * GIB < forms["int8"].needed_bytes
+    assert forms["int4"].needed_bytes < forms["mixed"].needed_bytes < 14 * GIB < 21 * GIB < forms["int8"].needed_bytes
     assert forms["int8"].weight_bytes == forms["fp8"].weight_bytes
     said = doctor.gpu_advice(list(forms.values()), CARD, card(24, 23.5))
     assert said.startswith("As it is it needs 4")
-    assert said.endswith("set --quantization int8." if forms["int8"].needed_bytes < 23.5 * GIB else "mixed.")
-    assert "set --quantization mixed" in doctor.gpu_advice(list(forms.values()), CARD, card(24, 20))
+    assert said.endswith("set --quantization mixed."), "8 % are kept free, which int8 would need"
+    assert "set --quantization int8" in doctor.gpu_advice(list(forms.values()), CARD, card(24, 23.9))
     assert "int4 needs" in doctor.gpu_advice(list(forms.values()), CARD, card(12, 11))
     assert "faster" in doctor.gpu_advice(list(forms.values()), CARD, card(141, 139))
+
+
+@pytest.mark.parametrize("form", fitting.forms_of(CARD, GPU), ids=lambda form: form.name)
+def test_what_the_doctor_says_of_a_gpu_is_what_the_server_then_finds(
+    form: fitting.Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of free memory from what is too little to what is enough, with the settings' defaults."""
+    usual = Settings()
+    for free in range(form.needed_bytes // GIB - 1, form.needed_bytes // GIB + 6):
+        found = card(free * 1.02, free)
+        monkeypatch.setattr(memory, "device_bytes", lambda device, found=found: found.total_bytes)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, found=found: found.free_bytes - form.weight_bytes)
+        try:
+            longest = memory.plan_cache(
+                CARD,
+                torch.bfloat16,
+                GPU,
+                block_size=64,
+                max_num_seqs=usual.max_num_seqs,
+                max_num_batched_tokens=usual.max_num_batched_tokens,
+                gpu_memory_utilization=usual.gpu_memory_utilization,
+            ).max_model_len
+        except NotEnoughMemory:
+            longest = 0
+        assert (longest >= fitting.CONTEXT) == (form.needed_bytes <= found.usable_bytes)
 
 
 def test_a_gpus_speed_follows_from_what_a_step_reads() -> None:
@@ -174,6 +200,8 @@ def test_a_gpu_is_described_with_where_its_speed_comes_from() -> None:
     rows = {line.split()[0]: line for line in console.export_text().splitlines() if line}
     assert "no" in rows["bfloat16"].split()
     assert "yes" in rows["int4"].split()
+    console.print(doctor.gpu_table(fitting.forms_of(CARD, GPU), card(24, 20, speed=0)))
+    assert console.export_text().count(" ? ") == 10, "no speed, no prediction"
 
 
 def test_a_model_without_experts_has_one_form_on_a_gpu() -> None:

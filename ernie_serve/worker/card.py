@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.loading import FP8_CAPABILITY
 from ernie_serve.worker.memory import GIB
@@ -88,6 +89,12 @@ class Card:
     capability: tuple[int, int]
     bytes_per_second: float
     is_measured: bool
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is free beside the share that a server keeps free unless told otherwise."""
+        kept = int(self.total_bytes * (1 - Settings().gpu_memory_utilization))
+        return max(0, self.free_bytes - kept)
 
     @property
     def has_kernels(self) -> bool:

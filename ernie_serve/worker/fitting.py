@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.loading import quantization_of
@@ -18,8 +19,8 @@ CONTEXT = 4096
 """Tokens of context that there is to be room for."""
 
 _CPU = torch.device("cpu")
-_RUNTIME_BYTES = {"cpu": 600 << 20, "cuda": 1200 << 20}
-"""About what Python, torch and the API's process take of memory, or CUDA and recorded steps of a GPU's."""
+_RUNTIME_BYTES = 600 << 20
+"""About what Python, torch and the API's process take of memory. A GPU's share for CUDA is kept free anyway."""
 
 _RECIPES: dict[str, tuple[Recipe, ...]] = {
     "cpu": ("int8", "mixed", "int4"),
@@ -69,14 +70,26 @@ def _form(
     plain = dtype or (own if device.type == "cuda" else torch.float32)
     weights = model_bytes(shapes, quantization, plain)
     cache = memory.bytes_per_block(config, own, 16) * CONTEXT // 16
-    step = memory.step_bytes(config, plain, 512, 16)
     return Form(
         name,
         weights,
-        weights + cache + step + _RUNTIME_BYTES[device.type],
+        weights + cache + (_step_bytes_of_gpu(config, plain) if device.type == "cuda" else _step_bytes(config, plain)),
         token_bytes(config, shapes, quantization, plain),
         token_bytes(config, shapes, quantization, plain, streams=64) + 64 * cache,
     )
+
+
+def _step_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a CPU needs beside weights and cache, with short steps of few requests."""
+    return memory.step_bytes(config, dtype, 512, 16) + _RUNTIME_BYTES
+
+
+def _step_bytes_of_gpu(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a GPU needs beside them, with the settings' defaults."""
+    usual = Settings()
+    step = memory.step_bytes(config, dtype, usual.max_num_batched_tokens, usual.max_num_seqs)
+    recorded = memory.recorded_bytes(config, dtype, usual.max_num_seqs, config.max_position_embeddings)
+    return step + recorded + memory.gathered_bytes(config, dtype) * CONTEXT
 
 
 def token_bytes(
