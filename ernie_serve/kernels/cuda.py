@@ -134,9 +134,9 @@ class CudaKernels(ReferenceKernels):
     ) -> Tensor:
         """The experts' outputs, summed, or one beside the other, [T, P, N], for `add_rms_norm` to sum.
 
-        Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs.
-        A shared MLP in another format than the experts is computed by itself. `half` is `x` in half precision, where
-        somebody has it already.
+        Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs,
+        which alone sum. A shared MLP in another format than the experts is computed by itself. `half` is `x` in half
+        precision, where somebody has it already.
         """
         if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
             return super().experts(x, weights, ids, gate_up, down, shared)
@@ -150,7 +150,7 @@ class CudaKernels(ReferenceKernels):
         slots = experts.experts(x if half is None else half, weights, ids, gate_up, down, inside)
         if shared is not None and inside is None:
             slots = torch.cat((slots, self._mlp(x, *shared)[:, None]), dim=1)
-        return slots if len(x) <= _MOST_BY_TRITON else slots.float().sum(1).to(x.dtype)
+        return slots
 
     def _grouped(
         self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, base: Tensor | None

@@ -67,7 +67,13 @@ def test_a_shared_mlp_in_another_format_is_computed_by_itself(generator):
 def test_a_prompt_goes_through_grouped_gemms(generator, monkeypatch, shared):
     monkeypatch.setattr("ernie_serve.kernels.cuda._MOST_BY_TRITON", 8)
     check(inputs(generator, 24, 2, 4, 64, 32, shared, torch.bfloat16), 0.03, 0.03)
-    check(inputs(generator, 10, 2, 4, 128, 128, shared, torch.bfloat16, "int8"), 0.03, 0.03)
+
+
+def test_a_prompt_with_quantized_weights_leaves_the_sum_to_the_norm(generator, monkeypatch):
+    monkeypatch.setattr("ernie_serve.kernels.cuda._MOST_BY_TRITON", 8)
+    args = inputs(generator, 10, 2, 4, 128, 128, 2, torch.bfloat16, "int8")
+    check(args, 0.03, 0.03)
+    assert CudaKernels().experts(*args).shape == (10, 2 + 2, 128), "no pass over float32 copies of them"
 
 
 def test_the_same_batch_gives_the_same_bits_wherever_a_token_stands_and_alone(generator):
