@@ -497,6 +497,45 @@ def measure_prefill(report: Report, machine: Machine, model: Ernie, floor: Floor
     report.point(f"prefill_{tokens // 1024}k", tokens, seconds, floor.prefill_seconds(tokens), kernels=kernels)
 
 
+def measure_new_lengths(report: Report, machine: Machine, model: Ernie) -> None:
+    """Prompts of lengths that nobody has sent before, the first time and the second; and cuDNN's attention alone.
+
+    What compiles or plans for a length, and the host's work for many short prompts in one step, shows here only.
+    """
+    lengths = (19, 21) if machine.dry else (300, 777, 1501, 1503, 2049, 3001, 5003)
+    found = []
+    runner = make_runner(machine, model, 64, 256, None)
+    for length in lengths:
+        rows = rows_at(1, length, 0, unknown=False)
+        prompt = [PlanRow(
+            request_id="p", token_ids=[5] * length, start=0, block_ids=rows[0].block_ids, sampling=rows[0].sampling,
+            wants_token=True, prompt_token_ids=[5] * length, output_token_ids=[],
+        )]  # fmt: skip
+        first, again = (machine.seconds(lambda p=prompt: runner.execute(StepPlan(1, p))) for _ in range(2))
+        found.append({"tokens": length, "first_ms": round(1e3 * first, 2), "again_ms": round(1e3 * again, 2)})
+    many, each = (2, 4) if machine.dry else (64, 128)
+    rows = rows_at(many, each, 0, unknown=False)
+    short = StepPlan(1, [PlanRow(
+        request_id=row.request_id, token_ids=[5] * each, start=0, block_ids=row.block_ids, sampling=row.sampling,
+        wants_token=True, prompt_token_ids=[5] * each, output_token_ids=[],
+    ) for row in rows])  # fmt: skip
+    runner.execute(short)
+    report.values["short_prompts"] = {"prompts": many, "tokens": each}
+    report.values["short_prompts"]["ms"] = round(1e3 * machine.seconds(lambda: runner.execute(short)), 2)
+    report.values["new_lengths"] = found
+    c = model.config
+    alone = []
+    for length in () if machine.dry else (1511, 1513):
+        q, k, v = (normal(machine, 1, length, heads, c.head_dim).transpose(1, 2) for heads in (
+            c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads))  # fmt: skip
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+            first, again = (
+                machine.seconds(lambda q=q, k=k, v=v: torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, enable_gqa=True)) for _ in range(2))  # fmt: skip
+        alone.append({"tokens": length, "first_ms": round(1e3 * first, 2), "again_ms": round(1e3 * again, 3)})
+    report.values["cudnn_alone"] = alone
+
+
 def measure_transformers(report: Report, machine: Machine) -> None:
     """`generate` of transformers at the same geometry, one stream: an anchor that anybody can check."""
     import transformers
@@ -630,6 +669,7 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
         for tokens in (24,) if machine.dry else (8192, 1024, 32768, 131072):
             report.part(f"prefill {tokens}", 5 + tokens / 5000,
                         lambda n=tokens: measure_prefill(report, machine, model, floor, n))  # fmt: skip
+        report.part("prompts of new lengths", 15, lambda: measure_new_lengths(report, machine, model))
 
 
 if __name__ == "__main__":

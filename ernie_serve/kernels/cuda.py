@@ -193,7 +193,26 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     T, L = len(q), len(keys)
     own, k, v = (x.transpose(0, 1)[None] for x in (q, keys, values))  # [1, heads, tokens, D]
     if T == L:
-        found = F.scaled_dot_product_attention(own, k, v, is_causal=True, enable_gqa=True)
+        with _cudnn(T >= _LEAST_PLANNED and T.bit_count() == 1):
+            found = F.scaled_dot_product_attention(own, k, v, is_causal=True, enable_gqa=True)
     else:
         found = F.scaled_dot_product_attention(own, k, v, attn_mask=causal_lower_right(T, L), enable_gqa=True)
     return found[0].transpose(0, 1)
+
+
+@contextmanager
+def _cudnn(is_allowed: bool) -> Iterator[None]:
+    """Within this torch may take cuDNN's attention, or not.
+
+    From Hopper on torch prefers it. It is faster, but makes a plan for each length that it has not met, which can take
+    half a second. So it gets the few lengths that pieces of long prompts have, which a start has met.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch does not type it
+    torch.backends.cuda.enable_cudnn_sdp(is_allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+_LEAST_PLANNED = 1024
