@@ -20,7 +20,7 @@ from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.kernels.native import ADVICE
@@ -91,6 +91,16 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     `num_valid_ids` is how many ids the tokenizer knows; the rest of the vocabulary is padding and never sampled.
     Raises `StartupError` when the settings, the checkpoint or the memory do not allow it.
     """
+    try:
+        return _build(settings, num_valid_ids, report)
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory(
+            f"The GPU's memory ran out while the engine was made, though by arithmetic it had to do: {error}. Lower "
+            f"--gpu-memory-utilization (it is {settings.gpu_memory_utilization}), or end what else uses the GPU."
+        ) from error
+
+
+def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[EngineCore, EngineInfo]:
     began = time.monotonic()
     torch.set_num_threads(settings.threads or usable_cores())
     device = device_of(settings.device)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
@@ -47,6 +48,19 @@ def test_weights_that_have_no_room_are_not_downloaded(tiny_checkpoint: Path, mon
     with pytest.raises(NotEnoughMemory, match="The weights need"):
         build_engine(Settings(model="baidu/ERNIE"), 100, lambda share, what: None)
     assert fetched == ["text"]
+
+
+def test_memory_that_runs_out_on_the_way_is_told_with_what_to_lower(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("ernie_serve.engine_process.load", load)
+    with pytest.raises(
+        NotEnoughMemory, match=r"Tried to allocate 2\.00 GiB\. Lower --gpu-memory-utilization \(it is 0\.92"
+    ):
+        build_engine(Settings(model=str(tiny_checkpoint)), 100, lambda share, what: None)
 
 
 class FakeCore:
