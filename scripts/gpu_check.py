@@ -34,12 +34,15 @@ from torch import Tensor
 
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
-from ernie_serve.kernels.quantized import quantize
+from ernie_serve.kernels.quantized import Quantized, quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.kernels.triton import router
 from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie, MoE
+from ernie_serve.model.loading import FP8_CAPABILITY, load
+from ernie_serve.model.recipes import Quantization
+from ernie_serve.worker.card import card_of
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
 from ernie_serve.worker.sampler import Sampler, uniform
@@ -58,7 +61,7 @@ TINY = FULL | {
 }  # fmt: skip
 PAGE = 64
 FORMATS = ["bf16", "fp8", "int8", "int4"]
-PARTS = ["kernels", "models", "http", "transformers"]
+PARTS = ["kernels", "files", "models", "http", "transformers"]
 
 
 class Machine:
@@ -90,6 +93,18 @@ class Machine:
         run()
         self.wait()
         return time.perf_counter() - began
+
+    @property
+    def reads_fp8(self) -> bool:
+        return self.dry or torch.cuda.get_device_capability() >= FP8_CAPABILITY
+
+    def rates(self) -> tuple[float, float]:
+        """TB/s and TFLOP/s of the floor: as chosen for an H200, of others what reading and one large product reach."""
+        if self.dry or "H200" in torch.cuda.get_device_name():
+            return 4.3, 790.0
+        left, right = (torch.randn(8192, 8192, device=self.device).to(self.dtype) for _ in range(2))
+        fastest = min(self.seconds(lambda: left @ right) for _ in range(10))
+        return card_of(torch.device("cuda", 0), 1.0).bytes_per_second / 1e12, 2 * 8192**3 / fastest / 1e12
 
     def kernel_times(self, run: Callable[[], object], steps: int) -> dict[str, list[float]]:
         """Launches and microseconds a step of each kernel that `run` takes, the longest first."""
@@ -154,6 +169,9 @@ class Report:
         print(f"== {name} ({left:.0f} s left)", flush=True)
         try:
             run()
+        except torch.OutOfMemoryError as error:  # a smaller card than the H200 that the parts are sized for
+            self.values["left_out"].append(f"{name}: has no room: {str(error).splitlines()[0][:200]}")
+            print("   left out: it has no room here", flush=True)
         except Exception as error:
             self.values["failed"].append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
             print(f"   FAILED {type(error).__name__}: {error}", flush=True)
@@ -206,10 +224,11 @@ def check_all_kernels(report: Report, machine: Machine) -> None:
             check_kernels(report, machine, group)
         return
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{group}.json" for group in GROUPS]
+        groups = [group for group in GROUPS if group != "fp8" or machine.reads_fp8]
+        files = [Path(folder) / f"{group}.json" for group in groups]
         run = [sys.executable, __file__, "--kernels"]
-        started = [subprocess.Popen([*run, g, "--out", str(f)]) for g, f in zip(GROUPS, files, strict=True)]
-        for group, file, process in zip(GROUPS, files, started, strict=True):
+        started = [subprocess.Popen([*run, g, "--out", str(f)]) for g, f in zip(groups, files, strict=True)]
+        for group, file, process in zip(groups, files, started, strict=True):
             process.wait()
             found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"kernels": [], "failed": []}
             report.values["kernels"] += found["kernels"]
@@ -242,7 +261,7 @@ def check_experts(report: Report, machine: Machine, c: ModelConfig, format: Any,
     wide = c.shared_intermediate_size
     weights = [normal(machine, E, 2 * width, N, scale=N**-0.5), normal(machine, E, N, width, scale=width**-0.5)]
     weights += [normal(machine, 2 * wide, N, scale=N**-0.5), normal(machine, N, wide, scale=wide**-0.5)]
-    gate_up, down, *shared = [quantize(w, format) if format else w for w in weights]
+    gate_up, down, *shared = [rounded(w, format) if format else w for w in weights]
     for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600, 1100, 1500):
         x = normal(machine, T, N)
         chances, ids = reference.route(
@@ -328,7 +347,7 @@ def check_attention(report: Report, machine: Machine, c: ModelConfig, tolerance:
         row[: len(blocks)] = blocks
     everywhere = torch.arange(sum(counts) * page, device=machine.device)
     rotary = reference.rotary(everywhere, torch.rand(D // 2, device=machine.device))
-    for cache_dtype in (machine.dtype, torch.float8_e4m3fn, torch.int8):
+    for cache_dtype in (machine.dtype, *([torch.float8_e4m3fn] if machine.reads_fp8 else []), torch.int8):
         caches, copies = (reference.empty_cache(sum(counts), page, K, D, cache_dtype, machine.device) for _ in range(2))
         qkv = torch.randn(len(everywhere), (H + 2 * K) * D, device=machine.device).to(machine.dtype)
         want_q = reference.rope_and_write(qkv, rotary, *caches, everywhere, H)
@@ -372,7 +391,15 @@ def quantize_now(moe: MoE, format: Any, device: torch.device) -> None:
         shape = getattr(owner, name).shape
         made = torch.randn(shape, dtype=torch.bfloat16, device=device) * shape[-1] ** -0.5
         delattr(owner, name)
-        setattr(owner, name, quantize(made, format))
+        setattr(owner, name, rounded(made, format))
+
+
+def rounded(matrices: Tensor, format: Any) -> Quantized:
+    """One matrix, or a stack one by one: rounding takes several float copies, for which a small card has no room."""
+    if matrices.dim() == 2:
+        return quantize(matrices, format)
+    each = [quantize(matrix, format) for matrix in matrices]
+    return Quantized(torch.stack([q.data for q in each]), torch.stack([q.scales for q in each]), format)
 
 
 def _shared(moe: MoE) -> list[Any]:
@@ -564,6 +591,60 @@ def measure_transformers(report: Report, machine: Machine) -> None:
     }  # fmt: skip
 
 
+def check_files(report: Report, machine: Machine) -> None:
+    """Files, plain and quantized, read into the device: byte for byte what a CPU reads, and rounded there alike."""
+    from ernie_serve.model.quantize_folder import quantize_folder
+    from ernie_serve.model.random_checkpoint import write_random_checkpoint
+
+    cpu = torch.device("cpu")
+    recipes: list[Any] = ["int8"] if machine.dry else ["int8", "int4", *(["fp8"] if machine.reads_fp8 else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain"
+        write_random_checkpoint(plain, "tiny" if machine.dry else "21b", layers=2)
+        for recipe in (None, *recipes):
+            quantization = Quantization.of(recipe, "cuda") if recipe else None
+            want = held(loaded(plain, quantization, cpu))
+            began = time.perf_counter()
+            got = held(loaded(plain, quantization, machine.device))
+            machine.wait()
+            seconds = round(time.perf_counter() - began, 2)
+            report.values.setdefault("files", {})[recipe or "plain"] = seconds
+            report.compared(f"files {recipe or 'plain'}", alike(got, want), torch.ones(()), 1e-5 if recipe else 0.0)
+            if quantization:
+                written = Path(folder) / str(recipe)
+                quantize_folder(plain, written, quantization)
+                got = held(loaded(written, None, machine.device))
+                report.compared(f"files {recipe} from a folder", alike(got, want), torch.ones(()), 0.0)
+
+
+def loaded(folder: Path, quantization: Quantization | None, device: torch.device) -> Ernie:
+    config = ModelConfig.from_folder(folder)
+    with torch.device("meta"):
+        model = Ernie(config, ReferenceKernels(), torch.bfloat16)
+    load(model, folder, quantization, device=device)
+    return model
+
+
+def held(model: Ernie) -> dict[str, Tensor]:
+    """All tensors of a model by name, those of quantized matrices as well."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            parts = {"data": value.data, "scales": value.scales} if isinstance(value, Quantized) else {"": value}
+            found |= {f"{path}.{name}.{part}": each for part, each in parts.items() if isinstance(each, Tensor)}
+    return found
+
+
+def alike(got: dict[str, Tensor], want: dict[str, Tensor]) -> Tensor:
+    """The share of bytes that are the same."""
+    assert got.keys() == want.keys()
+    pairs = [
+        (got[name].cpu().view(-1).view(torch.uint8), each.view(-1).view(torch.uint8)) for name, each in want.items()
+    ]
+    same, total = sum(int((one == other).sum()) for one, other in pairs), sum(len(one) for one, _ in pairs)
+    return torch.tensor(same / total)
+
+
 def measure_http(report: Report, machine: Machine) -> None:
     """The server itself, of weights that nobody has: its start, and what a client sees beside the engine alone."""
     from ernie_serve import bench, config
@@ -602,8 +683,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--minutes", type=float, default=8.5, help="how long the run may take")
     options.add_argument("--out", type=Path, help="the JSON; docs/benchmarks/<date>-<gpu>.json if not given")
     options.add_argument("--dry", action="store_true", help="on a CPU, tiny, in Triton's interpreter")
-    options.add_argument("--bandwidth", type=float, default=4.3, help="TB/s of the floor")
-    options.add_argument("--arithmetic", type=float, default=790.0, help="TFLOP/s of the floor")
+    options.add_argument("--bandwidth", type=float, help="TB/s of the floor; of an H200 4.3, of others as measured")
+    options.add_argument("--arithmetic", type=float, help="TFLOP/s of the floor; of an H200 790, of others as measured")
     options.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the weights, in this order")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     options.add_argument("--kernels", choices=GROUPS, help="check these kernels and nothing else")
@@ -613,7 +694,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     report, machine = Report(given.minutes), Machine(given.dry)
     report.values |= {"commit": commit(), "dry": given.dry, "began": datetime.now(UTC).isoformat(timespec="seconds")}
-    report.values |= {"machine": machine.described(), "bandwidth": given.bandwidth, "arithmetic": given.arithmetic}
+    report.values |= {"machine": machine.described()}
     if given.kernels:
         report.part(f"kernels {given.kernels}", 0, lambda: check_kernels(report, machine, given.kernels))
     else:
@@ -629,9 +710,17 @@ def run_parts(report: Report, machine: Machine, given: argparse.Namespace) -> No
     """The kernels, a model of each format, the server, transformers; what cannot be or is not wanted is named."""
     if "kernels" in given.parts:
         report.part("kernels", 60, lambda: check_all_kernels(report, machine))
+    if "files" in given.parts:
+        report.part("files", 45, lambda: check_files(report, machine))
     if "models" in given.parts:
+        bandwidth, arithmetic = machine.rates()
+        bandwidth, arithmetic = given.bandwidth or bandwidth, given.arithmetic or arithmetic
+        report.values |= {"bandwidth": _four_digits(bandwidth), "arithmetic": _four_digits(arithmetic)}
         for format in given.formats:
-            run_format(report, machine, format, given.bandwidth * 1e12, given.arithmetic * 1e12)
+            if format == "fp8" and not machine.reads_fp8:
+                report.values["left_out"].append("fp8: this card does not read it")
+                continue
+            run_format(report, machine, format, bandwidth * 1e12, arithmetic * 1e12)
             machine.let_go()
     others = {
         "http": (60, ("fastapi", "uvicorn"), measure_http),
@@ -661,7 +750,7 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
     for streams, context in points:
         report.part(f"{format} decode {streams} x {context}", 6,
                     lambda s=streams, c=context: measure_decode(report, machine, model, floor, s, c))  # fmt: skip
-    if format in ("bf16", "fp8"):
+    if format in ("bf16", "fp8") and machine.reads_fp8:
         streams, context = (1, 16) if machine.dry else (64, 2048)
         report.part(f"{format} decode {streams} x {context}, fp8 cache", 6, lambda: measure_decode(
             report, machine, model, floor, streams, context, torch.float8_e4m3fn))  # fmt: skip
