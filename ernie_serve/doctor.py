@@ -25,7 +25,7 @@ from ernie_serve.model.quantize import loading_bytes, parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import RECIPES, Quantization
 from ernie_serve.worker import memory
-from ernie_serve.worker.card import Card, card_of, device_of
+from ernie_serve.worker.card import Card, card_of, device_of, take
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.fitting import CONTEXT, Form, forms_of
 
@@ -81,6 +81,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
 
 def _examine_gpu(console: Console, model: str, config: ModelConfig, device: torch.device) -> None:
     """Look at a GPU, and say of it what is said of a CPU."""
+    take(device)
     card = card_of(device, PROBE_SECONDS)
     forms = [form for form in forms_of(config, device) if form.name != "fp8" or card.reads_fp8]
     for line in card_lines(card):

@@ -45,7 +45,7 @@ from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
-from ernie_serve.worker.card import device_of, require_kernels
+from ernie_serve.worker.card import device_of, named, require_kernels, take
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
@@ -104,8 +104,8 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     began = time.monotonic()
     torch.set_num_threads(settings.threads or usable_cores())
     device = device_of(settings.device)
+    take(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         require_kernels(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     dummy = settings.load_format == "dummy"
     block_size = settings.block_size or (64 if device.type == "cuda" else 16)
@@ -187,7 +187,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     lengths = [n for n in _PROMPTS if n <= settings.max_num_batched_tokens] if device.type == "cuda" else [1]
     _warm_up(core, lengths, max(1, room.max_model_len - 1))
     info = EngineInfo(
-        device=str(device),
+        device=named(device),
         dtype=_weights(quantization, dtype),
         kv_dtype=_KV_WORDS.get(cache_dtype, _word(cache_dtype)),
         weight_bytes=weight_bytes,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ernie_serve.config import Settings
-from ernie_serve.errors import SettingsError
+from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.model.loading import FP8_CAPABILITY
 from ernie_serve.worker.memory import GIB
 
@@ -59,6 +59,25 @@ def _why_none() -> str:
             "container needs --gpus all; CUDA_VISIBLE_DEVICES may hide what there is."
         )
     return "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES."
+
+
+def take(device: torch.device) -> None:
+    """Make a GPU the current one of this thread. Raises `StartupError` for one that is full, or another's alone."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.set_device(device)
+        torch.cuda.mem_get_info(device)
+    except RuntimeError as error:  # which every error of CUDA is
+        told = str(error).partition("\n")[0].rstrip(".")
+        raise StartupError(
+            f"{device} cannot be used: {told}. `nvidia-smi` shows what else uses it; end that, or name another GPU."
+        ) from error
+
+
+def named(device: torch.device) -> str:
+    """A device as a person knows it: torch counts GPUs from the fastest on, which `nvidia-smi` does not."""
+    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from ernie_serve.errors import SettingsError
-from ernie_serve.worker.card import current, device_of, require_kernels
+from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.worker.card import current, device_of, named, require_kernels, take
 
 
 @pytest.fixture
@@ -79,3 +79,19 @@ def test_a_gpu_without_bfloat16_is_refused_with_both_capabilities():
         SettingsError, match=r"Tesla T4 has compute capability 7\.5; the kernels need 8\.0 .*--device cpu"
     ):
         require_kernels("Tesla T4", (7, 5))
+
+
+def test_a_gpu_that_is_full_or_anothers_is_told_in_a_line(monkeypatch):
+    def set_device(device):
+        raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere.")
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    with pytest.raises(StartupError, match=r"cuda:1 cannot be used: CUDA error: out of memory\. `nvidia-smi` shows"):
+        take(torch.device("cuda:1"))
+    take(torch.device("cpu"))
+
+
+def test_a_gpu_is_shown_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert named(torch.device("cuda:0")) == "NVIDIA H200 (cuda:0)"
+    assert named(torch.device("cpu")) == "cpu"
