@@ -76,7 +76,7 @@ class CudaKernels(ReferenceKernels):
         out = torch.empty_like(q)
         if some := layout.decodes:
             out[some.tokens] = self.attention(q[some.tokens], k_cache, v_cache, some.layout).view(-1, H, D)
-        for span, table in zip(layout.spans, layout.block_tables, strict=True):
+        for span, table in zip(layout.spans, layout.indices, strict=True):
             if span.query_len > 1:
                 keys, values = (self._context(cache, table, span.context_len, q.dtype) for cache in (k_cache, v_cache))
                 mine = slice(span.query_start, span.query_start + span.query_len)

@@ -41,6 +41,11 @@ class Layout:
         ]
 
     @cached_property
+    def indices(self) -> tuple[Tensor, ...]:
+        """For each request its blocks as an index of the cache. Made once a step, not twice a layer."""
+        return self.block_tables.long().unbind()
+
+    @cached_property
     def decodes(self) -> "Ends | None":
         """The requests with one token, by themselves; `None` if all are or none is. Made once a step, not a layer."""
         which = [r for r, span in enumerate(self.spans) if span.query_len == 1]

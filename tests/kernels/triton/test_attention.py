@@ -31,6 +31,20 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class Converted(TorchDispatchMode):
+    """Shapes of what becomes int64."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        if operation is torch.ops.aten._to_copy.default and out.dtype == torch.int64:
+            self.shapes.append(out.shape)
+        return out
+
+
 def inputs(generator, lens, queries, page, H, K, D, dtype, cache_dtype=None):
     """Queries, a cache with NaN in all that nobody may read, and a layout with blocks in any order."""
     kernels = ReferenceKernels()
@@ -106,6 +120,14 @@ def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(genera
     q, k_cache, v_cache, layout = inputs(generator, [40, 9], [30, 1], 16, 4, 2, 16, torch.float32)
     want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
     assert torch.equal(CudaKernels().attention(q, k_cache, v_cache, layout), want)
+
+
+def test_block_tables_become_indices_once_a_step_and_not_in_every_layer(generator):
+    q, k_cache, v_cache, layout = inputs(generator, [5, 33, 70], [5, 33, 70], 16, 4, 2, 16, torch.bfloat16)
+    with Converted() as made:
+        for _ in range(3):
+            CudaKernels().attention(q, k_cache, v_cache, layout)
+    assert made.shapes == [layout.block_tables.shape]
 
 
 def test_only_lengths_that_a_start_has_met_are_planned_by_cudnn(monkeypatch):
