@@ -5,6 +5,7 @@
     │   ├── SettingsError            a flag, environment name or preset line is wrong
     │   ├── CheckpointError          the model folder, its config or its tensors are wrong
     │   └── NotEnoughMemory          what is needed, what is free, and the flag to change
+    ├── DeviceLost                   a GPU answers nothing any more: the engine process ends
     └── RequestError                 a request cannot be answered: OpenAI's error body
         ├── InvalidRequest      400  the request is wrong; `param` names the field
         │   ├── ContextLengthExceeded
@@ -52,6 +53,10 @@ class CheckpointError(StartupError):
 
 class NotEnoughMemory(StartupError):
     """The model or its cache does not fit; the message has both numbers and the flag to change."""
+
+
+class DeviceLost(ErnieServeError):
+    """A GPU that has failed answers nothing any more in this process; only a new one can use it."""
 
 
 class RequestError(ErnieServeError):

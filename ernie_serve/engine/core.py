@@ -15,6 +15,7 @@ from ernie_serve.engine.admission import Admission
 from ernie_serve.engine.constraint import Constraint
 from ernie_serve.engine.masks import MaskMaker, Masks
 from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.errors import DeviceLost
 from ernie_serve.grammar.compiler import GrammarCompiler
 from ernie_serve.messages import (
     Abort,
@@ -108,7 +109,7 @@ class EngineCore:
         """Run one step.
 
         A step that fails ends its requests with an error and the engine goes on; a second failure in a row is
-        raised, because what broke does not heal.
+        raised, because what broke does not heal. A device that is lost is raised at once.
         """
         self._admit()
         outputs, self._ended = self._ended, []
@@ -120,6 +121,8 @@ class EngineCore:
         try:
             flight = flight or self._launch(plan)
             sampled = self._collect(flight) if flight else self._execute(plan)
+        except DeviceLost:
+            raise
         except Exception as error:
             self._num_failures += 1
             self._flight = None  # its requests are those of the plan that failed

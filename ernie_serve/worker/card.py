@@ -5,14 +5,15 @@ Knows torch's view of a device. Knows nothing of checkpoints.
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ernie_serve.config import Settings
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.errors import DeviceLost, SettingsError, StartupError
 from ernie_serve.model.loading import FP8_CAPABILITY
 from ernie_serve.worker.memory import GIB
 
@@ -80,9 +81,32 @@ def named(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Within this, what names no GPU means `device`: streams, events and Triton's launches. Each thread has its own."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Within this, what names no GPU means `device`: streams, events and Triton's launches. Each thread has its own.
+
+    Raises `DeviceLost` for what fails within it and leaves a GPU that answers nothing any more.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        try:
+            yield
+        except Exception as error:
+            if _is_lost(device):
+                told = str(error).partition("\n")[0].rstrip(".")
+                raise DeviceLost(f"{device} is lost: {told}. Only a new process can use it again.") from error
+            raise
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether a GPU gives an error whatever is asked, as after an access beyond its memory."""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:  # which every error of CUDA is
+        return True
+    return False
 
 
 def require_kernels(name: str, capability: tuple[int, int]) -> None:

@@ -81,7 +81,8 @@ class Runner:
 
     def collect(self, flight: Flight) -> list[Sampled]:
         """The tokens of a step that was launched, in the order of its rows."""
-        return [Sampled(*each) for each in zip(flight.request_ids, flight.tokens(), strict=True)]
+        with current(self._where):
+            return [Sampled(*each) for each in zip(flight.request_ids, flight.tokens(), strict=True)]
 
     @torch.inference_mode()
     def execute(

@@ -9,6 +9,7 @@ from msgspec import msgpack
 
 from ernie_serve.engine import core as core_module
 from ernie_serve.engine.pace import Pace
+from ernie_serve.errors import DeviceLost
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
 from ernie_serve.messages import (
     Abort,
@@ -108,6 +109,15 @@ def test_a_second_failure_in_a_row_is_raised():
     core.add(make_request("b", [1]))
     with pytest.raises(RuntimeError, match="Two steps in a row failed; the last with ValueError: two"):
         core.step()
+
+
+def test_a_lost_device_ends_the_engine_at_the_first_failure():
+    core = make_core()
+    core.runner.failures = [DeviceLost("cuda:0 is lost.")]
+    connection = ScriptedConnection((0, Generate(make_request("a", [1]))))
+    with pytest.raises(DeviceLost):
+        core.serve(connection)
+    assert connection.reports == [Failed("DeviceLost: cuda:0 is lost.")]
 
 
 def test_serve_reports_each_step_once_and_waits_when_idle():

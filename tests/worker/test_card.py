@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.errors import DeviceLost, SettingsError, StartupError
 from ernie_serve.worker.card import current, device_of, named, require_kernels, take
 
 
@@ -68,9 +68,37 @@ def test_a_gpu_that_nobody_sees_is_not_passed_over_in_silence(tmp_path, caplog):
     assert device_of("cpu", tmp_path) == torch.device("cpu")
 
 
-def test_steps_run_with_their_own_gpu_as_the_current_one():
-    assert current(torch.device("cuda:1")).idx == 1
-    assert isinstance(current(torch.device("cpu")), nullcontext)
+@pytest.fixture
+def entered(monkeypatch):
+    """GPUs that were made current."""
+    found = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: found.append(device) or nullcontext())
+    return found
+
+
+def test_steps_run_with_their_own_gpu_as_the_current_one(entered):
+    with current(torch.device("cuda:1")), current(torch.device("cpu")):
+        assert entered == [torch.device("cuda:1")]
+
+
+@pytest.mark.usefixtures("entered")
+def test_what_fails_is_raised_as_it_is_unless_the_gpu_is_lost(monkeypatch):
+    """After an illegal access every call fails; after any other error a GPU goes on."""
+
+    def synchronize(device):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with pytest.raises(torch.OutOfMemoryError), current(torch.device("cuda:1")):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with (
+        pytest.raises(DeviceLost, match=r"cuda:1 is lost: an illegal access\. Only a new"),
+        current(torch.device("cuda:1")),
+    ):
+        raise RuntimeError("an illegal access.\nCUDA kernel errors might be reported elsewhere.")
+    with pytest.raises(RuntimeError, match="of a CPU"), current(torch.device("cpu")):
+        raise RuntimeError("of a CPU")
 
 
 def test_a_gpu_without_bfloat16_is_refused_with_both_capabilities():
