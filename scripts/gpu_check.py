@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -406,14 +407,14 @@ def _shared(moe: MoE) -> list[Any]:
     return [] if moe.shared is None else [moe.shared.gate_up_proj, moe.shared.down_proj]
 
 
-def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1) -> list[PlanRow]:
+def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1, top_p: float = 1.0) -> list[PlanRow]:
     """Decodes of texts that all have `context` tokens in their own blocks, `step` tokens later."""
     blocks = -(-(context + 256) // PAGE)
     return [
         PlanRow(
             request_id=str(r), token_ids=[UNKNOWN_TOKEN if unknown else 7 + r], start=context - 1 + step,
             block_ids=list(range(r * blocks, (r + 1) * blocks)),
-            sampling=SamplingParams(max_tokens=9999, seed=seed + r), wants_token=True,
+            sampling=SamplingParams(max_tokens=9999, seed=seed + r, top_p=top_p), wants_token=True,
             prompt_token_ids=[7 + r] * context, output_token_ids=[],
         )
         for r in range(streams)
@@ -435,11 +436,13 @@ def make_runner(
     return runner
 
 
-def decode(runner: Runner, streams: int, context: int, steps: int, first: int = 0) -> list[list[int]]:
+def decode(
+    runner: Runner, streams: int, context: int, steps: int, first: int = 0, top_p: float = 1.0
+) -> list[list[int]]:
     """Steps that overlap as the engine's do: the next is launched before the tokens of this one are read."""
     tokens, flight = [], None
     for step in range(first, first + steps):
-        rows = rows_at(streams, context, step, unknown=step > 0)
+        rows = rows_at(streams, context, step, unknown=step > 0, top_p=top_p)
         ahead = runner.launch(StepPlan(step, rows))
         assert ahead is not None, "these rows can be recorded"
         if flight is not None:
@@ -457,16 +460,18 @@ def measure_decode(
     streams: int,
     context: int,
     cache_dtype: torch.dtype | None = None,
+    top_p: float = 1.0,
 ) -> None:
     steps, repeats = (1, 1) if machine.dry else (48, 3)
     runner = make_runner(machine, model, streams, context, machine.recorder(), cache_dtype)
     decode(runner, streams, context, 1)
-    seconds = min(machine.seconds(lambda: decode(runner, streams, context, steps, 1)) for _ in range(repeats)) / steps
+    run = partial(decode, runner, streams, context, top_p=top_p)
+    seconds = min(machine.seconds(lambda: run(steps, 1)) for _ in range(repeats)) / steps
     name = f"decode_b{streams}_{context // 1024}k" + ("" if floor.format == "bf16" else f"_{floor.format}")
-    name += "_kv8" if cache_dtype else ""
+    name += ("_kv8" if cache_dtype else "") + ("_top_p" if top_p < 1 else "")
     kv_bytes = (cache_dtype or machine.dtype).itemsize
     hit = distinct_experts(machine, model, runner, streams, context)
-    kernels = machine.kernel_times(lambda: decode(runner, streams, context, 4, 1), 4)
+    kernels = machine.kernel_times(lambda: run(4, 1), 4)
     report.point(
         name, streams, seconds, floor.decode_seconds(streams, context, kv_bytes), experts_a_layer=hit, kernels=kernels
     )
@@ -755,6 +760,11 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
         report.part(f"{format} decode {streams} x {context}, fp8 cache", 6, lambda: measure_decode(
             report, machine, model, floor, streams, context, torch.float8_e4m3fn))  # fmt: skip
     if format == "bf16":
+        for streams, context in (
+            [(1, 16)] if machine.dry else [(1, 1024), (64, 2048)]
+        ):  # as the model's own card samples
+            report.part(f"{format} decode {streams} x {context}, top_p", 6, lambda s=streams, c=context: measure_decode(
+                report, machine, model, floor, s, c, top_p=0.8))  # fmt: skip
         for tokens in (24,) if machine.dry else (8192, 1024, 32768, 131072):
             report.part(f"prefill {tokens}", 5 + tokens / 5000,
                         lambda n=tokens: measure_prefill(report, machine, model, floor, n))  # fmt: skip
