@@ -204,12 +204,13 @@ def step_bytes(
 def recorded_bytes(config: ModelConfig, dtype: torch.dtype, max_num_seqs: int, longest: int) -> int:
     """What recorded steps of a GPU keep to themselves: the largest one, which no other step may use in between.
 
-    Beside its layer and logits it has the parts of contexts that are split, one for 8,192 tokens, in float32.
+    Beside its layer and logits it has the parts of contexts that are split, one for 8,192 tokens, in float32, and room
+    for what top-p searches, 4 bytes a logit.
     """
     c = config
     splits = next((n for n in (1, 4, 16) if n * 8192 >= longest), 64)
     parts = splits * c.num_attention_heads * (c.head_dim + 1) * 4
-    return max_num_seqs * (_layer_bytes(c, dtype) + c.vocab_size * dtype.itemsize + parts)
+    return max_num_seqs * (_layer_bytes(c, dtype) + c.vocab_size * (dtype.itemsize + 4) + parts)
 
 
 def gathered_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

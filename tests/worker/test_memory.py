@@ -203,7 +203,7 @@ def test_the_largest_step_over_the_longest_text_has_room_beside_the_cache(monkey
         "experts": tokens * layer,
         "keys and values in order": 131072 * 2 * 4 * 128 * 2,
         "sampling": seqs * logits,
-        "a recorded step": seqs * (layer + 103424 * 2),
+        "a recorded step": seqs * (layer + 103424 * (2 + 4)),
         "16 parts of long contexts": seqs * 16 * 20 * (128 + 1) * 4,
         "cache": plan.num_bytes,
     }

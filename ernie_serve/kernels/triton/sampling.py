@@ -1,14 +1,17 @@
 """The next token of each row on the device, without a sort, and the same one as `worker/sampler.py` chooses.
 
 Chance is one number u a token, from the host. It picks from the cumulative distribution in the order of token ids, so
-nothing has to be sorted to use it; top-k and top-p need only the score at which they end, which is searched digit by
-digit: scores below the largest, as the bits of a float, order like whole numbers, and each of eight passes over a row
-finds four bits of the last one that is kept. Of equal scores the lower ids are kept, as a stable sort would.
+nothing has to be sorted to use it; top-k and top-p need only the score at which they end. Scores are counted and
+weighed by how far they lie below the largest, in bins of 2. Those of the bin in which top-p ends, or of all up to the
+one in which top-k does, some tens where a model knows what it says, are put together and searched digit by digit: as
+the bits of a float, their depths order like whole numbers, and each of eight passes finds four bits of the last one
+that is kept. Of equal scores the lower ids are kept, as a stable sort would.
 
-Four kernels: the largest score of each piece of a row; the search, at once over for rows without top-k and top-p; the
-mass of each piece; the piece, and in it the token, where the running sum passes u.
+Six kernels: the largest score of each piece of a row; its bins; what is to be searched; the search; the mass of each
+piece; the piece, and in it the token, where the running sum passes u. The second to the fourth are at once over for
+rows without top-k and top-p.
 
-Bytes moved: the logits twice, and nine to seventeen times for a row with limits, then from the L2 cache.
+Bytes moved: the logits twice, and twice more for a row with limits, then from the L2 cache.
 Source: own.
 """
 
@@ -22,6 +25,8 @@ from ernie_serve.kernels.triton.launching import power_of_two
 # R rows, V token ids, P pieces of BLOCK ids
 
 _BLOCK = 1024
+_BINS = 8
+_SEARCHED = 512  # keys at a time
 
 
 @triton.jit
@@ -60,70 +65,142 @@ def _largest(peaks, row, P, BP: tl.constexpr):
 
 
 @triton.jit
-def _search(logits, row, stride, V, largest, temperature, min_p, target, by_mass: tl.constexpr, BLOCK: tl.constexpr):
-    """The key at which the running sum, likeliest first, reaches `target`; the sum before it, and what equals weigh."""
-    digit = tl.arange(0, 16)
-    found = tl.full((), 0, tl.int32)
-    before = tl.full((), 0.0, tl.float64)
-    inside = tl.full((), 0.0, tl.float64)
-    for level in tl.static_range(8):
-        shift = 28 - 4 * level
-        sums = tl.zeros((16, BLOCK), tl.float32)
-        for first in range(0, V, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            depth = _depth(logits, row, stride, at, V, largest, temperature)
-            key = depth.to(tl.int32, bitcast=True)
-            if by_mass:
-                value = _weight(depth, min_p)
-            else:
-                value = tl.where(at < V, 1.0, 0.0)
-            if level > 0:
-                value = tl.where((key >> (shift + 4)) == (found >> (shift + 4)), value, 0.0)
-            sums += tl.where(((key >> shift) & 15)[None, :] == digit[:, None], value[None, :], 0.0)
-        mass = tl.sum(sums.to(tl.float64), axis=1)
-        running = before + tl.cumsum(mass, axis=0)
-        reached = tl.min(tl.where((running >= target) & (mass > 0), digit, 16))
-        last = tl.max(tl.where(mass > 0, digit, 0))
-        reached = tl.minimum(reached, last)  # rounding may leave the target just beyond all there is
-        before += tl.sum(tl.where(digit < reached, mass, 0.0))
-        inside = tl.sum(tl.where(digit == reached, mass, 0.0))
-        found += reached.to(tl.int32) << shift
-    return found, before, inside
+def _is_limited(settings, top_ks, row, V):
+    """Whether chance decides a row, and top-k or top-p is to leave fewer than all."""
+    top_k = tl.load(top_ks + row)
+    limited = ((top_k > 0) & (top_k < V)) | (tl.load(settings + row * 4 + 2) < 1.0)
+    return limited & (tl.load(settings + row * 4 + 1).to(tl.float32) > 0)
 
 
 @triton.jit
-def _limit(logits, stride, peaks, settings, top_ks, keys, equals, V, P, BP: tl.constexpr, BLOCK: tl.constexpr):
+def _bin(depth, BINS: tl.constexpr):
+    """Bins of a depth of 2, and all beyond in the last one."""
+    return tl.minimum(depth * 0.5, BINS - 1).to(tl.int32)
+
+
+@triton.jit
+def _coarse(logits, stride, peaks, settings, top_ks, bin_counts, bin_masses, V, P, BP: tl.constexpr,
+            BLOCK: tl.constexpr, BINS: tl.constexpr):  # fmt: skip
+    """How many scores of a piece each bin has, and what they weigh."""
+    row = tl.program_id(0).to(tl.int64)
+    piece = tl.program_id(1)
+    if _is_limited(settings, top_ks, row, V):
+        temperature = tl.load(settings + row * 4 + 1).to(tl.float32)
+        min_p = tl.load(settings + row * 4 + 3).to(tl.float32)
+        at = piece * BLOCK + tl.arange(0, BLOCK)
+        depth = _depth(logits, row, stride, at, V, _largest(peaks, row, P, BP), temperature)
+        bin = tl.arange(0, BINS)
+        here = (_bin(depth, BINS)[None, :] == bin[:, None]) & (at < V)[None, :]
+        place = (row * P + piece) * BINS + bin
+        tl.store(bin_counts + place, tl.sum(here.to(tl.int32), axis=1))
+        tl.store(bin_masses + place, tl.sum(tl.where(here, _weight(depth, min_p)[None, :], 0.0), axis=1))
+
+
+@triton.jit
+def _reach(values, target, N: tl.constexpr):
+    """Where the running sum of `values` [N] reaches `target`, and the sum before that."""
+    at = tl.arange(0, N)
+    reached = tl.min(tl.where((tl.cumsum(values, axis=0) >= target) & (values > 0), at, N))
+    reached = tl.minimum(reached, tl.max(tl.where(values > 0, at, 0)))  # rounding may leave it just beyond all there is
+    return reached, tl.sum(tl.where(at < reached, values, 0.0))
+
+
+@triton.jit
+def _first_end(bin_counts, bin_masses, row, P, top_k, has_k, top_p, BP: tl.constexpr, BINS: tl.constexpr):
+    """Where the first limit of a row ends: how many keys of each piece are to be searched [BP, BINS], what the bins
+    before them weigh, which bins they are (of top-k all to its end, for top-p ends among them), and the target."""
+    piece = tl.arange(0, BP)
+    bin = tl.arange(0, BINS)
+    place = (row * P + piece)[:, None] * BINS + bin[None, :]
+    counts = tl.load(bin_counts + place, mask=(piece < P)[:, None], other=0)
+    if has_k:
+        values = tl.sum(counts, axis=0).to(tl.float64)
+        target = top_k.to(tl.float64)
+    else:
+        masses = tl.load(bin_masses + place, mask=(piece < P)[:, None], other=0.0)
+        values = tl.sum(masses.to(tl.float64), axis=0)
+        target = top_p * tl.sum(values)
+    end, before = _reach(values, target, BINS)
+    first = tl.where(has_k, 0, end)
+    before = tl.where(has_k, 0.0, before)
+    return tl.where(((bin >= first) & (bin <= end))[None, :], counts, 0), before, first, end, target
+
+
+@triton.jit
+def _collect(logits, stride, peaks, settings, top_ks, bin_counts, bin_masses, scratch, V, P, BP: tl.constexpr,
+             BLOCK: tl.constexpr, BINS: tl.constexpr):  # fmt: skip
+    """The keys of a piece that are to be searched, behind those of the pieces before."""
+    row = tl.program_id(0).to(tl.int64)
+    mine = tl.program_id(1)
+    if _is_limited(settings, top_ks, row, V):
+        temperature = tl.load(settings + row * 4 + 1).to(tl.float32)
+        top_k = tl.load(top_ks + row)
+        counts, _, first, end, _ = _first_end(bin_counts, bin_masses, row, P, top_k, (top_k > 0) & (top_k < V),
+                                              tl.load(settings + row * 4 + 2), BP, BINS)  # fmt: skip
+        piece = tl.arange(0, BP)[:, None]
+        if tl.sum(tl.where(piece == mine, counts, 0)) > 0:
+            start = tl.sum(tl.where(piece < mine, counts, 0))
+            at = mine * BLOCK + tl.arange(0, BLOCK)
+            depth = _depth(logits, row, stride, at, V, _largest(peaks, row, P, BP), temperature)
+            bin = _bin(depth, BINS)
+            here = (bin >= first) & (bin <= end) & (at < V)
+            place = scratch + row * V + start + tl.cumsum(here.to(tl.int32), axis=0) - 1
+            tl.store(place, depth.to(tl.int32, bitcast=True), mask=here)
+
+
+@triton.jit
+def _search(keys, num, min_p, target, by_mass: tl.constexpr, BLOCK: tl.constexpr):
+    """The key at which the running sum of the first `num`, least depth first, reaches `target`; the sum before it."""
+    digit = tl.arange(0, 16)
+    found = tl.full((), 0, tl.int32)
+    before = tl.full((), 0.0, tl.float64)
+    for level in range(8):
+        shift = 28 - 4 * level
+        sums = tl.zeros((16, BLOCK), tl.float32)
+        for first in range(0, num, BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            key = tl.load(keys + at, mask=at < num, other=0)
+            value = _weight(key.to(tl.float32, bitcast=True), min_p) if by_mass else tl.full((BLOCK,), 1.0, tl.float32)
+            fits = (((key ^ found) >> shift) >> 4 == 0) & (at < num)  # the digits before are those found
+            mine = (((key >> shift) & 15)[None, :] == digit[:, None]) & fits[None, :]
+            sums += tl.where(mine, value[None, :], 0.0)
+        reached, less = _reach(tl.sum(sums.to(tl.float64), axis=1), target - before, 16)
+        before += less
+        found += reached << shift
+    return found, before
+
+
+@triton.jit
+def _limit(settings, top_ks, bin_counts, bin_masses, scratch, keys, equals, V, P, BP: tl.constexpr,
+           BINS: tl.constexpr, SEARCHED: tl.constexpr):  # fmt: skip
     """The key where a row's top-k and top-p end, and how many of those that have it are kept."""
     row = tl.program_id(0).to(tl.int64)
-    temperature = tl.load(settings + row * 4 + 1).to(tl.float32)
-    top_p = tl.load(settings + row * 4 + 2)
-    min_p = tl.load(settings + row * 4 + 3).to(tl.float32)
-    top_k = tl.load(top_ks + row).to(tl.int32)
-    has_k = (top_k > 0) & (top_k < V)
-    has_p = top_p < 1.0
     key = tl.full((), 2147483647, tl.int32)
     kept = tl.full((), 2147483647, tl.int32)
-    if (temperature > 0) & (has_k | has_p):
-        largest = _largest(peaks, row, P, BP)
+    if _is_limited(settings, top_ks, row, V):
+        top_k = tl.load(top_ks + row)
+        top_p = tl.load(settings + row * 4 + 2)
+        min_p = tl.load(settings + row * 4 + 3).to(tl.float32)
+        has_k = (top_k > 0) & (top_k < V)
+        counts, before, _, _, target = _first_end(bin_counts, bin_masses, row, P, top_k, has_k, top_p, BP, BINS)
+        num = tl.sum(counts)
+        mine = scratch + row * V
         if has_k:
-            key, before, _ = _search(logits, row, stride, V, largest, temperature, min_p, top_k.to(tl.float64), False,
-                                     BLOCK)  # fmt: skip
-            kept = top_k - before.to(tl.int32)
-        if has_p:
-            sums = tl.zeros((BLOCK,), tl.float32)
-            for first in range(0, V, BLOCK):
-                depth = _depth(logits, row, stride, first + tl.arange(0, BLOCK), V, largest, temperature)
-                weight = _weight(depth, min_p)
-                sums += tl.where(depth.to(tl.int32, bitcast=True) < key, weight, 0.0)
-            total = tl.sum(sums.to(tl.float64))
-            if has_k:
-                total += kept.to(tl.float64) * _weight(key.to(tl.float32, bitcast=True), min_p).to(tl.float64)
-            target = top_p * total
-            other, before, _ = _search(logits, row, stride, V, largest, temperature, min_p, target, True, BLOCK)
+            key, inside = _search(mine, num, min_p, target, False, SEARCHED)
+            kept = (target - inside).to(tl.int32)
+            sums = tl.zeros((SEARCHED,), tl.float32)
+            for first in range(0, num, SEARCHED):
+                at = first + tl.arange(0, SEARCHED)
+                other = tl.load(mine + at, mask=at < num, other=2147483647)
+                sums += tl.where(other < key, _weight(other.to(tl.float32, bitcast=True), min_p), 0.0)
+            each = _weight(key.to(tl.float32, bitcast=True), min_p).to(tl.float64)
+            target = top_p * (tl.sum(sums.to(tl.float64)) + kept.to(tl.float64) * each)
+        if top_p < 1.0:
+            other, inside = _search(mine, num, min_p, target - before, True, SEARCHED)
             each = _weight(other.to(tl.float32, bitcast=True), min_p).to(tl.float64)
-            count = tl.where(each > 0, tl.ceil((target - before) / tl.where(each > 0, each, 1.0)), 1.0)
-            count = tl.maximum(tl.minimum(count, 2147483647.0), 1.0).to(tl.int32)
-            kept = tl.where(other < key, count, tl.where(other == key, tl.minimum(count, kept), kept))
+            needed = tl.where(each > 0, tl.ceil((target - before - inside) / tl.where(each > 0, each, 1.0)), 1.0)
+            needed = tl.maximum(tl.minimum(needed, 2147483647.0), 1.0).to(tl.int32)
+            kept = tl.where(other < key, needed, tl.where(other == key, tl.minimum(needed, kept), kept))
             key = tl.minimum(other, key)
     tl.store(keys + row, key)
     tl.store(equals + row, kept)
@@ -205,10 +282,18 @@ def sample(logits: Tensor, settings: Tensor, top_ks: Tensor, num_valid_ids: int)
     places, counts = (torch.empty((R, P), dtype=torch.int32, device=device) for _ in range(2))
     masses = torch.empty((R, P), dtype=torch.float64, device=device)
     keys, equals = (torch.empty(R, dtype=torch.int32, device=device) for _ in range(2))
+    bin_counts, bin_masses = (
+        torch.empty((R, P, _BINS), dtype=dtype, device=device) for dtype in (torch.int32, torch.float32)
+    )
+    scratch = torch.empty((R, num_valid_ids), dtype=torch.int32, device=device)
     out = torch.empty(R, dtype=torch.int64, device=device)
     stride = logits.stride(0)
     _peaks[(R, P)](logits, stride, peaks, places, **sizes)
-    _limit[(R,)](logits, stride, peaks, settings, top_ks, keys, equals, **wide, num_warps=16)
+    limits = (logits, stride, peaks, settings, top_ks, bin_counts, bin_masses)
+    _coarse[(R, P)](*limits, **wide, BINS=_BINS)
+    _collect[(R, P)](*limits, scratch, **wide, BINS=_BINS)
+    _limit[(R,)](settings, top_ks, bin_counts, bin_masses, scratch, keys, equals, num_valid_ids, P, BP=wide["BP"],
+                 BINS=_BINS, SEARCHED=_SEARCHED, num_warps=8)  # fmt: skip
     _masses[(R, P)](logits, stride, peaks, settings, keys, masses, counts, **wide)
     _pick[(R,)](logits, stride, peaks, places, settings, keys, equals, masses, counts, out, **wide)
     return out
