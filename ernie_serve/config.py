@@ -90,6 +90,10 @@ def _setting(group: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
+USUAL_NUM_SEQS = {"cpu": 64, "cuda": 256}
+"""Requests that run at once where nobody says how many, by the kind of device."""
+
+
 class Settings(BaseModel):
     """Every setting of the server. Field names are the flags' names with underscores."""
 
@@ -120,7 +124,9 @@ class Settings(BaseModel):
         ge=1,
     )
 
-    max_num_seqs: int = _setting("Engine", 64, "Requests that run at once.", ge=1, le=4096)
+    max_num_seqs: int | None = _setting(
+        "Engine", None, "Requests that run at once. Default: 64, on a GPU 256.", ge=1, le=4096
+    )
     max_num_batched_tokens: int = _setting("Engine", 2048, "Tokens computed in one step.", ge=1, le=1_048_576)
     max_step_seconds: float | None = _setting(
         "Engine",

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from ernie_serve.config import Settings
+from ernie_serve.config import USUAL_NUM_SEQS, Settings
 from ernie_serve.engine import wire
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
@@ -109,6 +109,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         require_kernels(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     dummy = settings.load_format == "dummy"
     block_size = settings.block_size or (64 if device.type == "cuda" else 16)
+    max_num_seqs = settings.max_num_seqs or USUAL_NUM_SEQS[device.type]
     folder = hub.resolve(settings.model, settings.revision, "text", report)
     config = ModelConfig.from_folder(folder)
     if num_valid_ids > config.vocab_size:
@@ -155,7 +156,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         mapped_bytes=mapped_bytes,
         smaller=_smaller(config, shapes, quantization, device),
         block_size=block_size,
-        max_num_seqs=settings.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
@@ -165,7 +166,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         model,
         room.num_blocks,
         block_size,
-        max_num_seqs=settings.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         num_valid_ids=num_valid_ids,
         cache_dtype=cache_dtype,
         device=CudaDevice() if device.type == "cuda" else None,
@@ -173,7 +174,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     )
     scheduler = Scheduler(
         BlockPool(room.num_blocks, block_size, enable_prefix_caching=settings.enable_prefix_caching),
-        max_num_seqs=settings.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
         max_scored_tokens=_SCORED_TOKENS,
@@ -195,7 +196,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         num_blocks=room.num_blocks,
         block_size=block_size,
         max_model_len=room.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         load_seconds=time.monotonic() - began,
     )

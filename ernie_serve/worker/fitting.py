@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ernie_serve.config import Settings
+from ernie_serve.config import USUAL_NUM_SEQS, Settings
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.loading import quantization_of
@@ -86,9 +86,9 @@ def _step_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 def _step_bytes_of_gpu(config: ModelConfig, dtype: torch.dtype) -> int:
     """What a GPU needs beside them, with the settings' defaults."""
-    usual = Settings()
-    step = memory.step_bytes(config, dtype, usual.max_num_batched_tokens, usual.max_num_seqs)
-    recorded = memory.recorded_bytes(config, dtype, usual.max_num_seqs, config.max_position_embeddings)
+    seqs = USUAL_NUM_SEQS["cuda"]
+    step = memory.step_bytes(config, dtype, Settings().max_num_batched_tokens, seqs)
+    recorded = memory.recorded_bytes(config, dtype, seqs, config.max_position_embeddings)
     return step + recorded + memory.gathered_bytes(config, dtype) * CONTEXT
 
 
