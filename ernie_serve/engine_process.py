@@ -22,6 +22,7 @@ from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
+from ernie_serve.kernels import prompt_attention
 from ernie_serve.kernels.fused import cpu_kernels_for
 from ernie_serve.kernels.native import ADVICE
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -184,6 +185,10 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         runner.graphs.record_all(room.max_model_len, lambda share: report(share, "recording decode steps"))
     report(1.0, "preparing grammars")
     core = EngineCore(scheduler, runner, GrammarCompiler(Vocabulary.of(Tokenizer.from_folder(folder))))
+    if device.type == "cuda":
+        report(1.0, "planning the attention of prompts")
+        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        prompt_attention.meet(device, *heads, most=min(settings.max_num_batched_tokens, room.max_model_len))
     report(1.0, "making the first token")
     lengths = [n for n in _PROMPTS if n <= settings.max_num_batched_tokens] if device.type == "cuda" else [1]
     _warm_up(core, lengths, max(1, room.max_model_len - 1))

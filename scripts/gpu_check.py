@@ -33,6 +33,7 @@ import triton
 from gpu_floor import Floor
 from torch import Tensor
 
+from ernie_serve.kernels import prompt_attention
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.quantized import Quantized, quantize
@@ -366,6 +367,12 @@ def check_attention(report: Report, machine: Machine, c: ModelConfig, tolerance:
                 got = kernels.attention(q, *copies, layout)
             want = reference.attention(q, *caches, layout)
             report.compared(f"attention {cache_dtype} queries={queries[-1]}", got, want, max(tolerance, 0.02))
+    if prompt_attention.prefers_cudnn(machine.device):
+        for tokens, before in ((8192, 0), (3000, 0), (2048, 8192), (1900, 20000)):
+            q, keys, values = (normal(machine, n, heads, D) for n, heads in (
+                (tokens, H), (tokens + before, K), (tokens + before, K)))  # fmt: skip
+            parts = (attend(q, keys, values) for attend in (prompt_attention._joined, prompt_attention._by_torch))
+            report.compared(f"attention in parts, {tokens} behind {before}", *parts, 0.02)
 
 
 def random_model(machine: Machine, format: str) -> Ernie:

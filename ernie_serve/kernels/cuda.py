@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
-from ernie_serve.kernels import kv_format
+from ernie_serve.kernels import kv_format, prompt_attention
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import Packed
@@ -80,7 +79,7 @@ class CudaKernels(ReferenceKernels):
             if span.query_len > 1:
                 keys, values = (self._context(cache, table, span.context_len, q.dtype) for cache in (k_cache, v_cache))
                 mine = slice(span.query_start, span.query_start + span.query_len)
-                out[mine] = _attend(q[mine], keys, values)
+                out[mine] = prompt_attention.attend(q[mine], keys, values)
         return out.view(T, H * D)
 
     def _context(self, cache: Tensor, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:
@@ -186,33 +185,3 @@ def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:
 
 def _element(weight: Tensor | Quantized) -> torch.dtype:
     return weight.dtype if isinstance(weight, Tensor) else weight.data.dtype
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The last T of L tokens attend to themselves and what is before: `q` [T, H, D], the others [L, K, D]."""
-    T, L = len(q), len(keys)
-    own, k, v = (x.transpose(0, 1)[None] for x in (q, keys, values))  # [1, heads, tokens, D]
-    if T == L:
-        with _cudnn(T >= _LEAST_PLANNED and T.bit_count() == 1):
-            found = F.scaled_dot_product_attention(own, k, v, is_causal=True, enable_gqa=True)
-    else:
-        found = F.scaled_dot_product_attention(own, k, v, attn_mask=causal_lower_right(T, L), enable_gqa=True)
-    return found[0].transpose(0, 1)
-
-
-@contextmanager
-def _cudnn(is_allowed: bool) -> Iterator[None]:
-    """Within this torch may take cuDNN's attention, or not.
-
-    From Hopper on torch prefers it. It is faster, but makes a plan for each length that it has not met, which can take
-    half a second. So it gets the few lengths that pieces of long prompts have, which a start has met.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch does not type it
-    torch.backends.cuda.enable_cudnn_sdp(is_allowed)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-_LEAST_PLANNED = 1024

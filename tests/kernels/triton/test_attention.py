@@ -5,7 +5,6 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from ernie_serve.engine_process import _PROMPTS
 from ernie_serve.kernels import cuda, kv_format
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
@@ -128,24 +127,6 @@ def test_block_tables_become_indices_once_a_step_and_not_in_every_layer(generato
         for _ in range(3):
             CudaKernels().attention(q, k_cache, v_cache, layout)
     assert made.shapes == [layout.block_tables.shape]
-
-
-def test_only_lengths_that_a_start_has_met_are_planned_by_cudnn(monkeypatch):
-    """It makes a plan for each length, which takes long."""
-    attend, planned = cuda.F.scaled_dot_product_attention, {}
-
-    def noted(q, *args, **options):
-        planned[q.shape[2]] = torch.backends.cuda.cudnn_sdp_enabled()
-        return attend(q, *args, **options)
-
-    monkeypatch.setattr(cuda.F, "scaled_dot_product_attention", noted)
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    for length in (3, 512, 1000, 1024, 1025, 2048):
-        rows = torch.ones(length, 1, 16, dtype=torch.bfloat16)
-        cuda._attend(rows, rows, rows)
-    assert planned == {3: False, 512: False, 1000: False, 1024: True, 1025: False, 2048: True}
-    assert {length for length, is_planned in planned.items() if is_planned} <= set(_PROMPTS)
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.usefixtures("poison")

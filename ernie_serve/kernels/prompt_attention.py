@@ -1,0 +1,132 @@
+"""Attention of the tokens of a prompt to what is before them and to themselves, by what torch has for a GPU.
+
+From Hopper on cuDNN is faster than torch's flash attention (510 and 310 TFLOP/s on an H200). But it makes a plan for
+each pair of lengths that it has not met, which can take half a second, and it has no mask for tokens behind others. So
+it gets few lengths: tokens are filled up to a multiple of UNIT, and what is before them comes in blocks of BLOCK. Each
+part yields the logarithm of its sum, by which they are joined; what is left beside whole blocks is flash attention's,
+and so is all where filling up would not pay.
+
+Knows one request. Knows no cache.
+Source: joining parts by their log-sums is what Flash-Decoding and ring attention do.
+"""
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+logger = logging.getLogger(__name__)
+
+UNIT = 1024
+BLOCK = 8192
+
+# T tokens of L, H query heads, K key/value heads, D head size
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The last T of L tokens attend to themselves and to what is before: `q` [T, H, D], the others [L, K, D]."""
+    T = len(q)
+    pays = T >= UNIT and _up(T) <= T + T // 4
+    if pays and prefers_cudnn(q.device) and _joins_well(q.device, q.shape[1], keys.shape[1], q.shape[2]):
+        return _joined(q, keys, values)
+    return _by_torch(q, keys, values)
+
+
+def meet(device: torch.device, H: int, K: int, D: int, most: int) -> None:
+    """Let cuDNN make its plans for pieces of up to `most` tokens, so that no prompt waits for them."""
+    if prefers_cudnn(device) and _joins_well(device, H, K, D):
+        for T in range(UNIT, _up(most) + 1, UNIT):
+            q = torch.zeros((T, H, D), dtype=torch.bfloat16, device=device)
+            context = torch.zeros((BLOCK + T, K, D), dtype=torch.bfloat16, device=device)
+            _joined(q, context, context)
+
+
+def _up(length: int) -> int:
+    return -(-length // UNIT) * UNIT
+
+
+def _by_torch(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """All at once, by torch's flash attention; for tokens with nothing before them it would take cuDNN's by itself."""
+    queries, k, v = map(_by_head, (q, keys, values))
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch does not type it
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        if len(q) == len(keys):
+            found = F.scaled_dot_product_attention(queries, k, v, is_causal=True, enable_gqa=True)
+        else:
+            mask = causal_lower_right(len(q), len(keys))
+            found = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    return found[0].transpose(0, 1)
+
+
+def _joined(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The tokens to themselves, to each whole block before them, and to what is left, joined in float32."""
+    T, before = len(q), len(keys) - len(q)
+    queries = _by_head(_filled(q))
+    own_keys, own_values = (_by_head(_filled(x[before:])) for x in (keys, values))
+    found, total = _by_cudnn(queries, own_keys, own_values, is_causal=True)
+    if not before:
+        return found[0, :, :T].transpose(0, 1)
+    joined = found.float()
+    for first in range(0, before, BLOCK):
+        k, v = (_by_head(x[first : min(first + BLOCK, before)]) for x in (keys, values))
+        part, log = (_by_cudnn if k.shape[2] == BLOCK else _by_flash)(queries, k, v)
+        log = log.view(total.shape)
+        total = torch.logaddexp(total, log)
+        joined.lerp_(part.float(), (log - total).exp_())
+    return joined[0, :, :T].transpose(0, 1).to(q.dtype)
+
+
+def _by_cudnn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> tuple[Tensor, Tensor]:
+    """Attention of [1, heads, tokens, D], and the natural logarithm of each row's sum, [1, H, T, 1] in float32."""
+    out, log, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal, False)
+    return out, log
+
+
+def _by_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of any length, with logarithms [1, H, T]."""
+    out, log, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
+    return out, log
+
+
+@functools.cache
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN's attention is the faster one on this device."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def _joins_well(device: torch.device, H: int, K: int, D: int) -> bool:
+    """Whether parts that are joined are what flash attention makes of the whole: tried once, for a start to meet.
+
+    The operators that yield log-sums are torch's own, but not public: a version may have other ones.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    q, keys, values = (
+        torch.randn(shape, generator=generator, device=device).bfloat16()
+        for shape in ((UNIT, H, D), (BLOCK + 64 + UNIT, K, D), (BLOCK + 64 + UNIT, K, D))
+    )
+    try:
+        got, want = _joined(q, keys, values).float(), _by_torch(q, keys, values).float()
+        error = float((got - want).norm() / want.norm())
+    except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
+        logger.warning("Prompts take flash attention, because cuDNN's does not give what is asked of it: %s", failure)
+        return False
+    if not error < 0.02:
+        logger.warning("Prompts take flash attention, because cuDNN's, joined, is off by %.2g.", error)
+    return error < 0.02
+
+
+def _filled(x: Tensor) -> Tensor:
+    """`x` [T, heads, D] with zeros behind up to the next unit: no token before them sees them."""
+    return x if _up(len(x)) == len(x) else F.pad(x, (0, 0, 0, 0, 0, _up(len(x)) - len(x)))
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """[tokens, heads, D] as [1, heads, tokens, D]."""
+    return x.transpose(0, 1)[None]
