@@ -35,6 +35,7 @@ from rich.table import Table
 
 from ernie_serve import bench
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.text.tokenizer import Tokenizer
 
 NAME = "compared"
 LOADS = "1x1024x256,8x2048x512,32x2048x512,64x2048x512,128x2048x512,256x2048x512,1x8192x128,1x32768x64,64x1024x256@4"
@@ -205,7 +206,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured
     if unknown := set(variants) - {"given", "defaults", "tuned", "prefix"}:
         raise SettingsError(f"--variants has {', '.join(sorted(unknown))}; it takes defaults, tuned and prefix.")
     both_of = {variant: sides(args, variant, config, loads) for variant in variants}
+    vocab_size = Tokenizer.from_folder(Path(args.model)).vocab_size  # the network's has room for ids that nobody has
     found: list[Measured] = []
+    so_far = args.out.with_suffix(".jsonl")
+    so_far.write_text("")
     ran: dict[str, Any] = {"commands": {}, "versions": {}}
     for variant, both in both_of.items():
         for round_ in range(args.rounds):
@@ -213,12 +217,14 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured
                 ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
                 with running(side, args.model, args.out.with_suffix(f".{variant}.{side.name}.log")) as root:
                     ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
-                    asyncio.run(measure(side, root, loads[0], config["vocab_size"]))
+                    asyncio.run(measure(side, root, loads[0], vocab_size))
                     for text, load in zip(texts, loads, strict=True):
                         for repeat in range(args.repeats):
                             seeded = bench.Load(**asdict(load) | {"seed": 1 + repeat + round_ * args.repeats})
-                            result = asyncio.run(measure(side, root, seeded, config["vocab_size"]))
+                            result = asyncio.run(measure(side, root, seeded, vocab_size))
                             found.append(Measured(variant, side.name, text, result))
+                            with so_far.open("a") as lines:  # what a comparison leaves that is cut short
+                                lines.write(json.dumps(asdict(found[-1])) + "\n")
                             print(f"{variant} {side.name} {text}: {result.output_tok_s} tok/s", file=sys.stderr)
     return found, ran
 

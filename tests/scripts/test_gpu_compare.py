@@ -1,6 +1,8 @@
 """What the comparison asks for and what it makes of the answers; the servers themselves are not started here."""
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +13,7 @@ import pytest
 
 from ernie_serve import bench
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.model.random_checkpoint import write_random_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -69,6 +72,23 @@ def test_medians_spreads_and_the_ratio_of_ours_to_theirs() -> None:
     assert point["ratio.output_tok_s"] == 2.0
     assert point["ratio.ttft_ms_p50"] == 1.0
     assert point["ratio.decode_tok_s"] is None, "nothing was decoded by all at once: there is nothing to divide"
+
+
+@pytest.mark.slow
+def test_a_server_beside_itself_is_asked_only_for_ids_that_its_tokenizer_has(tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "model", "tiny")  # its network has 1,024 ids, its tokenizer 1,016
+    server = (
+        f"{sys.executable} -m ernie_serve serve {{model}} --port {{port}} --served-model-name {{name}} --device cpu"
+    )
+    command = [sys.executable, "scripts/gpu_compare.py", str(tmp_path / "model"), "--ours", server, "--theirs", server]
+    command += ["--loads", "2x300x4", "--repeats", "1", "--out", str(tmp_path / "out.json")]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environ)
+    assert done.returncode == 0, done.stderr
+    (point,) = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert point["ratio.output_tok_s"] > 0
+    sides = [json.loads(line)["side"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sides == ["ours", "theirs"], "what was measured is kept as it comes"
 
 
 def test_without_vllm_it_says_how_to_get_it() -> None:
