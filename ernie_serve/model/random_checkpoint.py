@@ -116,19 +116,25 @@ def write_random_checkpoint(
     recipe: Recipe | None = None,
     has_weights: bool = True,
     shard_bytes: int = 5 * 10**9,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Write a whole `-PT` checkpoint folder: config, weights, tokenizer and chat template.
 
-    A tensor depends on its name and the seed alone, so fewer `layers` are the first of more. Matrices keep the
-    size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction bias is of
-    the size of a probability's spread: experts are used about evenly, but not quite. With a `recipe` the matrices
-    are made in its bits: not those that quantizing would give, but of the same sizes. The folder appears when it is
-    complete. Without `has_weights` it is for `--load-format dummy`.
+    A tensor depends on its name, the seed and the kind of `device` alone, so fewer `layers` are the first of more.
+    Matrices keep the size of what they multiply (normal, 1 / sqrt(inputs)), router rows among them, and the correction
+    bias is of the size of a probability's spread: experts are used about evenly, but not quite. With a `recipe` the
+    matrices are made in its bits: not those that quantizing would give, but of the same sizes. The folder appears when
+    it is complete. Without `has_weights` it is for `--load-format dummy`.
 
-    Raises `CheckpointError` when the geometry is unknown, the folder is not empty, or the disk is full.
+    Raises `CheckpointError` when the geometry is unknown, the folder is not empty, the disk is full, or there is no
+    such device.
     """
     if geometry not in GEOMETRIES:
         raise CheckpointError(f"There is no geometry {geometry!r}; choose one of {', '.join(get_args(Geometry))}.")
+    if device == "cuda" and recipe:
+        raise CheckpointError("A GPU makes plain weights only: leave --device or --format out.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("This PyTorch sees no GPU: leave --device out, and wait a few minutes for the 21B.")
     values = GEOMETRIES[geometry] | {"torch_dtype": dtype}
     if layers is not None:
         values["num_hidden_layers"] = layers
@@ -143,7 +149,7 @@ def write_random_checkpoint(
             values["quantization_config"] = quantization.as_config()
             write_random_packed(unfinished, shapes, quantization, seed, plain, shard_bytes)
         else:
-            _write_weights(unfinished, shapes, seed, dtype, shard_bytes)
+            _write_weights(unfinished, shapes, seed, dtype, shard_bytes, device)
         ids = {name: value for name, value in values.items() if name.endswith("_token_id")}
         _write_json(unfinished / "generation_config.json", ids)
         _write_json(unfinished / "tokenizer.json", random_tokenizer(config.vocab_size))
@@ -152,7 +158,9 @@ def write_random_checkpoint(
         _write_json(unfinished / "config.json", values)
 
 
-def _write_weights(folder: Path, shapes: dict[str, torch.Size], seed: int, dtype: str, shard_bytes: int) -> None:
+def _write_weights(
+    folder: Path, shapes: dict[str, torch.Size], seed: int, dtype: str, shard_bytes: int, device: str
+) -> None:
     word, bits = _BITS[dtype]
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     sizes: dict[str, int] = {}
@@ -163,21 +171,23 @@ def _write_weights(folder: Path, shapes: dict[str, torch.Size], seed: int, dtype
     files = cut(sizes, shard_bytes)
     for name, names in files.items():
         shard = {each: tensors[each] for each in names}
-        write_safetensors(folder / name, shard, _random_tensors(shard, seed, bits))
+        write_safetensors(folder / name, shard, _random_tensors(shard, seed, bits, device))
     write_index(folder, files, sum(sizes.values()))
 
 
-def _random_tensors(shard: dict[str, tuple[str, tuple[int, ...]]], seed: int, bits: torch.dtype) -> Iterator[Tensor]:
+def _random_tensors(
+    shard: dict[str, tuple[str, tuple[int, ...]]], seed: int, bits: torch.dtype, device: str
+) -> Iterator[Tensor]:
     for name, (kind, shape) in shard.items():
-        chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-        values = torch.randn(shape, generator=chance, dtype=torch.float32)
+        chance = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+        values = torch.randn(shape, generator=chance, dtype=torch.float32, device=device)
         if "norm" in name:
             values.mul_(0.1).add_(1)
         elif "bias" in name:
             values.mul_(0.25 / shape[-1])
         else:
             values.mul_(shape[-1] ** -0.5)
-        yield values if kind == "F32" else values.to(bits)
+        yield (values if kind == "F32" else values.to(bits)).cpu()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -198,6 +208,7 @@ def main() -> None:
         help="quantized weights, made directly; none: only what --load-format dummy needs",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: other numbers, much sooner")
     given = parser.parse_args()
     try:
         recipe = None if given.format in ("plain", "none") else given.format
@@ -209,6 +220,7 @@ def main() -> None:
             dtype=given.dtype,
             recipe=recipe,
             has_weights=given.format != "none",
+            device=given.device,
         )
     except CheckpointError as error:
         parser.error(str(error))
