@@ -40,7 +40,8 @@ from ernie_serve.text.tokenizer import Tokenizer
 NAME = "compared"
 LOADS = "1x1024x256,8x2048x512,32x2048x512,64x2048x512,128x2048x512,256x2048x512,1x8192x128,1x32768x64,64x1024x256@4"
 METRICS = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
-PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+# No seeds: vLLM draws for each request that has one apart, a kernel for each of the batch.
+PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None}
 INSTALL = (
     "Install it into an environment of its own (python -m venv V && V/bin/pip install vllm==0.26.0) and give "
     "--vllm V/bin/vllm; or name another server's command with --theirs."

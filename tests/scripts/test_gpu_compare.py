@@ -1,6 +1,7 @@
 """What the comparison asks for and what it makes of the answers; the servers themselves are not started here."""
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ernie_serve import bench
@@ -62,6 +64,22 @@ def test_an_answer_of_another_length_ends_the_comparison() -> None:
     assert asyncio.run(counts_of(gpu_compare.Exact(Says(1, 3)), 4)) == [1, 3]
     with pytest.raises(StartupError, match="3 tokens where 4"):
         asyncio.run(counts_of(gpu_compare.Exact(Says(1, 2)), 4))
+
+
+def test_requests_ask_for_nothing_that_one_server_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        chunk = json.dumps({"choices": [{"text": "a"}], "usage": {"completion_tokens": asked[-1]["max_tokens"]}})
+        return httpx.Response(200, text=f"data: {chunk}\n\ndata: [DONE]\n\n")
+
+    client = functools.partial(httpx.AsyncClient, transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(httpx, "AsyncClient", client)
+    load = bench.Load(num_prompts=1, input_len=3, output_len=4, max_concurrency=1)
+    asyncio.run(gpu_compare.measure(gpu_compare.Side("ours", []), "http://127.0.0.1:1", load, 10))
+    sampling = {name: asked[-1][name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "seed")}
+    assert sampling == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None}
 
 
 def test_medians_spreads_and_the_ratio_of_ours_to_theirs() -> None:
