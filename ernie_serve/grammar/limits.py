@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar.dialects import settle
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
@@ -52,9 +53,9 @@ def read_schema(text: str) -> dict[str, Any] | bool:
 def check_schema(schema: object) -> None:
     """Raise `InvalidRequest` unless a parsed schema is within the limits and every keyword in it is kept.
 
-    Formats that are not known are taken out of it.
+    Formats that are not known are taken out of it, and what is said otherwise than the compiler reads it is put so.
     """
-    _Walk().visit(schema, "#", 1)
+    _Walk(schema).visit(schema, "#", 1)
 
 
 def check_size(text: str, what: str) -> None:
@@ -107,6 +108,7 @@ def _refuse_constant(name: str) -> NoReturn:
 class _Walk:
     """One pass over a schema, counting."""
 
+    root: object
     num_nodes: int = 0
     num_enum: int = 0
 
@@ -120,6 +122,7 @@ class _Walk:
             return
         if not isinstance(schema, dict):
             raise InvalidRequest(f"The schema at {where} must be an object, true or false.")
+        settle(schema, self.root)
         self._check_keywords(schema, where)
         if isinstance(named := schema.get("format"), str) and named not in FORMATS:
             del schema["format"]  # to JSON Schema an annotation, to the library an error
@@ -130,7 +133,7 @@ class _Walk:
             for index, each in enumerate(self._expect(schema, key, list, where)):
                 self.visit(each, f"{where}/{key}/{index}", depth + 1)
         for key in _MAPS:
-            for name, each in self._expect(schema, key, dict, where).items():
+            for name, each in list(self._expect(schema, key, dict, where).items()):  # `settle` may add to it
                 self.visit(each, f"{where}/{key}/{name[:64]}", depth + 1)
 
     def _expect(self, schema: dict[str, Any], key: str, kind: type, where: str) -> Any:

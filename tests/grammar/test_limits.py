@@ -18,7 +18,7 @@ def nested(depth):
 @pytest.mark.parametrize(
     "keyword",
     [
-        *("not", "if", "then", "else", "contains", "minContains", "maxContains", "propertyNames", "dependentRequired"),
+        *("not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired"),
         *("dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems", "additionalItems"),
         *("$anchor", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "extends", "disallow"),
         *("divisibleBy", "x-guidance"),
@@ -41,7 +41,8 @@ def test_a_keyword_that_says_nothing_is_let_through(keyword):
 @pytest.mark.parametrize(
     ("schema", "name"),
     [
-        ({"items": [{}]}, "prefixItems"),
+        ({"propertyNames": {"pattern": "a"}}, "propertyNames"),
+        ({"items": [{}], "prefixItems": [{}]}, "`items` as a list"),
         ({"exclusiveMinimum": True}, "exclusiveMinimum"),
         ({"properties": {"a": {"required": True}}}, "required"),
         ({"$ref": "http://example.com/schema"}, "ref"),

@@ -1,0 +1,125 @@
+"""Other ways to say what a schema says, as schema libraries write them, put into those that the compiler keeps.
+
+Knows tuples of older drafts, names of properties, and unions that a tag tells apart. What is put otherwise means the
+same; what cannot be is left as it is, to be refused by name.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+MAX_BYTES = 64 * 1024
+
+_MAX_HOPS = 8
+_MAX_TAGS = 8
+_SAYS_NOTHING = {"title", "description", "default", "examples"}
+
+Schema = dict[str, Any]
+
+
+def settle(schema: Schema, root: object) -> None:
+    """Put one schema, not those in it, otherwise in place; references point into `root`."""
+    _settle_tuple(schema, root)
+    _settle_names(schema, root)
+    _settle_union(schema, root)
+
+
+def _settle_tuple(schema: Schema, root: object) -> None:
+    """A list in `items`, of drafts before 2020-12, is `prefixItems`, and `additionalItems` are what follows it."""
+    if not isinstance(schema.get("items"), list) or "prefixItems" in schema:
+        return
+    if first := schema.pop("items"):
+        schema["prefixItems"] = first
+    if "additionalItems" in schema:
+        schema["items"] = schema.pop("additionalItems")
+    if isinstance(root, dict):
+        root.pop("$schema", None)  # in the draft that it names, `prefixItems` would say nothing
+
+
+def _settle_names(schema: Schema, root: object) -> None:
+    """Names that may be any are not spoken of; names of a list are properties of their own."""
+    if "propertyNames" not in schema:
+        return
+    said = {} if schema["propertyNames"] is True else _resolved(schema["propertyNames"], root)
+    if said is None or said.get("type", "string") != "string":
+        return
+    binding = said.keys() - _SAYS_NOTHING - {"type"}
+    if not binding:
+        del schema["propertyNames"]
+        return
+    names = said.get("enum") if binding == {"enum"} else [said["const"]] if binding == {"const"} else None
+    properties, value = schema.get("properties", {}), schema.get("additionalProperties", True)
+    if not (isinstance(names, list) and isinstance(properties, dict) and "patternProperties" not in schema):
+        return
+    listed = {name: value for name in names if isinstance(name, str)}
+    if properties.keys() <= listed.keys() and len(listed) * len(json.dumps(value)) <= MAX_BYTES:
+        del schema["propertyNames"]
+        schema["properties"], schema["additionalProperties"] = listed | properties, False
+
+
+def _settle_union(schema: Schema, root: object) -> None:
+    """Where a tag tells the branches of a `oneOf` apart, `anyOf` says the same, once all of them require the tag.
+
+    A tag that has a default is often left out of `required`.
+    """
+    branches, said = schema.get("oneOf"), schema.pop("discriminator", None)  # beside a union the compiler minds it
+    if not isinstance(branches, list) or not branches or "anyOf" in schema:
+        return
+    variants = [variant for each in branches if (variant := _resolved(each, root)) is not None]
+    if len(variants) < len(branches) or not all(map(_is_record, variants)):
+        return
+    named = said.get("propertyName") if isinstance(said, dict) else None
+    tags = [name for name in variants[0]["properties"] if _values(name, variants[0])][:_MAX_TAGS]
+    tags.sort(key=lambda name: (name != named, not all(name in each.get("required", ()) for each in variants)))
+    for tag in tags:
+        if _tells_apart(tag, variants):
+            for variant in variants:
+                others = [name for name in variant.get("required", ()) if name != tag]
+                variant["required"] = [*others, tag]
+            schema["anyOf"] = schema.pop("oneOf")
+            return
+
+
+def _is_record(schema: Schema) -> bool:
+    """Whether it is of objects alone, with properties."""
+    shaped = isinstance(schema.get("properties"), dict) and isinstance(schema.get("required", []), list)
+    return shaped and schema.get("type") == "object"
+
+
+def _tells_apart(name: str, variants: Sequence[Schema]) -> bool:
+    """Whether a property has values in each of these that it has in no other."""
+    seen: set[str] = set()
+    for variant in variants:
+        values = _values(name, variant)
+        if not values or not seen.isdisjoint(values):
+            return False
+        seen |= values
+    return True
+
+
+def _values(name: str, variant: Schema) -> set[str]:
+    """The texts that a property is one of; none where it may be something else."""
+    said = variant["properties"].get(name)
+    values = [] if not isinstance(said, dict) else [said["const"]] if "const" in said else said.get("enum")
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        return set()
+    return set(values)
+
+
+def _resolved(schema: object, root: object) -> Schema | None:
+    """The schema that a reference, or a chain of them, comes to; `None` where it comes to no object."""
+    for _ in range(_MAX_HOPS):
+        if not isinstance(schema, dict):
+            return None
+        if "$ref" not in schema:
+            return schema
+        schema = _pointed_at(schema["$ref"], root)
+    return None
+
+
+def _pointed_at(reference: object, root: object) -> object:
+    start, *steps = reference.split("/") if isinstance(reference, str) else [""]
+    place = root if start == "#" else None
+    for step in steps:
+        place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, dict) else None
+    return place
