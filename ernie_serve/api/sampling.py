@@ -89,26 +89,17 @@ class Sampling:
 
     def _max_tokens(self, prompt_length: int) -> int:
         """What the client asked for, if it fits; else as much as fits, if the client left it open."""
-        context, longest = self._services.context_length, self._services.max_answer_tokens
-        room = context - prompt_length
+        longest, room = self._services.max_answer_tokens, self._services.context_length - prompt_length
         if room < (0 if self._wanted == 0 and self._params.prompt_logprobs is None else 1):
-            raise ContextLengthExceeded(
-                f"This model reads at most {context} tokens, prompt and answer together, but the prompt has "
-                f"{prompt_length} tokens. Shorten the prompt.",
-                param=self._prompt_param,
-            )
+            raise self._too_long(f"{prompt_length} tokens. Shorten the prompt.")
         if self._wanted is None:
             max_tokens = min(room, longest, self._default_max or longest)
         elif self._wanted > longest:
             told = f"`{self._param}` is {self._wanted}, but this server's answers have at most {longest} tokens."
             raise InvalidRequest(f"{told} Ask for fewer, or leave it out.", param=self._param)
         elif self._wanted > room:
-            raise ContextLengthExceeded(
-                f"This model reads at most {context} tokens, prompt and answer together, but the prompt has "
-                f"{prompt_length} tokens and `{self._param}` asks for {self._wanted} more. Shorten the prompt, or ask "
-                f"for at most {room}.",
-                param=self._prompt_param,
-            )
+            more = f"`{self._param}` asks for {self._wanted} more"
+            raise self._too_long(f"{prompt_length} tokens and {more}. Shorten the prompt, or ask for at most {room}.")
         else:
             max_tokens = self._wanted
         if self._min_tokens > max_tokens:
@@ -117,6 +108,14 @@ class Sampling:
             )
             raise InvalidRequest(told, param="min_tokens")
         return max_tokens
+
+    def _too_long(self, length: str) -> ContextLengthExceeded:
+        """Clients that then shorten a conversation, or turn to another model, know it by OpenAI's words at its head."""
+        context = self._services.context_length
+        told = (
+            f"This model's maximum context length is {context} tokens, prompt and answer together, but the prompt has"
+        )
+        return ContextLengthExceeded(f"{told} {length}", param=self._prompt_param)
 
 
 def first_given(client: Value | None, checkpoint: Value | None, otherwise: Value) -> Value:

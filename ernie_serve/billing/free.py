@@ -38,7 +38,9 @@ class FreeMeter:
             account_id = given = digest(key or "")
             # Every key is compared, so that the time does not tell which one came close.
             if not any([hmac.compare_digest(given, each) for each in self._digests]) or not key:  # noqa: C419
-                raise Unauthorized("Send one of this server's keys as `Authorization: Bearer KEY`.")
+                raise Unauthorized(
+                    "Incorrect API key provided, or none. Send one of this server's as `Authorization: Bearer …`."
+                )
         return Caller(account_id=account_id, project_id="local", key_id="local", scopes=frozenset(SCOPES))
 
     async def reserve(self, caller: Caller, order: Order) -> Reservation:

@@ -36,7 +36,7 @@ class Keyring:
         record = await self._record(public_id) if public_id else None
         right = same(key or "", record.secret_sha256 if record else "")
         if record is None or not right or not record.usable(self._clock.seconds()):
-            raise Unauthorized("Send a valid API key as `Authorization: Bearer …`.")
+            raise Unauthorized("Incorrect API key provided, or none. Send a valid one as `Authorization: Bearer …`.")
         self._touch(record.caller.key_id)
         return record.caller
 

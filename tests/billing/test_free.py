@@ -44,7 +44,7 @@ def test_keys_of_the_settings_are_asked_for():
         for key in ("one", "zwei-é"):
             assert (await meter.authenticate(key)).key_id == "local"
         for key in (None, "", "One", "onetwo"):
-            with pytest.raises(Unauthorized):
+            with pytest.raises(Unauthorized, match="Incorrect API key provided"):  # by which LiteLLM knows it
                 await meter.authenticate(key)
 
     asyncio.run(scenario())

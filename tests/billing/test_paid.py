@@ -334,7 +334,7 @@ def test_every_bad_key_is_refused_in_the_same_words(shop):
                 expired.key,
                 closed.key,
             ):
-                with pytest.raises(Unauthorized) as refused:
+                with pytest.raises(Unauthorized, match="Incorrect API key provided") as refused:
                     await meter.authenticate(key)
                 said.add(str(refused.value))
             assert len(said) == 1
