@@ -41,6 +41,9 @@ class Format(Protocol):
     def opening(self) -> bytes:
         """What a stream begins with."""
 
+    def count(self, usage: dict[str, Any]) -> None:
+        """What the chunks from here on tell as the usage so far; never called where none was asked for."""
+
     def chunk(self, event: Event) -> bytes:
         """An event of a stream."""
 
@@ -146,6 +149,8 @@ async def _chunks(billed: Billed, job: Job, form: Format) -> AsyncGenerator[byte
         async with aclosing(billed.generation.events()) as told:
             async for events in told:
                 num_open -= isinstance(events[-1], Finished)
+                if job.usage_in_chunks:
+                    form.count(billed.generation.usage)
                 chunks = [form.chunk(event) for event in events]
                 last = b"" if num_open else chunks.pop()
                 next_ += b"".join(chunks)

@@ -48,6 +48,10 @@ class ChatFormat:
         ids = b',"prompt_token_ids":%b' % orjson.dumps(self._prompt_ids)
         return b"%b]%b%b" % (self._head, ids, self._tail)
 
+    def count(self, usage: dict[str, Any]) -> None:
+        """What the chunks from here on tell as the usage so far."""
+        self._tail = b',"usage":%b}\n\n' % orjson.dumps(usage)
+
     def chunk(self, event: Event) -> bytes:
         """An event of a stream; the first one of a choice comes after a chunk that says who speaks."""
         opening, index = b"", event.index

@@ -50,6 +50,10 @@ class CompletionFormat:
         """Nothing stands before the first event."""
         return b""
 
+    def count(self, usage: dict[str, Any]) -> None:
+        """What the chunks from here on tell as the usage so far."""
+        self._tail = b',"usage":%b}\n\n' % orjson.dumps(usage)
+
     def chunk(self, event: Event) -> bytes:
         """An event of a stream."""
         text, logprobs, reason, more = "", b"null", b"null", b""

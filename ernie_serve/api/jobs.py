@@ -78,6 +78,7 @@ def make_job(
         text=text,
         stream=bool(fields.stream),
         include_usage=fields.wants_usage,
+        usage_in_chunks=fields.wants_usage_in_chunks,
         keep=(fields.n or 1) if fields.num_made > (fields.n or 1) else None,
         with_token_ids=bool(fields.return_token_ids),
         length_given=fields.wanted_tokens[1] is not None,

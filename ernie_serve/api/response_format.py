@@ -41,6 +41,9 @@ class ResponseFormat:
             [("response.created", {"response": response}), ("response.in_progress", {"response": response})]
         )
 
+    def count(self, usage: dict[str, Any]) -> None:
+        """Responses tell their usage once."""
+
     def chunk(self, event: Event) -> bytes:
         """What an event makes of the items."""
         if isinstance(event, Finished):

@@ -70,6 +70,7 @@ class Job:
     text: TextOptions
     stream: bool
     include_usage: bool
+    usage_in_chunks: bool = False
     read: Callable[[int], Reader] | None = None
     start: Start = "text"
     keep: int | None = None

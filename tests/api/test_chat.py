@@ -73,6 +73,16 @@ def test_usage_comes_last_and_is_null_before(chat: Any, read_events: Any) -> Non
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+def test_each_chunk_tells_the_usage_so_far(chat: Any, read_events: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = read_events(chat(stream=True, stream_options=options).text)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, last["usage"]["completion_tokens"])
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {last["usage"]["prompt_tokens"]}
+    assert last["usage"] == chat().json()["usage"]
+
+
 def test_logprobs_tell_bytes(chat: Any, engine: Any) -> None:
     engine.reply = "aé"
     logprobs = chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]

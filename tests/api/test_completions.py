@@ -128,6 +128,16 @@ def test_usage_comes_last_and_is_null_before(complete: Any, read_events: Any) ->
     assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in chunks)
 
 
+def test_each_chunk_tells_the_usage_so_far(complete: Any, read_events: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = read_events(complete(stream=True, stream_options=options).text)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, last["usage"]["completion_tokens"])
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {last["usage"]["prompt_tokens"]}
+    assert last["usage"] == complete().json()["usage"]
+
+
 @pytest.mark.parametrize("stop", ["STOP", ["x", "STOP"], ["OP", "STOP"], ["STOP", "def"]])
 @pytest.mark.parametrize("step", [1, 2, 5, 50])
 def test_stop_string_is_found_across_tokens(complete: Any, engine: Any, stop: Any, step: int) -> None:

@@ -353,6 +353,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"background": True}, "background"),
     ({"truncation": "auto"}, "truncation"),
+    (
+        {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+    ),
     ({"include": ["file_search_call.results"]}, "include"),
     ({"top_logprobs": 1}, "top_logprobs"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),

@@ -105,11 +105,18 @@ class TextRequest(Accepted):
             return False
         if not self.stream:
             raise InvalidRequest("`stream_options` is only for streams. Set `stream` too.", param="stream_options")
-        for name in ("include_obfuscation", "continuous_usage_stats"):
-            if getattr(options, name):
-                told = f"`stream_options.{name}` is not supported by this server. Leave it out."
-                raise InvalidRequest(told, param=f"stream_options.{name}")
+        if options.include_obfuscation:
+            told = "`stream_options.include_obfuscation` is not supported by this server. Leave it out."
+            raise InvalidRequest(told, param="stream_options.include_obfuscation")
+        if options.continuous_usage_stats and not options.include_usage:
+            told = "`stream_options.continuous_usage_stats` needs `include_usage`. Set both."
+            raise InvalidRequest(told, param="stream_options.continuous_usage_stats")
         return bool(options.include_usage)
+
+    @property
+    def wants_usage_in_chunks(self) -> bool:
+        """Whether each chunk of a stream tells the usage so far."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
 
 def read_stops(stop: Any) -> tuple[str, ...]:

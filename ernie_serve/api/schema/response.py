@@ -117,6 +117,7 @@ class ResponseRequest(TextRequest, ConversationFields):
             "truncation": self.truncation != "auto",
             "prompt_logprobs": self.prompt_logprobs is None,
             "return_token_ids": not self.return_token_ids,
+            "stream_options.continuous_usage_stats": not self.wants_usage_in_chunks,
             "text.verbosity": self.text is None or self.text.verbosity in (None, "medium"),
         }
         for name, is_offered in offered.items():

@@ -119,3 +119,5 @@ def test_usage_in_a_stream_is_asked_for() -> None:
         wants(stream_options={"include_usage": True})
     with pytest.raises(InvalidRequest, match=r"`stream_options.include_obfuscation` is not supported"):
         wants(stream=True, stream_options={"include_obfuscation": True})
+    with pytest.raises(InvalidRequest, match=r"`stream_options.continuous_usage_stats` needs `include_usage`"):
+        wants(stream=True, stream_options={"continuous_usage_stats": True})
