@@ -218,6 +218,7 @@ def test_text_is_bound_by_structured_outputs(respond: Any, engine: Any) -> None:
 
 def test_logprobs_are_included_where_asked_for(respond: Any, engine: Any, tagged: Any) -> None:
     engine.reply = tagged("</think>Yes")
+    assert respond(top_logprobs=0).status_code == 200
     body = respond(include=["message.output_text.logprobs"], top_logprobs=1).json()
     OpenAIResponse.model_validate(body)
     told = body["output"][0]["content"][0]["logprobs"]

@@ -94,7 +94,7 @@ class ChatRequest(TextRequest, ConversationFields):
 
     def require_supported(self) -> None:
         """Raise `InvalidRequest` for fields that are only refused together with others."""
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             told = "`top_logprobs` needs `logprobs`. Set `logprobs` to true, or leave both out."
             raise InvalidRequest(told, param="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:

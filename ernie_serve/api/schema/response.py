@@ -127,7 +127,7 @@ class ResponseRequest(TextRequest, ConversationFields):
         if unknown := [name for name in self.include or () if name not in INCLUDED]:
             told = f"`include` may hold {', '.join(sorted(INCLUDED))}; not {unknown[0][:80]!r}."
             raise InvalidRequest(told, param="include")
-        if self.top_logprobs is not None and LOGPROBS not in (self.include or ()):
+        if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise InvalidRequest(f"`top_logprobs` needs `include` to hold {LOGPROBS!r}.", param="top_logprobs")
         self.require_one_ending()
 

@@ -16,7 +16,8 @@ def test_top_logprobs_need_logprobs() -> None:
     assert request(logprobs=False).num_logprobs is None
     for logprobs in (None, False):
         with pytest.raises(InvalidRequest, match="`top_logprobs` needs `logprobs`"):
-            request(logprobs=logprobs, top_logprobs=0).require_supported()
+            request(logprobs=logprobs, top_logprobs=1).require_supported()
+        request(logprobs=logprobs, top_logprobs=0).require_supported()
 
 
 def test_two_lengths_must_agree() -> None:
