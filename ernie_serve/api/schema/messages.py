@@ -89,9 +89,14 @@ def _read_message(message: Any, path: str) -> dict[str, Any]:
 
 
 def read_content(content: Any, path: str, role: str, kinds: tuple[str, ...] = ("text",)) -> str:
-    """A message's content: a string, or parts of the given kinds joined by newlines."""
+    """A message's content: a string, or parts of the given kinds joined by newlines.
+
+    An answer or a result may be an empty list.
+    """
     if isinstance(content, str):
         return content
+    if content == [] and role in ("assistant", "tool"):
+        return ""
     if not isinstance(content, list) or not 0 < len(content) <= MAX_PARTS:
         told = f"`{path}` must be a string or a list of 1 to {MAX_PARTS} text parts"
         raise InvalidRequest(f"{told}{'' if isinstance(content, list) else f', not {kind_of(content)}'}.", param=path)

@@ -123,8 +123,6 @@ def _read_message(item: Item, path: str) -> Item:
 
 
 def _text_of(content: Any, role: str, path: str = "input") -> str:
-    if role == "assistant" and content == []:
-        return ""
     return read_content(content, path, role, _PARTS)
 
 

@@ -24,6 +24,8 @@ def test_content_is_always_a_string() -> None:
         == [{"role": "assistant", "content": ""}] * 2
     )
     assert read_messages([user("")]) == [user("")]
+    empty = [{"role": "assistant", "content": []}, {"role": "tool", "tool_call_id": "c", "content": []}]
+    assert [message["content"] for message in read_messages(empty)] == ["", ""]
 
 
 def test_name_is_kept_and_fields_without_value_are_not() -> None:
