@@ -81,8 +81,11 @@ def read_tools(tools: Any) -> list[dict[str, Any]]:
 def _read_tool(tool: Any, path: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise InvalidRequest(f"`{path}` must be an object, not {kind_of(tool)}.", param=path)
-    if tool.get("type") != "function":
-        told = f"`{path}.type` must be 'function'; other tools are not offered by this server."
+    if (kind := tool.get("type")) != "function":
+        named = repr(kind[:40]) if isinstance(kind, str) else kind_of(kind)
+        told = (
+            f"`{path}.type` must be 'function', not {named}: this server runs no tools of its own. Leave that one out."
+        )
         raise InvalidRequest(told, param=f"{path}.type")
     function = tool.get("function")
     if not isinstance(function, dict):

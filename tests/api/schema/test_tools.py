@@ -19,6 +19,13 @@ def test_tools_keep_what_is_known_of_them() -> None:
     assert read_tools(None) == read_tools([]) == []
 
 
+@pytest.mark.parametrize(("kind", "named"), [("web_search", "'web_search'"), (None, "null"), (7, "an integer")])
+def test_a_tool_that_is_no_function_is_named(kind: Any, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"'function', not {named}") as raised:
+        read_tools([tool("a"), {"type": kind}])
+    assert raised.value.param == "tools[1].type"
+
+
 def test_tools_have_limits() -> None:
     assert len(read_tools([tool(f"f{number}") for number in range(128)])) == 128
     for wrong in ([tool(f"f{number}") for number in range(129)], [A, A], [tool("n" * 65)], [tool("f", description=1)]):
