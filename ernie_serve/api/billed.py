@@ -142,6 +142,7 @@ def order_of(job: Job, model: str, claim: Claim | None = None) -> Order:
         prompt_tokens=sum(prompts.values()),
         most_tokens=longest,
         max_tokens=longest if job.length_given else None,
+        length_param=job.length_param,
         n=len(job.choices),
         idempotency_key=claim.key if claim else None,
         body_sha256=claim.sha256 if claim else "",

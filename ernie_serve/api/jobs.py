@@ -82,6 +82,7 @@ def make_job(
         keep=(fields.n or 1) if fields.num_made > (fields.n or 1) else None,
         with_token_ids=bool(fields.return_token_ids),
         length_given=fields.wanted_tokens[1] is not None,
+        length_param=fields.wanted_tokens[0],
         read=shape.read,
         start=shape.start,
         grammar_param=shape.grammar_param,

@@ -62,7 +62,8 @@ class Job:
 
     `read` makes the reader of a choice, whose answer begins at `start`; it is `None` where all text is the answer. Of
     the choices of each prompt the likeliest `keep` are told, all of them where it is `None`. `grammar_param` names the
-    field that a wrong grammar comes from. `length_given` tells that the client, not the room, bounds the answers.
+    field that a wrong grammar comes from. `length_given` tells that the client, not the room, bounds the answers, which
+    it would do in the field `length_param`.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Job:
     grammar_param: str = "response_format"
     with_token_ids: bool = False
     length_given: bool = False
+    length_param: str = "max_tokens"
 
 
 class Telling:

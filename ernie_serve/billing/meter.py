@@ -41,8 +41,8 @@ class Order:
     """What a request is about to cost at most.
 
     `prompt_tokens` are those of all its prompts, `n` is the number of its choices. `max_tokens` is what the client
-    asked for in each choice, `None` if it did not; `most_tokens` what a choice may have at all. An `idempotency_key`
-    comes with the SHA-256 of the body.
+    asked for in each choice in the field `length_param`, `None` if it did not; `most_tokens` what a choice may have at
+    all. An `idempotency_key` comes with the SHA-256 of the body.
     """
 
     request_id: str
@@ -50,6 +50,7 @@ class Order:
     prompt_tokens: int
     most_tokens: int
     max_tokens: int | None = None
+    length_param: str = "max_tokens"
     n: int = 1
     idempotency_key: str | None = None
     body_sha256: str = ""

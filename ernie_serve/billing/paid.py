@@ -261,12 +261,12 @@ def _too_poor(order: Order, held: ledger.Held, ask: ledger.Ask) -> PaymentRequir
     """Both numbers, in tokens and in money; where the client named no length, what it takes to begin."""
     needed = ask.prompt_nano + ask.least_tokens * ask.token_nano
     asked = order.least_tokens // order.n
-    told = f"fewer `max_tokens`: you requested up to {asked} tokens, but"
+    told = f"fewer `{order.length_param}`: you requested up to {asked} tokens, but"
     if order.max_tokens is None:
-        told = f"`max_tokens`: without it there must be credit for at least {asked} tokens, and you"
+        told = f"`{order.length_param}`: without it there must be credit for at least {asked} tokens, and you"
     return PaymentRequired(
         f"This request needs more credit, or {told} can only afford {held.tokens // order.n}. It would hold "
         f"{format_usd(needed)} USD, for {order.prompt_tokens} prompt tokens and {order.n} x {asked} of output; balance "
         f"and monthly limits leave {format_usd(max(0, held.room_nano))} USD.",
-        param="max_tokens",
+        param=order.length_param,
     )

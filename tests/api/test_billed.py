@@ -110,14 +110,15 @@ def test_what_cannot_be_paid_is_told_both_numbers_and_asks_the_engine_nothing(
 ) -> None:
     async def scenario() -> None:
         async with open_counter(small_shop, 2 * 70 + 40 * 280) as counter:
-            for path, field in ((COMPLETIONS, "max_tokens"), (CHAT, "max_tokens"), (RESPONSES, "max_output_tokens")):
+            fields = ((CHAT, "max_completion_tokens"), (RESPONSES, "max_output_tokens"))
+            for path, field in ((COMPLETIONS, "max_tokens"), (CHAT, "max_tokens"), *fields):
                 for stream in (False, True):
                     heard = await counter.post(path, stream=stream, **{field: 100})
                     assert heard.status == 402
-                    assert heard.error()["code"] == "insufficient_quota"
-                    assert re.search(
-                        r"requested up to 100 tokens, but can only afford \d\d\b", heard.error()["message"]
-                    )
+                    error = heard.error()
+                    assert (error["code"], error["param"]) == ("insufficient_quota", field)
+                    told = rf"`{field}`: you requested up to 100 tokens, but can only afford \d\d\b"
+                    assert re.search(told, error["message"])
             assert engine.requests == []
             assert await counter.rows() == []
             assert (await counter.post(max_tokens=40)).status == 200
