@@ -116,20 +116,25 @@ def gpu_table(forms: list[Form], card: Card) -> Table:
             else "?"
             for streams, read in ((1, form.token_bytes), (64, form.many_bytes))
         )
-        fits = "yes" if form.needed_bytes <= card.usable_bytes else "no"
+        fits = "yes" if form.needed_bytes <= _usable_bytes(card) else "no"
         shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, one, many)
     return shown
+
+
+def _usable_bytes(card: Card) -> int:
+    """What a server with the settings' defaults may use."""
+    return card.usable_bytes(Settings().gpu_memory_utilization)
 
 
 def gpu_advice(forms: list[Form], config: ModelConfig, card: Card) -> str:
     """What to serve on a GPU: the least rounded weights that fit, or why none do."""
     if not card.has_kernels:
         return "It cannot be served on this GPU: use another one, or --device cpu."
-    fitting = [form for form in forms if form.needed_bytes <= card.usable_bytes]
+    fitting = [form for form in forms if form.needed_bytes <= _usable_bytes(card)]
     smallest = min(forms, key=lambda form: form.needed_bytes)
     free = (
         f"{card.free_bytes / memory.GIB:.1f} GiB are free of {card.total_bytes / memory.GIB:.1f}, of which "
-        f"{(card.free_bytes - card.usable_bytes) / memory.GIB:.1f} are kept free (--gpu-memory-utilization)"
+        f"{(card.free_bytes - _usable_bytes(card)) / memory.GIB:.1f} are kept free (--gpu-memory-utilization)"
     )
     if not fitting:
         return (

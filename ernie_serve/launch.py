@@ -119,11 +119,10 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     async with opened(settings) as house:
-        if settings.address_file:
-            _write_address(house.listener, settings.address_file)
-        watcher = asyncio.create_task(_watch(house, settings))
-        await house.serve()
-        watcher.cancel()
+        with _address_told(house.listener, settings.address_file):
+            watcher = asyncio.create_task(_watch(house, settings))
+            await house.serve()
+            watcher.cancel()
         if house.client.failure:
             raise StartupError(house.client.failure)
 
@@ -226,19 +225,18 @@ async def _watch(house: House, settings: Settings) -> None:
                 num_keys=len(settings.api_key),
                 billing=billing_told(settings),
             )
+    num_silent = 0  # looks in a row: time in which this process was stopped too, as by Ctrl-Z, is not the engine's
     while client.state != "failed":  # the state is set from the reader's thread
-        await asyncio.sleep(0.2)
-        if client.silent_seconds > _STUCK_SECONDS:
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            if client.silent_seconds > _STUCK_SECONDS:
-                client.give_up(f"The engine had work and said nothing for {_STUCK_SECONDS:g} seconds; it was ended.")
+        await asyncio.sleep(_LOOK_SECONDS)
+        num_silent = num_silent + 1 if client.silent_seconds > num_silent * _LOOK_SECONDS else 0
+        if num_silent * _LOOK_SECONDS > _STUCK_SECONDS:
+            client.give_up(f"The engine had work and said nothing for {_STUCK_SECONDS:g} seconds; it was ended.")
     house.server.stop(grace_seconds=1)
 
 
+_LOOK_SECONDS = 0.2
 _STUCK_SECONDS = 300.0
 """How long an engine at work may say nothing: many times what a layer of a step takes."""
-_LOOK_AGAIN_SECONDS = 5.0
-"""A server that was stopped and goes on, as by Ctrl-Z and `fg`, lets its engine say its word first."""
 
 
 def billing_told(settings: Settings) -> str | None:
@@ -310,6 +308,7 @@ class _Server(uvicorn.Server):
 def _web(app: FastAPI, measures: Measures) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ws="none",
         http=partial(HttpProtocol, answered=measures.answered),  # type: ignore[arg-type]  # a class by its stub, and called
         log_config=None,
         access_log=False,
@@ -342,13 +341,25 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _write_address(listener: socket.socket, file: str) -> None:
-    """Write the URL by which this machine reaches what is listened on. Raises `SettingsError`."""
-    url = _url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+@contextmanager
+def _address_told(listener: socket.socket, file: str | None) -> Generator[None, None, None]:
+    """Within this a file has the URL by which this machine reaches what is listened on. Raises `SettingsError`."""
+    if file is None:
+        yield
+        return
+    told = _url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "\n"
     try:
-        Path(file).expanduser().write_text(f"{url}\n", encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"--address-file {file} cannot be written: {error.strerror}. Name another.") from None
+        path = Path(file).expanduser()
+        path.write_text(told, encoding="utf-8")
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise SettingsError(f"--address-file {file!r} cannot be written: {why}. Name another.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it may be another server's by now
+            if path.read_text(encoding="utf-8") == told:
+                path.unlink()
 
 
 def require_guarded(settings: Settings) -> None:

@@ -175,7 +175,7 @@ def test_what_the_doctor_says_of_a_gpu_is_what_the_server_then_finds(
             ).max_model_len
         except NotEnoughMemory:
             longest = 0
-        assert (longest >= fitting.CONTEXT) == (form.needed_bytes <= found.usable_bytes)
+        assert (longest >= fitting.CONTEXT) == (form.needed_bytes <= found.usable_bytes(usual.gpu_memory_utilization))
 
 
 def test_a_gpus_speed_follows_from_what_a_step_reads() -> None:

@@ -90,13 +90,15 @@ def test_a_server_ends_whose_engine_owes_a_word_for_minutes_and_not_one_that_was
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Client:
+        """Silent for hours when it is first looked at, as behind a server that was stopped; then it says a word."""
+
         state, info = "ready", None
         looks, ended = 0, ""
 
         @property
         def silent_seconds(self) -> float:
             self.looks += 1
-            return 301.0 if self.looks not in (1, 3, 4) else 299.0  # looked at twice before it is believed
+            return 7200.0 if self.looks < 5 else (self.looks - 5) * 0.01
 
         def give_up(self, reason: str) -> None:
             self.state, self.ended = "failed", reason
@@ -106,10 +108,11 @@ def test_a_server_ends_whose_engine_owes_a_word_for_minutes_and_not_one_that_was
         server = SimpleNamespace(stop=lambda grace_seconds: stopped.set())
         await launch._watch(SimpleNamespace(client=client, server=server), Settings())  # type: ignore[arg-type]
         assert stopped.is_set()
-        assert client.looks == 6
-        assert client.ended == "The engine had work and said nothing for 300 seconds; it was ended."
+        assert client.looks == 5 + 11, "of which the last are in a row"
+        assert client.ended == "The engine had work and said nothing for 0.1 seconds; it was ended."
 
-    monkeypatch.setattr(launch, "_LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.0099)
+    monkeypatch.setattr(launch, "_STUCK_SECONDS", 0.1)
     asyncio.run(scenario())
 
 
@@ -137,10 +140,18 @@ def test_the_address_file_says_how_this_machine_reaches_the_server(tmp_path: Pat
     except SettingsError as error:
         pytest.skip(str(error))
     with listener:
-        launch._write_address(listener, str(file))
-        assert file.read_text() == f"http://{reached}:{listener.getsockname()[1]}\n"
-        with pytest.raises(SettingsError, match=r"--address-file .* cannot be written"):
-            launch._write_address(listener, str(tmp_path / "none" / "url"))
+        with launch._address_told(listener, str(file)):
+            assert file.read_text() == f"http://{reached}:{listener.getsockname()[1]}\n"
+        assert not file.exists()
+        with launch._address_told(listener, str(file)):
+            file.write_text("another's")
+        assert file.read_text() == "another's"
+        for wrong in (str(tmp_path / "none" / "url"), "~nobodyhere/url", "a\0b"):
+            with (
+                pytest.raises(SettingsError, match=r"--address-file .* cannot be written"),
+                launch._address_told(listener, wrong),
+            ):
+                pass
 
 
 def test_ctrl_c_is_heard_by_a_server_in_the_background_and_a_hangup_not_under_nohup(

@@ -94,7 +94,7 @@ _OPAQUE_OR_JSON = re.compile(
     | /(?:\\.|[^/\\])+/?           # a regular expression, also over several lines
     | <[^<>\s]+>                  # a control token
     | (%json\s*)""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,  # white space as the compiler has it
 )
 
 

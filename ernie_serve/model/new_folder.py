@@ -41,47 +41,52 @@ def new_folder(folder: Path, num_bytes: int = 0) -> Iterator[Path]:
                 _to_disk(path)
             _to_disk(unfinished)
             unfinished.replace(folder)
-            (folder / _LOCK).unlink()  # not before: without it a folder of the old name is taken for left behind
         _to_disk(folder.parent)
     except OSError as error:
         remedy = " Free some room, or name a folder on a larger disk." if error.errno == errno.ENOSPC else ""
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}.{remedy}") from error
 
 
-_LOCK = ".lock"
-
-
 @contextmanager
 def _claimed(unfinished: Path, folder: Path) -> Iterator[None]:
-    """Have `unfinished` alone, and empty but for a lock; an error takes it away."""
-    unfinished.mkdir(parents=True, exist_ok=True)
-    lock = os.open(unfinished / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    """Have `unfinished` alone, made anew; an error takes it away.
+
+    The lock is a file beside it, which ends with the process: a folder with an open file in it cannot be renamed
+    everywhere. Where a file system has no locks, what is there already may be another's.
+    """
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    name = folder.with_name(f".{folder.name}.lock")
+    lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        if not _is_locked(lock, unfinished / _LOCK):
+        is_alone = _is_alone(lock, name)
+        if is_alone is False:
             raise CheckpointError(f"{folder} is being written by another process; wait for it, or name a new folder.")
         try:
-            for path in unfinished.iterdir():
-                if path.name != _LOCK:
-                    path.unlink()
-            yield
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+            if os.path.lexists(unfinished):
+                if is_alone is None or unfinished.is_symlink() or unfinished.stat().st_uid != os.geteuid():
+                    told = f"{unfinished} is there already, and whose it is is not known"
+                    raise CheckpointError(f"{told}; take it away, or name a new folder.")
+                shutil.rmtree(unfinished)
+            unfinished.mkdir()
+            try:
+                yield
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+        finally:
+            name.unlink(missing_ok=True)
     finally:
         os.close(lock)
 
 
-def _is_locked(handle: int, path: Path) -> bool:
-    """Whether this open file could be locked, which ends with the process, and is still the one of that name.
-
-    Where a file system has no locks it seems so: two that write at once are not told apart there.
-    """
+def _is_alone(handle: int, path: Path) -> bool | None:
+    """Whether this open file could be locked and is still the one of that name; `None` where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True
+        return None
     return path.exists() and os.path.samestat(os.fstat(handle), path.stat())
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ernie_serve.config import Settings
 from ernie_serve.errors import DeviceLost, SettingsError, StartupError
 from ernie_serve.model.loading import FP8_CAPABILITY
 from ernie_serve.worker.memory import GIB
@@ -133,11 +132,9 @@ class Card:
     bytes_per_second: float
     is_measured: bool
 
-    @property
-    def usable_bytes(self) -> int:
-        """What is free beside the share that a server keeps free unless told otherwise."""
-        kept = int(self.total_bytes * (1 - Settings().gpu_memory_utilization))
-        return max(0, self.free_bytes - kept)
+    def usable_bytes(self, utilization: float) -> int:
+        """What is free beside the share of the whole that is to be kept free."""
+        return max(0, self.free_bytes - int(self.total_bytes * (1 - utilization)))
 
     @property
     def has_kernels(self) -> bool:

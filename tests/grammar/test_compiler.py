@@ -217,7 +217,12 @@ def test_a_directive_in_a_comment_or_a_text_is_none(answer, lark, text):
 
 
 def test_json_behind_a_text_is_held_to_the_limits(compiler):
-    for lark in ('start: "a" %json {"not": {}}', 'start: /"/ %json {"not": {}} "x"', 'start: "#" %json {"not": {}}'):
+    for lark in (
+        'start: "a" %json {"not": {}}',
+        'start: /"/ %json {"not": {}} "x"',
+        'start: "#" %json {"not": {}}',
+        'start: b\nunused: <\x1c/> "x"\nb: %json {"not": {}}\nz: "//"',
+    ):
         with pytest.raises(InvalidRequest, match="`not`"):
             compiler.check(Grammar("lark", lark))
 

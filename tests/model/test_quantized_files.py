@@ -228,7 +228,43 @@ quantize_folder(Path(sys.argv[1]), Path(sys.argv[2]), Quantization.of("mixed"), 
     quantize_folder.quantize_folder(packable_checkpoint, tmp_path / "out", MIXED)
     assert mapped(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert not (tmp_path / "out" / ".lock").exists()
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_lies_under_the_name_of_what_is_unfinished_is_only_taken_away_if_it_was_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_link: bool
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "precious").write_text("kept")
+    if is_link:
+        (tmp_path / ".out.unfinished").symlink_to(tmp_path / "theirs")
+    else:
+        (tmp_path / "theirs").rename(tmp_path / ".out.unfinished")
+        monkeypatch.setattr(new_folder.os, "geteuid", lambda: 12345)
+    with (
+        pytest.raises(CheckpointError, match=r"\.out\.unfinished is there already"),
+        new_folder.new_folder(tmp_path / "out"),
+    ):
+        pass
+    assert (tmp_path / ".out.unfinished" / "precious").read_text() == "kept"
+    assert not (tmp_path / ".out.lock").exists()
+
+
+def test_without_locks_nothing_that_may_be_just_written_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(new_folder.fcntl, "flock", no_locks)
+    with new_folder.new_folder(tmp_path / "out") as unfinished:
+        (unfinished / "part").write_text("kept")
+        with (
+            pytest.raises(CheckpointError, match="is there already"),
+            new_folder.new_folder(tmp_path / "out"),
+        ):
+            pass
+    assert (tmp_path / "out" / "part").read_text() == "kept"
 
 
 def test_two_do_not_write_the_same_folder(packable_checkpoint: Path, tmp_path: Path) -> None:
