@@ -95,9 +95,11 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
     try:
         return _build(settings, num_valid_ids, report)
     except torch.OutOfMemoryError as error:
+        given, share = settings.kv_cache_memory_bytes, settings.gpu_memory_utilization
+        told = f"--kv-cache-memory-bytes (it is {given})" if given else f"--gpu-memory-utilization (it is {share})"
         raise NotEnoughMemory(
             f"The GPU's memory ran out while the engine was made, though by arithmetic it had to do: {error}. Lower "
-            f"--gpu-memory-utilization (it is {settings.gpu_memory_utilization}), or end what else uses the GPU."
+            f"{told}, or end what else uses the GPU."
         ) from error
 
 
@@ -188,7 +190,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     if device.type == "cuda":
         report(1.0, "planning the attention of prompts")
         heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        prompt_attention.meet(device, *heads, most=min(settings.max_num_batched_tokens, room.max_model_len))
+        prompt_attention.meet(device, dtype, *heads, min(settings.max_num_batched_tokens, room.max_model_len))
     report(1.0, "making the first token")
     lengths = [n for n in _PROMPTS if n <= settings.max_num_batched_tokens] if device.type == "cuda" else [1]
     _warm_up(core, lengths, max(1, room.max_model_len - 1))
@@ -233,7 +235,10 @@ def _make_a_token(core: EngineCore, length: int, longest: int, sampling: Samplin
         core.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, cache_salt=name))
     outputs = [output for _ in range(4 * len(starts)) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
-        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+        failure = outputs[-1].error if outputs else ""
+        if torch.OutOfMemoryError.__name__ in failure:
+            raise torch.OutOfMemoryError(f"a step of {length} tokens found too little")
+        raise StartupError(f"The engine did not make its first token. {failure}")
 
 
 def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:

@@ -63,6 +63,24 @@ def test_memory_that_runs_out_on_the_way_is_told_with_what_to_lower(
         build_engine(Settings(model=str(tiny_checkpoint)), 100, lambda share, what: None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({}, "--gpu-memory-utilization"),
+        ({"kv_cache_memory_bytes": 1 << 20}, r"--kv-cache-memory-bytes \(it is 1048576"),
+    ],
+)
+def test_memory_that_runs_out_in_the_first_step_is_told_with_what_to_lower(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], flag: str
+) -> None:
+    def execute(*args: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("ernie_serve.worker.runner.Runner.execute", execute)
+    with pytest.raises(NotEnoughMemory, match=rf"a step of 1 tokens found too little\. Lower {flag}"):
+        build_engine(Settings(model=str(tiny_checkpoint), **settings), 100, lambda share, what: None)
+
+
 class FakeCore:
     """Takes all that was added in one step, and makes a token for each."""
 

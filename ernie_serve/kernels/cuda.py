@@ -80,6 +80,7 @@ class CudaKernels(ReferenceKernels):
                 keys, values = (self._context(cache, table, span.context_len, q.dtype) for cache in (k_cache, v_cache))
                 mine = slice(span.query_start, span.query_start + span.query_len)
                 out[mine] = prompt_attention.attend(q[mine], keys, values)
+                del keys, values  # before the next request's are there: the memory plan counts one
         return out.view(T, H * D)
 
     def _context(self, cache: Tensor, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:

@@ -28,20 +28,26 @@ BLOCK = 8192
 
 def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The last T of L tokens attend to themselves and to what is before: `q` [T, H, D], the others [L, K, D]."""
-    T = len(q)
-    pays = T >= UNIT and _up(T) <= T + T // 4
-    if pays and prefers_cudnn(q.device) and _joins_well(q.device, q.shape[1], keys.shape[1], q.shape[2]):
+    T, H, D = q.shape
+    if _pays(T) and prefers_cudnn(q.device) and _joins_well(q.device, q.dtype, H, keys.shape[1], D, _up(T)):
         return _joined(q, keys, values)
     return _by_torch(q, keys, values)
 
 
-def meet(device: torch.device, H: int, K: int, D: int, most: int) -> None:
-    """Let cuDNN make its plans for pieces of up to `most` tokens, so that no prompt waits for them."""
-    if prefers_cudnn(device) and _joins_well(device, H, K, D):
+def meet(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int, most: int) -> None:
+    """Let cuDNN make its plans for pieces of up to `most` tokens, so that no prompt waits for them.
+
+    They are kept for the thread that this runs in, which has to be the one that computes.
+    """
+    if dtype != torch.float32 and prefers_cudnn(device):  # float32 is the reference's
         for T in range(UNIT, _up(most) + 1, UNIT):
-            q = torch.zeros((T, H, D), dtype=torch.bfloat16, device=device)
-            context = torch.zeros((BLOCK + T, K, D), dtype=torch.bfloat16, device=device)
-            _joined(q, context, context)
+            if _pays(min(T, most)) and _up(min(T, most)) == T:
+                _joins_well(device, dtype, H, K, D, T)
+
+
+def _pays(T: int) -> bool:
+    """Whether so many tokens are worth a plan: filled up they are at most a quarter more."""
+    return UNIT <= T and _up(T) <= T + T // 4
 
 
 def _up(length: int) -> int:
@@ -96,29 +102,32 @@ def _by_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def prefers_cudnn(device: torch.device) -> bool:
-    """Whether cuDNN's attention is the faster one on this device."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether cuDNN's attention is the faster one on this device: where torch takes it by itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0), (10, 3))
 
 
 @functools.cache
-def _joins_well(device: torch.device, H: int, K: int, D: int) -> bool:
-    """Whether parts that are joined are what flash attention makes of the whole: tried once, for a start to meet.
+def _joins_well(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int, T: int) -> bool:
+    """Whether parts of T tokens, joined, are what flash attention makes of the whole: tried once, by a start.
 
     The operators that yield log-sums are torch's own, but not public: a version may have other ones.
     """
     generator = torch.Generator(device).manual_seed(0)
+    L = BLOCK + 64 + T
     q, keys, values = (
-        torch.randn(shape, generator=generator, device=device).bfloat16()
-        for shape in ((UNIT, H, D), (BLOCK + 64 + UNIT, K, D), (BLOCK + 64 + UNIT, K, D))
+        torch.randn(shape, generator=generator, device=device).to(dtype) for shape in ((T, H, D), (L, K, D), (L, K, D))
     )
+    told = f"Pieces of prompts of {T} tokens take flash attention"
     try:
         got, want = _joined(q, keys, values).float(), _by_torch(q, keys, values).float()
         error = float((got - want).norm() / want.norm())
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
-        logger.warning("Prompts take flash attention, because cuDNN's does not give what is asked of it: %s", failure)
+        logger.warning("%s, because cuDNN's does not give what is asked of it: %s", told, failure)
         return False
     if not error < 0.02:
-        logger.warning("Prompts take flash attention, because cuDNN's, joined, is off by %.2g.", error)
+        logger.warning("%s, because cuDNN's, joined, is off by %.2g.", told, error)
     return error < 0.02
 
 

@@ -89,14 +89,14 @@ def current(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with torch.cuda.device(device):
-        try:
+    try:
+        with torch.cuda.device(device):  # which may itself raise on coming to a GPU that is lost, or leaving it
             yield
-        except Exception as error:
-            if _is_lost(device):
-                told = str(error).partition("\n")[0].rstrip(".")
-                raise DeviceLost(f"{device} is lost: {told}. Only a new process can use it again.") from error
-            raise
+    except Exception as error:
+        if _is_lost(device):
+            told = str(error).partition("\n")[0].rstrip(".")
+            raise DeviceLost(f"{device} is lost: {told}. Only a new process can use it again.") from error
+        raise
 
 
 def _is_lost(device: torch.device) -> bool:

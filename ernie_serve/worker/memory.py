@@ -190,15 +190,12 @@ def step_bytes(
 ) -> int:
     """About the most that one step needs beside weights and cache: its widest layer, its logits and their sampling.
 
-    Sampling takes five float32 copies of the logits, with bias, masks and logprobs of every row. Scored prompts come
-    after it: all their logits, and three copies of a few.
+    All logits are there while tokens are sampled, which takes five float32 copies of their rows, with bias, masks and
+    logprobs of each; prompts are scored after that, with three copies of a few rows.
     """
-    row = config.vocab_size * dtype.itemsize
-    logits = max_num_seqs * (row + 5 * config.vocab_size * 4)
-    if max_scored_tokens:
-        scored = (max_num_seqs + max_scored_tokens) * row + 3 * ROWS_AT_ONCE * config.vocab_size * 4
-        logits = max(logits, scored)
-    return max_num_batched_tokens * _layer_bytes(config, dtype) + logits
+    logits = (max_num_seqs + max_scored_tokens) * config.vocab_size * dtype.itemsize
+    copies = max(5 * max_num_seqs, 3 * ROWS_AT_ONCE if max_scored_tokens else 0) * config.vocab_size * 4
+    return max_num_batched_tokens * _layer_bytes(config, dtype) + logits + copies
 
 
 def recorded_bytes(config: ModelConfig, dtype: torch.dtype, max_num_seqs: int, longest: int) -> int:

@@ -73,18 +73,35 @@ def test_parts_that_are_joined_are_the_whole(planned, tokens, before):
 
 
 def test_cudnn_meets_few_lengths_and_none_that_filling_up_would_double(planned):
-    prompt_attention.meet(torch.device("cpu"), H, K, D, 32)
+    prompt_attention.meet(torch.device("cpu"), torch.float32, H, K, D, 32)
+    assert planned == [], "float32 is not for cuDNN"
+    prompt_attention.meet(torch.device("cpu"), torch.bfloat16, H, K, D, 32)
     units = {8, 16, 24, 32}
     met = {(n, n) for n in units} | {(n, BLOCK) for n in units}
     assert set(planned) == met
     for tokens in range(1, 33):
         for before in (0, 5, 32, 70):
-            prompt_attention.attend(*text(tokens, before))
+            prompt_attention.attend(*text(tokens, before, torch.bfloat16))
     assert set(planned) == met, "a start has met all"
     planned.clear()
     for tokens in (1, 7, 9, 12, 17):
         prompt_attention.attend(*text(tokens, 40))
     assert planned == []
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(7, set()), (8, {8}), (9, {8}), (13, {8, 16}), (32, {8, 16, 24, 32})])
+def test_a_start_plans_no_length_that_none_of_its_pieces_is_filled_up_to(planned, most, lengths):
+    prompt_attention.meet(torch.device("cpu"), torch.bfloat16, H, K, D, most)
+    assert {q for q, _ in planned} == lengths
+
+
+def test_memory_that_runs_out_is_not_taken_for_a_fault_of_the_operators(planned, monkeypatch):
+    def full(*args, **named):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(prompt_attention, "_by_cudnn", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        prompt_attention.meet(torch.device("cpu"), torch.bfloat16, H, K, D, 16)
 
 
 def test_on_other_cards_nothing_is_planned(planned, monkeypatch):
@@ -107,7 +124,7 @@ def test_operators_that_do_not_give_the_whole_are_told_and_not_used(planned, mon
     monkeypatch.setattr(prompt_attention, "_by_cudnn", faulty)
     args = text(16, 40)
     torch.testing.assert_close(prompt_attention.attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
-    assert "Prompts take flash attention" in caplog.text
+    assert "Pieces of prompts of 16 tokens take flash attention" in caplog.text
 
 
 def test_half_precision_is_joined_in_float32(planned):

@@ -81,6 +81,19 @@ def test_steps_run_with_their_own_gpu_as_the_current_one(entered):
         assert entered == [torch.device("cuda:1")]
 
 
+class Lost:
+    """The context of a GPU that answers nothing: whoever leaves it gets an error of its own."""
+
+    def __init__(self, device):
+        pass
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        raise torch.AcceleratorError("nobody may leave")
+
+
 @pytest.mark.usefixtures("entered")
 def test_what_fails_is_raised_as_it_is_unless_the_gpu_is_lost(monkeypatch):
     """After an illegal access every call fails; after any other error a GPU goes on."""
@@ -97,6 +110,9 @@ def test_what_fails_is_raised_as_it_is_unless_the_gpu_is_lost(monkeypatch):
         current(torch.device("cuda:1")),
     ):
         raise RuntimeError("an illegal access.\nCUDA kernel errors might be reported elsewhere.")
+    monkeypatch.setattr(torch.cuda, "device", Lost)
+    with pytest.raises(DeviceLost, match="nobody may leave"), current(torch.device("cuda:1")):
+        raise RuntimeError("an illegal access.")
     with pytest.raises(RuntimeError, match="of a CPU"), current(torch.device("cpu")):
         raise RuntimeError("of a CPU")
 

@@ -107,8 +107,8 @@ def _attend(q, k_cache, v_cache, tables, lens, out, parts, logs, table_width, sc
                 mask=ok[:, None] & (pair < D // 2)[None, :], other=0,
             )  # fmt: skip
             even_values, odd_values = pairs_apart(pairs, FORMAT, TO)
-            acc = tl.dot(shares.to(TO), even_values, acc=acc, input_precision="ieee")
-            odd = tl.dot(shares.to(TO), odd_values, acc=odd, input_precision="ieee")
+            acc = tl.dot(shares.to(TO), even_values.to(TO), acc=acc, input_precision="ieee")
+            odd = tl.dot(shares.to(TO), odd_values.to(TO), acc=odd, input_precision="ieee")
         else:
             values = tl.load(
                 v_cache + base + (row[:, None] + d[None, :]), mask=ok[:, None] & (d < D)[None, :], other=0.0

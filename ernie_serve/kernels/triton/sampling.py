@@ -33,7 +33,7 @@ _SEARCHED = 512  # keys at a time
 def _depth(logits, row, stride, at, V, largest, temperature):
     """How far scores lie below the largest, over the temperature: 0 and more; infinite beyond the vocabulary.
 
-    Beyond 80 a chance is none; that is where `sampler.py` cuts, too.
+    Beyond 80 a chance is none; `sampler.py` cuts at 78, which no choice can tell apart.
     """
     scores = tl.load(logits + row * stride + at, mask=at < V, other=float("-inf")).to(tl.float32)
     depth = tl.div_rn(largest - scores, temperature)

@@ -61,7 +61,8 @@ x, delta, weight = torch.empty(T, N, dtype=torch.bfloat16), torch.empty(T, 8, N,
 norm.add_rms_norm(x, delta, weight.bfloat16(), 1e-5)
 norm.add_rms_norm(x, None, weight.bfloat16(), 1e-5)
 qkv = torch.empty(T, (H + 2 * K) * D, dtype=torch.bfloat16)
-for dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.uint8):
+READS_FP8 = target.arch >= 89
+for dtype in (torch.bfloat16, *([torch.float8_e4m3fn] if READS_FP8 else []), torch.uint8):
     cache = torch.empty(100, 64, K, D + 4 * (dtype == torch.uint8), dtype=dtype)
     slots = torch.empty(T, dtype=torch.int64)
     q = rope.rope_and_write(qkv, torch.empty(T, D // 2, 2), cache, cache, slots, H)
@@ -74,7 +75,7 @@ router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live, torch.empty_l
 align.align(ids, E, 2, 16)
 for outputs in ((H + 2 * K) * D, VOCAB):
     linear.linear(x[:16], torch.empty(outputs, N, dtype=torch.bfloat16))
-for format in (None, "int8", "fp8", "int4"):
+for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
     made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
     if format:

@@ -1,4 +1,4 @@
-"""Every kernel is compiled for an H200, which needs no GPU: types and shared memory show here.
+"""Every kernel is compiled for an H200 and an A100, which needs no GPU: types and shared memory show here.
 
 In a process of its own, since here the interpreter is on. At the real geometry: hidden 2560, width 1536, 64 experts.
 """
@@ -20,9 +20,10 @@ COMPILE = Path(__file__).with_name("compile_all.py")
 
 
 @pytest.mark.timeout(900)
-def test_every_kernel_compiles_and_fits_a_processor(tmp_path):
+@pytest.mark.parametrize(("capability", "num_formats"), [("80", 3), ("90", 4)])
+def test_every_kernel_compiles_and_fits_a_processor(tmp_path, capability, num_formats):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(COMPILE), "90"], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(COMPILE), capability], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.rsplit(" ", 2) for line in done.stdout.splitlines()]
     sizes = {name: size for name, size, _ in lines}
@@ -31,6 +32,7 @@ def test_every_kernel_compiles_and_fits_a_processor(tmp_path):
     large = {name.split("-")[0] for name, size in sizes.items() if int(size) > SMALL_TILES}
     assert large <= {"_linear", "_gate_up"}, "which a card with less has not, or with a smaller tile"
     streaming = [int(loads) for name, _, loads in lines if any(kernel in name for kernel in STREAMING)]
-    assert len(streaming) >= 20
+    assert len(streaming) >= 16
     assert min(streaming) > 0, "the compiler no longer fetches ahead"
-    assert sum(name.startswith("small ") for name in sizes) == 8
+    small = sum(name.startswith("small ") and "align" not in name for name in sizes)
+    assert small == 2 * num_formats - 1, "plain down has the same tile on all cards"
