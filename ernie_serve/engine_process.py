@@ -155,7 +155,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         dtype,
         device,
         cache_dtype=cache_dtype,
-        max_scored_tokens=_SCORED_TOKENS,
+        max_scored_tokens=memory.SCORED_TOKENS,
         mapped_bytes=mapped_bytes,
         smaller=_smaller(config, shapes, quantization, device),
         block_size=block_size,
@@ -180,7 +180,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=room.max_model_len,
-        max_scored_tokens=_SCORED_TOKENS,
+        max_scored_tokens=memory.SCORED_TOKENS,
         pace=Pace(_step_seconds(settings, device)),
     )
     if runner.graphs:
@@ -209,9 +209,6 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     )
     return core, info
 
-
-_SCORED_TOKENS = 256
-"""Tokens of prompts that are scored in a step: each holds the logits of a whole vocabulary."""
 
 _PROMPTS = (1, 17, 33, 65, 129, 250, 257, 513, 1024, 1200, 2048, 4096, 8192)
 """Lengths of prompts of which each finds other kernels on a GPU; compiled when first needed, a step waits for them."""

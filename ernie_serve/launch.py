@@ -358,7 +358,7 @@ def _address_told(listener: socket.socket, file: str | None) -> Generator[None, 
         yield
     finally:
         with suppress(OSError):  # it may be another server's by now
-            if path.read_text(encoding="utf-8") == told:
+            if path.is_file() and path.read_bytes() == told.encode():
                 path.unlink()
 
 

@@ -170,6 +170,7 @@ def test_what_the_doctor_says_of_a_gpu_is_what_the_server_then_finds(
                 GPU,
                 block_size=64,
                 max_num_seqs=USUAL_NUM_SEQS["cuda"],
+                max_scored_tokens=memory.SCORED_TOKENS,
                 max_num_batched_tokens=usual.max_num_batched_tokens,
                 gpu_memory_utilization=usual.gpu_memory_utilization,
             ).max_model_len

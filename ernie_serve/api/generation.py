@@ -106,8 +106,9 @@ class Generation:
                     require_success(output, request.sampling, self._job.grammar_param)
                     self._note_prompt(choice, output)
                     told = output if choice.prompt_only else await self._paid(output)
-                    num_told = telling.num_tokens
+                    num_told, num_thought = telling.num_tokens, telling.num_reasoning
                     events = telling.push(told)
+                    self._num_reasoning_tokens += telling.num_reasoning - num_thought
                     if not choice.prompt_only:  # what came behind the end is not paid for
                         self._num_completion_tokens -= len(told.token_ids) - (telling.num_tokens - num_told)
                     if not events:
@@ -124,8 +125,6 @@ class Generation:
             raise EngineFailure("The engine ended this request without a reason.")
         except EngineUnavailable as error:
             raise unavailable(self._engine, error) from None
-        finally:
-            self._num_reasoning_tokens += telling.num_reasoning
 
     async def _paid(self, output: EngineOutput) -> EngineOutput:
         """The output, counted; only as far as it is paid for, and the last one, where that does not reach."""

@@ -12,6 +12,7 @@ MAX_BYTES = 64 * 1024
 
 _MAX_HOPS = 8
 _MAX_TAGS = 8
+_MAX_NAMES = 512
 _SAYS_NOTHING = {"title", "description", "default", "examples"}
 
 Schema = dict[str, Any]
@@ -52,7 +53,8 @@ def _settle_names(schema: Schema, root: object) -> None:
     if not (isinstance(names, list) and isinstance(properties, dict) and "patternProperties" not in schema):
         return
     listed = {name: value for name in names if isinstance(name, str)}
-    if properties.keys() <= listed.keys() and len(listed) * len(json.dumps(value)) <= MAX_BYTES:
+    told = json.dumps(value)  # in which nothing is told for each name once more
+    if properties.keys() <= listed.keys() and "propertyNames" not in told and len(listed) * len(told) <= MAX_BYTES:
         del schema["propertyNames"]
         schema["properties"], schema["additionalProperties"] = listed | properties, False
 
@@ -69,7 +71,8 @@ def _settle_union(schema: Schema, root: object) -> None:
     if len(variants) < len(branches) or not all(map(_is_record, variants)):
         return
     named = said.get("propertyName") if isinstance(said, dict) else None
-    tags = [name for name in variants[0]["properties"] if _values(name, variants[0])][:_MAX_TAGS]
+    tags = [name for name in variants[0]["properties"] if _values(name, variants[0])]
+    tags = sorted(tags, key=lambda name: name != named)[:_MAX_TAGS]
     tags.sort(key=lambda name: (name != named, not all(name in each.get("required", ()) for each in variants)))
     for tag in tags:
         if _tells_apart(tag, variants):
@@ -83,7 +86,8 @@ def _settle_union(schema: Schema, root: object) -> None:
 def _is_record(schema: Schema) -> bool:
     """Whether it is of objects alone, with properties."""
     shaped = isinstance(schema.get("properties"), dict) and isinstance(schema.get("required", []), list)
-    return shaped and schema.get("type") == "object"
+    small = shaped and len(schema["properties"]) + len(schema.get("required", [])) <= _MAX_NAMES
+    return small and schema.get("type") == "object"
 
 
 def _tells_apart(name: str, variants: Sequence[Schema]) -> bool:
@@ -113,13 +117,15 @@ def _resolved(schema: object, root: object) -> Schema | None:
             return None
         if "$ref" not in schema:
             return schema
+        if schema.keys() - _SAYS_NOTHING - {"$ref"}:
+            return None  # what stands beside a reference binds too
         schema = _pointed_at(schema["$ref"], root)
     return None
 
 
 def _pointed_at(reference: object, root: object) -> object:
-    start, *steps = reference.split("/") if isinstance(reference, str) else [""]
-    place = root if start == "#" else None
-    for step in steps:
-        place = place.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(place, dict) else None
-    return place
+    if reference == "#":
+        return root
+    start, _, name = reference.rpartition("/") if isinstance(reference, str) else ("", "", "")
+    named = root.get(start[2:]) if start in ("#/$defs", "#/definitions") and isinstance(root, dict) else None
+    return named.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(named, dict) else None

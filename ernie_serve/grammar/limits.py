@@ -6,6 +6,7 @@ nobody here knows is dropped: it promises nothing.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -55,7 +56,7 @@ def check_schema(schema: object) -> None:
 
     Formats that are not known are taken out of it, and what is said otherwise than the compiler reads it is put so.
     """
-    _Walk(schema).visit(schema, "#", 1)
+    _Walk(schema, settles=not _has_paths(schema)).visit(schema, "#", 1)
 
 
 def check_size(text: str, what: str) -> None:
@@ -93,6 +94,17 @@ def _children(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
+def _has_paths(value: object) -> bool:
+    """Whether a reference leads to a place that `settle` may rename."""
+    said = value.get("$ref") if isinstance(value, dict) else None
+    if isinstance(said, str) and _MOVED.search(said):
+        return True
+    return any(map(_has_paths, _children(value)))
+
+
+_MOVED = re.compile(r"/(oneOf|items|additionalItems|additionalProperties|propertyNames)(/|$)")
+
+
 def _largest(value: object) -> float:
     """The largest absolute value of the numbers in a JSON value."""
     if isinstance(value, int | float):
@@ -109,6 +121,7 @@ class _Walk:
     """One pass over a schema, counting."""
 
     root: object
+    settles: bool
     num_nodes: int = 0
     num_enum: int = 0
 
@@ -122,7 +135,8 @@ class _Walk:
             return
         if not isinstance(schema, dict):
             raise InvalidRequest(f"The schema at {where} must be an object, true or false.")
-        settle(schema, self.root)
+        if self.settles:
+            settle(schema, self.root)
         self._check_keywords(schema, where)
         if isinstance(named := schema.get("format"), str) and named not in FORMATS:
             del schema["format"]  # to JSON Schema an annotation, to the library an error

@@ -102,8 +102,8 @@ def _by_flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def prefers_cudnn(device: torch.device) -> bool:
-    """Whether cuDNN's attention is the faster one on this device: where torch takes it by itself."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0), (10, 3))
+    """Whether cuDNN's attention is the faster one on this device: on those on which torch takes it by itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
 
 
 @functools.cache

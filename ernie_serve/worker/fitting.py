@@ -87,7 +87,7 @@ def _step_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 def _step_bytes_of_gpu(config: ModelConfig, dtype: torch.dtype) -> int:
     """What a GPU needs beside them, with the settings' defaults."""
     seqs = USUAL_NUM_SEQS["cuda"]
-    step = memory.step_bytes(config, dtype, Settings().max_num_batched_tokens, seqs)
+    step = memory.step_bytes(config, dtype, Settings().max_num_batched_tokens, seqs, memory.SCORED_TOKENS)
     recorded = memory.recorded_bytes(config, dtype, seqs, config.max_position_embeddings)
     return step + recorded + memory.gathered_bytes(config, dtype) * CONTEXT
 

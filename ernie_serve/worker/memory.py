@@ -15,6 +15,8 @@ from ernie_serve.worker.groups import groups_of, text_of
 from ernie_serve.worker.logprobs import ROWS_AT_ONCE
 
 GIB = 1 << 30
+SCORED_TOKENS = 256
+"""Tokens of prompts that are scored in a step: each holds the logits of a whole vocabulary."""
 _USUAL_TOKENS = 2048
 """A step of so many is enough where memory is short."""
 

@@ -83,6 +83,15 @@ def test_each_chunk_tells_the_usage_so_far(chat: Any, read_events: Any) -> None:
     assert last["usage"] == chat().json()["usage"]
 
 
+def test_each_chunk_tells_the_reasoning_so_far(think: Any, engine: Any, read_events: Any) -> None:
+    engine.reply = "One.\n</think>\n\nTwo."
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = read_events(think(stream=True, stream_options=options).text)
+    counts = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == last["usage"]["completion_tokens_details"]["reasoning_tokens"]
+
+
 def test_logprobs_tell_bytes(chat: Any, engine: Any) -> None:
     engine.reply = "aé"
     logprobs = chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]

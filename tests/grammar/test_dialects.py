@@ -107,6 +107,14 @@ def test_a_tag_is_always_said(answer, schema):
     assert {json.loads(text)["pet"]["kind"] for text in texts} == {"cat", "dog"}
 
 
+def nested_names(levels):
+    """Names of a list at each level: put otherwise, each level would hold the next one twice."""
+    schema = {"const": [0] * 1000}
+    for _ in range(levels):
+        schema = {"propertyNames": {"enum": ["a", "b"]}, "additionalProperties": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "keyword"),
     [
@@ -115,6 +123,11 @@ def test_a_tag_is_always_said(answer, schema):
         ({"propertyNames": {"enum": ["a"]}, "patternProperties": {"b": {}}}, "propertyNames"),
         ({"propertyNames": {"$ref": "#/$defs/none"}}, "propertyNames"),
         ({"propertyNames": {"enum": list("abcdefgh")}, "additionalProperties": {"title": "b" * 9000}}, "propertyNames"),
+        (
+            {"$defs": {"N": {"type": "string"}}, "propertyNames": {"$ref": "#/$defs/N", "pattern": "^a$"}},
+            "propertyNames",
+        ),
+        (nested_names(10), "propertyNames"),
         ({"additionalItems": False}, "additionalItems"),
         ({"items": [{}], "prefixItems": [{}]}, "items"),
     ],
@@ -144,6 +157,30 @@ def test_branches_that_no_tag_tells_apart_stay_as_they_are(branches):
     schema = {"oneOf": branches}
     limits.check_schema(schema)
     assert "oneOf" in schema
+
+
+def test_a_tag_is_found_behind_others_where_it_is_named():
+    branches = [
+        record(**{f"other{i}": {"enum": ["a", "b"]} for i in range(9)}, kind=tag(name)) for name in ("cat", "dog")
+    ]
+    schema = {"oneOf": branches, "discriminator": {"propertyName": "kind"}}
+    limits.check_schema(schema)
+    assert all("kind" in each["required"] for each in schema["anyOf"])
+
+
+def test_a_constant_is_no_schema_whatever_points_at_it():
+    constant = {"type": "object", "properties": {"k": {"const": "x"}}}
+    schema = {"properties": {"x": {"const": constant}}, "oneOf": [{"$ref": "#/properties/x/const"}]}
+    before = json.dumps(constant)
+    limits.check_schema(schema)
+    assert json.dumps(constant) == before
+
+
+def test_references_into_what_would_be_renamed_still_lead_there(compiler):
+    tagged = [record(name=tag(name)) for name in ("cat", "dog")]
+    schema = {"type": "object", "properties": {"a": {"oneOf": tagged}, "b": {"$ref": "#/properties/a/oneOf/0"}}}
+    limits.check_schema(schema)
+    assert "oneOf" in schema["properties"]["a"]
 
 
 def test_a_reference_into_what_is_being_read_harms_nobody():
