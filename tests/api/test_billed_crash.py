@@ -23,7 +23,8 @@ TESTS = Path(__file__).parents[1]
 ROUNDS = 4
 STREAMS = 12
 
-# For each line it reads it forks a server, and says its process id and port.
+# For each line it reads it forks a server, and says its process id and port, and then when it is gone: its clients may
+# hear of that before its lock is let go.
 NURSERY = """
 import asyncio, os, socket, sys
 import uvicorn
@@ -49,6 +50,7 @@ for line in sys.stdin:
     print(child, listener.getsockname()[1], flush=True)
     listener.close()
     os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
@@ -93,6 +95,7 @@ def test_a_server_killed_among_its_streams_leaves_no_hold_and_charges_only_what_
             nursery.stdin.flush()
             child, port = map(int, nursery.stdout.readline().split())
             streams += asyncio.run(kill_among_streams(child, port, key, chance))
+            assert nursery.stdout.readline() == "gone\n"
             (left,) = plain.execute("SELECT count(*) FROM reservation").fetchone()
             held += left
             assert restarted(sqlite_url) == (left, [])
