@@ -232,10 +232,9 @@ def _make_a_token(core: EngineCore, length: int, longest: int, sampling: Samplin
         core.add(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, cache_salt=name))
     outputs = [output for _ in range(4 * len(starts)) if core.has_work for output in core.step()]
     if not outputs or outputs[-1].finish_reason == "error":
-        failure = outputs[-1].error if outputs else ""
-        if torch.OutOfMemoryError.__name__ in failure:
+        if core.failure is torch.OutOfMemoryError:
             raise torch.OutOfMemoryError(f"a step of {length} tokens found too little")
-        raise StartupError(f"The engine did not make its first token. {failure}")
+        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
 
 
 def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:

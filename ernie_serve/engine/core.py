@@ -80,6 +80,8 @@ class EngineCore:
     def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.failure: type[Exception] | None = None
+        """What the last step failed with; its type alone, since an error holds all that the step had."""
         self._overlapping: Overlapping[object] | None = runner if isinstance(runner, Overlapping) else None
         self._admission = Admission(grammars)
         self._masks = MaskMaker(grammars.vocabulary.bytes_per_mask) if grammars else None
@@ -87,7 +89,6 @@ class EngineCore:
         self._connection: wire.Connection | None = None  # while serving
         self._is_closing = False
         self._told_at = 0.0  # when it reported last, by `time.monotonic`
-        self._num_failures = 0  # steps in a row
         self._flight: _Flight[object] | None = None  # a step that has been started ahead of the results before it
 
     @property
@@ -124,13 +125,13 @@ class EngineCore:
         except DeviceLost:
             raise
         except Exception as error:
-            self._num_failures += 1
+            is_second, self.failure = self.failure is not None, type(error)
             self._flight = None  # its requests are those of the plan that failed
-            if self._num_failures > 1:
+            if is_second:
                 raise RuntimeError(f"Two steps in a row failed; the last with {_told(error)}") from error
             logger.exception("step %d failed; its %d requests end with an error", plan.step, len(plan.rows))
             return outputs + self.scheduler.fail(plan, f"The engine failed on this request ({type(error).__name__}).")
-        self._num_failures = 0
+        self.failure = None
         if self._is_closing:  # the step may have been broken off, and nobody waits for it
             return outputs
         if self.scheduler.has_any_of(plan):  # one that was broken off does not say how long a step takes
