@@ -5,17 +5,30 @@ same; what cannot be is left as it is, to be refused by name.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
-
-MAX_BYTES = 64 * 1024
 
 _MAX_HOPS = 8
 _MAX_TAGS = 8
 _MAX_NAMES = 512
+_MAX_TOLD = 64 * 1024
+"""Bytes that the value of listed names may come to when it is told for each."""
 _SAYS_NOTHING = {"title", "description", "default", "examples"}
 
 Schema = dict[str, Any]
+
+
+def can_settle(root: object) -> bool:
+    """Whether no reference in a document leads by its path to what `settle` may put elsewhere."""
+    said = root.get("$ref") if isinstance(root, dict) else None
+    if isinstance(said, str) and _MOVED.search(said):
+        return False
+    inside = root.values() if isinstance(root, dict) else root if isinstance(root, list) else ()
+    return all(map(can_settle, inside))
+
+
+_MOVED = re.compile(r"/(oneOf|items|additionalItems|additionalProperties|propertyNames)(/|$)")
 
 
 def settle(schema: Schema, root: object) -> None:
@@ -54,7 +67,7 @@ def _settle_names(schema: Schema, root: object) -> None:
         return
     listed = {name: value for name in names if isinstance(name, str)}
     told = json.dumps(value)  # in which nothing is told for each name once more
-    if properties.keys() <= listed.keys() and "propertyNames" not in told and len(listed) * len(told) <= MAX_BYTES:
+    if properties.keys() <= listed.keys() and "propertyNames" not in told and len(listed) * len(told) <= _MAX_TOLD:
         del schema["propertyNames"]
         schema["properties"], schema["additionalProperties"] = listed | properties, False
 

@@ -6,12 +6,11 @@ nobody here knows is dropped: it promises nothing.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ernie_serve.errors import InvalidRequest
-from ernie_serve.grammar.dialects import settle
+from ernie_serve.grammar.dialects import can_settle, settle
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
@@ -56,7 +55,7 @@ def check_schema(schema: object) -> None:
 
     Formats that are not known are taken out of it, and what is said otherwise than the compiler reads it is put so.
     """
-    _Walk(schema, settles=not _has_paths(schema)).visit(schema, "#", 1)
+    _Walk(schema, settles=can_settle(schema)).visit(schema, "#", 1)
 
 
 def check_size(text: str, what: str) -> None:
@@ -92,17 +91,6 @@ def _children(value: object) -> list[object]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
-
-
-def _has_paths(value: object) -> bool:
-    """Whether a reference leads to a place that `settle` may rename."""
-    said = value.get("$ref") if isinstance(value, dict) else None
-    if isinstance(said, str) and _MOVED.search(said):
-        return True
-    return any(map(_has_paths, _children(value)))
-
-
-_MOVED = re.compile(r"/(oneOf|items|additionalItems|additionalProperties|propertyNames)(/|$)")
 
 
 def _largest(value: object) -> float:
