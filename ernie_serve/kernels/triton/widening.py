@@ -11,6 +11,23 @@ Source: own; the offset is the old trick of converting integers to floats.
 import triton
 import triton.language as tl
 
+_INT8_AS_BFLOAT = """{
+.reg .b32 first, second, number, offset, magic, minus;
+mov.b32 magic, 0x43434343;
+mov.b32 minus, 0xBF80BF80;
+prmt.b32 first, $2, magic, %s;
+prmt.b32 second, $2, magic, %s;
+and.b32 number, first, 0x437F437F;
+and.b32 offset, first, 0x43804380;
+fma.rn.bf16x2 $0, offset, minus, number;
+and.b32 number, second, 0x437F437F;
+and.b32 offset, second, 0x43804380;
+fma.rn.bf16x2 $1, offset, minus, number;
+}"""
+"""Behind 0x43 seven bits of a byte are 128 and more, and the eighth is what to take off, as 128 or 256."""
+_BYTES_IN_ORDER = tl.constexpr(_INT8_AS_BFLOAT % ("0x4140", "0x4342"))
+_BYTES_APART = tl.constexpr(_INT8_AS_BFLOAT % ("0x4240", "0x4341"))
+
 
 @triton.jit
 def bytes_as_half(w, PLAINLY: tl.constexpr):
@@ -38,21 +55,9 @@ def bytes_as_half(w, PLAINLY: tl.constexpr):
 
 @triton.jit
 def bytes_as_bfloat(w):
-    """int8 as bfloat16: behind 0x43 seven bits of it are 128 and more, and the eighth is to take off, as 128 or 256."""
+    """int8 as bfloat16."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 first, second, number, offset, magic, minus;
-        mov.b32 magic, 0x43434343;
-        mov.b32 minus, 0xBF80BF80;
-        prmt.b32 first, $2, magic, 0x4140;
-        prmt.b32 second, $2, magic, 0x4342;
-        and.b32 number, first, 0x437F437F;
-        and.b32 offset, first, 0x43804380;
-        fma.rn.bf16x2 $0, offset, minus, number;
-        and.b32 number, second, 0x437F437F;
-        and.b32 offset, second, 0x43804380;
-        fma.rn.bf16x2 $1, offset, minus, number;
-        }""",
+        _BYTES_IN_ORDER,
         "=&r,=&r,r",
         [w],
         dtype=tl.bfloat16,
@@ -78,19 +83,7 @@ def pairs_apart(words, FORMAT: tl.constexpr, TO: tl.constexpr):
             high = high.to(tl.float8e4nv, bitcast=True).to(TO)
     elif FORMAT == "int8":
         low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 first, second, number, offset, magic, minus;
-            mov.b32 magic, 0x43434343;
-            mov.b32 minus, 0xBF80BF80;
-            prmt.b32 first, $2, magic, 0x4240;
-            prmt.b32 second, $2, magic, 0x4341;
-            and.b32 number, first, 0x437F437F;
-            and.b32 offset, first, 0x43804380;
-            fma.rn.bf16x2 $0, offset, minus, number;
-            and.b32 number, second, 0x437F437F;
-            and.b32 offset, second, 0x43804380;
-            fma.rn.bf16x2 $1, offset, minus, number;
-            }""",
+            _BYTES_APART,
             "=&r,=&r,r",
             [words],
             dtype=(tl.bfloat16, tl.bfloat16),
