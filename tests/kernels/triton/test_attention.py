@@ -15,32 +15,18 @@ from ernie_serve.kernels.triton.attention import SPLITS, decode_attention, split
 CPU = torch.device("cpu")
 
 
-class Largest(TorchDispatchMode):
-    """Sizes of what operations make, views left out."""
+class Made(TorchDispatchMode):
+    """What operations make, views left out: each operation, and the shape, dtype and size of its tensors."""
 
     def __init__(self):
         super().__init__()
-        self.sizes = []
+        self.tensors = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
         for each in tree_leaves(out):
             if isinstance(each, torch.Tensor) and not operation.is_view:
-                self.sizes.append(each.nbytes)
-        return out
-
-
-class Converted(TorchDispatchMode):
-    """Shapes of what becomes int64."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        if operation is torch.ops.aten._to_copy.default and out.dtype == torch.int64:
-            self.shapes.append(out.shape)
+                self.tensors.append((operation, each.shape, each.dtype, each.nbytes))
         return out
 
 
@@ -108,11 +94,12 @@ def test_a_long_context_of_8_bits_takes_no_more_than_its_result_and_a_piece(cach
     shape = (2048, 64, 4, kv_format.width(128, cache_dtype))
     cache = torch.empty(shape, dtype=kv_format.element(cache_dtype), device="meta")
     table = torch.empty(2048, dtype=torch.int32, device="meta")
-    with Largest() as made:
+    with Made() as made:
         found = CudaKernels()._context(cache, table, 131072, torch.bfloat16)
     assert (found.shape, found.nbytes) == ((131072, 4, 128), 128 << 20)
-    assert sorted(made.sizes)[-1] == 128 << 20
-    assert sorted(made.sizes)[-2] <= 16 << 20, "float32 of 8,192 tokens"
+    *_, second, largest = sorted(size for *_, size in made.tensors)
+    assert largest == 128 << 20
+    assert second <= 16 << 20, "float32 of 8,192 tokens"
 
 
 def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(generator):
@@ -123,10 +110,13 @@ def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(genera
 
 def test_block_tables_become_indices_once_a_step_and_not_in_every_layer(generator):
     q, k_cache, v_cache, layout = inputs(generator, [5, 33, 70], [5, 33, 70], 16, 4, 2, 16, torch.bfloat16)
-    with Converted() as made:
+    with Made() as made:
         for _ in range(3):
             CudaKernels().attention(q, k_cache, v_cache, layout)
-    assert made.shapes == [layout.block_tables.shape]
+    converted = torch.ops.aten._to_copy.default, layout.block_tables.shape, torch.int64
+    assert [tuple(what) for *what, _ in made.tensors if what[0] is converted[0] and what[2] == torch.int64] == [
+        converted
+    ]
 
 
 @pytest.mark.usefixtures("poison")
