@@ -16,6 +16,7 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,12 @@ def _up(length: int) -> int:
 def _by_torch(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """All at once, by torch's flash attention; for tokens with nothing before them it would take cuDNN's by itself."""
     queries, k, v = map(_by_head, (q, keys, values))
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch does not type it
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         if len(q) == len(keys):
             found = F.scaled_dot_product_attention(queries, k, v, is_causal=True, enable_gqa=True)
         else:
             mask = causal_lower_right(len(q), len(keys))
             found = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
     return found[0].transpose(0, 1)
 
 
