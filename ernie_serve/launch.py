@@ -5,28 +5,22 @@ only where the engine is to run in this process.
 """
 
 import asyncio
-import errno
-import ipaddress
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from ernie_serve import banner
 from ernie_serve.api.measures import Measures
-from ernie_serve.api.protocol import HttpProtocol
 from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.billing.free import FreeMeter
@@ -38,6 +32,7 @@ from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, StartupError
 from ernie_serve.grammar.checker import GrammarChecker
 from ernie_serve.grammar.compiler import Vocabulary
+from ernie_serve.http_server import Server, address_told, listen, url_of, web_config
 from ernie_serve.logs import log_to_stderr
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 from ernie_serve.model import hub
@@ -70,7 +65,7 @@ class House:
 
     text: Text
     client: ProcessClient
-    server: "_Server"
+    server: Server
     listener: socket.socket
     names: tuple[str, ...]
     url: str
@@ -83,18 +78,18 @@ class House:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[House]:
     """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
-    listener = _listen(settings)
+    listener = listen(settings)
     names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or ERNIE_TINY.name)))
     settings = with_checkpoint(settings)
     text = open_text(settings)
     responses = open_responses(settings)
     meter = await open_meter(settings, names[0])
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
-    url = f"{_url(listener)}/v1"
+    url = f"{url_of(listener)}/v1"
     checker = GrammarChecker(Vocabulary.of(text.tokenizer))
     measures = Measures()
     app = create_app(settings, text, client, names, checker.check, responses, meter, measures)
-    server = _Server(_web(app, measures), settings.shutdown_timeout)
+    server = Server(web_config(app, measures), settings.shutdown_timeout)
     try:
         yield House(text, client, server, listener, names, url)
     finally:
@@ -119,7 +114,7 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     async with opened(settings) as house:
-        with _address_told(house.listener, settings.address_file):
+        with address_told(house.listener, settings.address_file):
             watcher = asyncio.create_task(_watch(house, settings))
             await house.serve()
             watcher.cancel()
@@ -245,134 +240,6 @@ def billing_told(settings: Settings) -> str | None:
         return None
     store = "PostgreSQL" if (settings.database_url or "").startswith("postgresql") else "SQLite"
     return f"on, {settings.input_price} USD in and {settings.output_price} USD out a million tokens; {store}"
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn, ended by the first signal when the running requests have ended, by the second at once.
-
-    What still runs when its time is over is told by the rooms behind that the server ends, as at a second signal.
-    """
-
-    def __init__(self, config: uvicorn.Config, grace_seconds: int) -> None:
-        super().__init__(config)
-        self._grace_seconds = grace_seconds
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Take signals while serving; nothing is raised again afterwards, so that draining exits with 0."""
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(each, self._hear)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
-            loop.add_signal_handler(signal.SIGHUP, self._hear)
-        yield
-
-    def stop(self, grace_seconds: int | None = None) -> None:
-        """Take no more requests, give the running ones their time, then end. A second time: end."""
-        if self.should_exit:
-            self._end()
-            return
-        self.should_exit = True
-        grace = self._grace_seconds if grace_seconds is None else grace_seconds
-        asyncio.get_running_loop().call_later(grace, self._end)
-
-    def _hear(self) -> None:
-        waited_for = 0 if self.should_exit else len(self.server_state.tasks)
-        self.stop()
-        if waited_for:
-            with suppress(OSError, SystemExit):  # a terminal that is gone, or `tee`, at which rich exits
-                banner.show_draining(waited_for, self._grace_seconds)
-
-    def _end(self) -> None:
-        self.force_exit = True
-
-    async def end_requests(self) -> None:
-        """End what the rooms behind have no word with: clients that take nothing, or never send their request."""
-        if await self._tasks_end(1):
-            return
-        for connection in list(self.server_state.connections):
-            assert isinstance(connection, HttpProtocol), "this server makes no others"
-            connection.end()
-        if await self._tasks_end(1):
-            return
-        for task in self.server_state.tasks:
-            task.cancel()
-        await self._tasks_end(5)
-
-    async def _tasks_end(self, patience: float) -> bool:
-        """Whether what is being answered has ended within so many seconds."""
-        tasks = set(self.server_state.tasks)
-        return not tasks or not (await asyncio.wait(tasks, timeout=patience))[1]
-
-
-def _web(app: FastAPI, measures: Measures) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        ws="none",
-        http=partial(HttpProtocol, answered=measures.answered),  # type: ignore[arg-type]  # a class by its stub, and called
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_keep_alive=75,
-    )
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """Take the port before anything slow begins."""
-    require_guarded(settings)
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]
-        remedy = "Choose another --port, or end what holds this one."
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            remedy = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
-        raise SettingsError(f"{settings.host}:{settings.port} cannot be listened on ({why}). {remedy}") from None
-    # connections inherit it; without it a small chunk waits up to 40 ms for the client to confirm the one before
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setblocking(False)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-@contextmanager
-def _address_told(listener: socket.socket, file: str | None) -> Generator[None, None, None]:
-    """Within this a file has the URL by which this machine reaches what is listened on. Raises `SettingsError`."""
-    if file is None:
-        yield
-        return
-    told = _url(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "\n"
-    try:
-        path = Path(file).expanduser()
-        path.write_text(told, encoding="utf-8")
-    except (OSError, RuntimeError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise SettingsError(f"--address-file {file!r} cannot be written: {why}. Name another.") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it may be another server's by now
-            if path.is_file() and path.read_bytes() == told.encode():
-                path.unlink()
-
-
-def require_guarded(settings: Settings) -> None:
-    """Raise `SettingsError` where other machines could use the server without a key, and nobody said that they may."""
-    if settings.billing or settings.api_key or settings.allow_unauthenticated:
-        return
-    with suppress(socket.gaierror):  # the name of no address is for `_listen` to tell
-        found = socket.getaddrinfo(settings.host or "0.0.0.0", None)  # noqa: S104  # what no host at all means
-        if not all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
-            raise SettingsError(
-                f"{settings.host or 'Every address'} can be reached by other machines, and no key is asked for. Start "
-                "with --billing or --api-key, or with --allow-unauthenticated if whoever reaches it may use it."
-            )
 
 
 def with_checkpoint(settings: Settings) -> Settings:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ernie_serve"
 _ORDER = (
     "__main__ > cli > cli_billing > usage_table > bookkeeping > bench > doctor > quantizing > launch > "
-    "engine_process > banner > api > "
+    "http_server > engine_process > banner > api > "
     "billing > text > worker > model > kernels > engine > grammar"
 )
 FLOORS = _ORDER.split(" > ")
