@@ -111,8 +111,8 @@ class Settings(BaseModel):
     quantization: Literal["int4", "int8", "mixed", "fp8"] | None = _setting(
         "Model",
         None,
-        "Keep weights in 4 or 8 bits, quantized as they are read: on a CPU all matrices, on a GPU those of experts. "
-        "mixed: 4 for routed experts, more for others. fp8: on a GPU only.",
+        "Keep weights in 4 or 8 bits, quantized as they are read: on a CPU all matrices, on a GPU all but the "
+        "head, 4 only for experts. mixed: 4 for routed experts, 8 for others. fp8: on a GPU only.",
     )
     device: str = _setting(
         "Model", "auto", "cpu, cuda or cuda:N. auto: a GPU where there is one.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"

@@ -41,6 +41,7 @@ from ernie_serve.model.quantize import (
     model_bytes,
     parameter_shapes,
     repacking_bytes,
+    widened_bytes,
 )
 from ernie_serve.model.recipes import Layout, Quantization
 from ernie_serve.model.repacking import is_repacked
@@ -157,6 +158,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         cache_dtype=cache_dtype,
         max_scored_tokens=memory.SCORED_TOKENS,
         mapped_bytes=mapped_bytes,
+        widened_bytes=widened_bytes(shapes, quantization, dtype),
         smaller=_smaller(config, shapes, quantization, device),
         block_size=block_size,
         max_num_seqs=max_num_seqs,

@@ -41,8 +41,9 @@ from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.kernels.triton import router
 from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
-from ernie_serve.model.ernie import Ernie, MoE
+from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.loading import FP8_CAPABILITY, load
+from ernie_serve.model.quantize import bits_of, shapes_of
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker.card import card_of
 from ernie_serve.worker.graphs import CudaDevice
@@ -291,6 +292,12 @@ def check_others(report: Report, machine: Machine, c: ModelConfig, tolerance: fl
         with poisoned():
             found = kernels.linear(x, matrix)
         report.compared(f"linear T={T} of {outputs}", found, reference.linear(x, matrix), tolerance)
+    for T, format in itertools.product((1, 3) if machine.dry else (1, 16, 64, 200, 600), ("int8", "fp8")):
+        if format == "int8" or machine.reads_fp8:
+            x, matrix = normal(machine, T, N), rounded(normal(machine, heads, N, scale=N**-0.5), format)
+            with poisoned():
+                found = kernels.linear(x, matrix)
+            report.compared(f"linear {format} T={T} of {heads}", found, reference.linear(x, matrix), tolerance)
     weight = torch.randn(E, N, device=machine.device) * N**-0.5
     bias = torch.randn(E, device=machine.device) * 1e-3
     for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
@@ -387,11 +394,12 @@ def check_paged_attention(
             )
 
 
-def random_model(machine: Machine, format: str) -> Ernie:
+def random_model(machine: Machine, format: Any) -> Ernie:
     """Random weights made on the device, layer by layer; router rows scaled so that routing spreads."""
     config = ModelConfig.from_dict(machine.values, source="gpu_check")
     with torch.device("meta"):
         model = Ernie(config, CudaKernels(), machine.dtype)
+    quantized = {} if format == "bf16" else bits_of(shapes_of(model), Quantization.of(format, "cuda"))
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             made = torch.empty(parameter.shape, dtype=parameter.dtype, device=machine.device)
@@ -399,19 +407,12 @@ def random_model(machine: Machine, format: str) -> Ernie:
                 made.fill_(1.0)
             else:
                 made.normal_(0, 1e-3 if name == "correction_bias" else made.shape[-1] ** -0.5)
-            setattr(module, name, torch.nn.Parameter(made, requires_grad=False))
-        if format != "bf16" and isinstance(module, MoE):
-            quantize_now(module, format, machine.device)
+            if form := quantized.get(f"{path}.{name}"):  # never the whole model in 16 bit: each is let go
+                delattr(module, name)
+                setattr(module, name, rounded(made, form))
+            else:
+                setattr(module, name, torch.nn.Parameter(made, requires_grad=False))
     return model
-
-
-def quantize_now(moe: MoE, format: Any, device: torch.device) -> None:
-    """Make the matrices of a layer on the meta device never whole in 16 bit: each is drawn, quantized and let go."""
-    for owner, name in ((moe.experts, "gate_up"), (moe.experts, "down"), *((p, "weight") for p in _shared(moe))):
-        shape = getattr(owner, name).shape
-        made = torch.randn(shape, dtype=torch.bfloat16, device=device) * shape[-1] ** -0.5
-        delattr(owner, name)
-        setattr(owner, name, rounded(made, format))
 
 
 def rounded(matrices: Tensor, format: Any) -> Quantized:
@@ -420,10 +421,6 @@ def rounded(matrices: Tensor, format: Any) -> Quantized:
         return quantize(matrices, format)
     each = [quantize(matrix, format) for matrix in matrices]
     return Quantized(torch.stack([q.data for q in each]), torch.stack([q.scales for q in each]), format)
-
-
-def _shared(moe: MoE) -> list[Any]:
-    return [] if moe.shared is None else [moe.shared.gate_up_proj, moe.shared.down_proj]
 
 
 def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1, top_p: float = 1.0) -> list[PlanRow]:

@@ -214,8 +214,8 @@ def test_a_folder_for_a_gpu_is_written_without_one_and_refused_without_one(packa
     done = run("quantize", str(packable), str(out), *flags)
     assert done.returncode == 0, done.stderr
     assert f"ernie-serve serve {out} --device cuda" in done.stderr
-    for word in ("experts", "shared", "fp8", "its own text"):
+    for word in ("experts", "shared", "attention", "dense", "fp8", "its own text"):
         assert word in done.stdout
-    assert "attention" not in done.stdout
+    assert "head" not in done.stdout
     with pytest.raises(SettingsError, match="quantized for --device cuda, and the device is cpu"):
         build_engine(Settings(model=str(out), device="cpu", **SMALL), 600, lambda share, what: None)

@@ -37,9 +37,13 @@ class CudaKernels(ReferenceKernels):
             self._num_live = None
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
-        """Few rows by Triton, more by torch."""
-        if isinstance(weight, Tensor) and linear.suits(x, weight):
+        """Few rows by Triton, more by torch, for which a matrix of 8 bits is made wide."""
+        if not isinstance(weight, Tensor | Quantized):
+            return super().linear(x, weight)
+        if linear.suits(x, weight):
             return linear.linear(x, weight)
+        if isinstance(weight, Quantized) and weight.format != "int4":
+            weight = linear.widened(weight, x.dtype)
         return super().linear(x, weight)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:
     """Whether both are of one format, so that one kernel reads them."""
     if isinstance(shared, Packed | Panels | Nibbles):  # those of a CPU
         return False
-    return experts.format_of(shared) == experts.format_of(stack) and _element(shared) == _element(stack)
+    return linear.format_of(shared) == linear.format_of(stack) and _element(shared) == _element(stack)
 
 
 def _element(weight: Tensor | Quantized) -> torch.dtype:

@@ -70,8 +70,23 @@ def require_quantizable(columns: int, format: Format, name: str = "A matrix") ->
         )
 
 
+AT_ONCE = 1 << 24
+"""Numbers that are rounded at once: each takes several float copies, for which a card may have no room."""
+
+
 def quantize(weight: Tensor, format: Format) -> Quantized:
-    """The nearest matrix to `weight` [.., rows, columns] in this format, by the largest magnitude of row or group."""
+    """The nearest matrix to `weight` [.., rows, columns] in this format, by the largest magnitude of row or group.
+
+    Rows are rounded some at a time, at most `AT_ONCE` numbers.
+    """
+    *front, columns = weight.shape
+    parts = torch.split(weight.reshape(-1, columns), max(1, AT_ONCE // columns))
+    some = [_quantize(rows, format) for rows in parts]
+    data, scales = torch.cat([each.data for each in some]), torch.cat([each.scales for each in some])
+    return Quantized(data.view(*front, -1), scales.view(*front, *scales.shape[1:]), format)
+
+
+def _quantize(weight: Tensor, format: Format) -> Quantized:
     if format == "int4":
         return _quantize_int4(weight)
     scales = weight.abs().amax(-1).float() / _LARGEST[format]

@@ -71,9 +71,9 @@ def quantization_of(config: ModelConfig, wanted: Recipe | None, device: torch.de
         )
     if stored is not None or wanted is None:
         return stored
-    if layout == "cuda" and not config.moe_num_experts:
+    if layout == "cuda" and not config.moe_num_experts and wanted in ("int4", "mixed"):
         raise SettingsError(
-            f"--quantization {wanted}: on a GPU it is for experts, and this checkpoint has none. Leave it out."
+            f"--quantization {wanted}: on a GPU 4 bits are for experts, and this checkpoint has none. Set int8 or fp8."
         )
     return Quantization.of(wanted, layout)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ernie_serve.kernels.nibbles import nibble_bytes
+from ernie_serve.kernels.quantized import AT_ONCE
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import forms
 from ernie_serve.model.config import ModelConfig
@@ -35,7 +36,7 @@ READING_BYTES = 320 << 20
 
 
 ROUNDING_BYTES = 32
-"""About what rounding on a GPU takes for each number of the matrix that is being rounded, all copies together."""
+"""About what rounding on a GPU takes for each number that is being rounded, all copies together."""
 
 
 def load_quantized(
@@ -157,9 +158,16 @@ def copying_bytes(shapes: Shapes, quantization: Quantization) -> int:
     return 2 * max(forms.num_bytes(shapes[name][-2:], form) for name, form in bits.items())
 
 
+def widened_bytes(shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype) -> int:
+    """The largest matrix that a GPU makes wide for the rows of a prompt: 8 bits, and not one of a stack."""
+    bits = bits_of(shapes, quantization) if quantization and quantization.layout == "cuda" else {}
+    found = (math.prod(shapes[name]) for name, form in bits.items() if form != "int4" and len(shapes[name]) == 2)
+    return max(found, default=0) * dtype.itemsize
+
+
 def loading_bytes(shapes: Shapes, config: ModelConfig, quantization: Quantization) -> int:
     """What quantizing a plain checkpoint takes for a while beside the model it makes, where the model is made."""
     largest = max(math.prod(shape[-2:]) for name, shape in shapes.items() if class_of(name) in quantization.bits)
     if quantization.layout == "cuda":
-        return largest * ROUNDING_BYTES
+        return 4 * largest + min(largest, AT_ONCE) * ROUNDING_BYTES  # as it came, and twice what becomes of it
     return int(largest * getattr(torch, config.dtype).itemsize) + READING_BYTES

@@ -27,13 +27,14 @@ RECIPES: dict[Recipe, dict[MatrixClass, Bits]] = {
 """Those of a CPU."""
 
 GPU_RECIPES: dict[Recipe, dict[MatrixClass, Format]] = {
-    "int4": {"experts": "int4", "shared": "int4"},
-    "int8": {"experts": "int8", "shared": "int8"},
-    "fp8": {"experts": "fp8", "shared": "fp8"},
-    # Every token takes the shared MLP. In another form than the experts it is multiplied by itself, so it stays plain.
-    "mixed": {"experts": "int4"},
+    "int4": {"experts": "int4", "shared": "int4", "attention": "int8", "dense": "int8"},
+    "int8": {"experts": "int8", "shared": "int8", "attention": "int8", "dense": "int8"},
+    "fp8": {"experts": "fp8", "shared": "fp8", "attention": "fp8", "dense": "fp8"},
+    "mixed": {"experts": "int4", "shared": "int8", "attention": "int8", "dense": "int8"},
 }
-"""Those of a GPU. What is not named here keeps the checkpoint's dtype: no kernel of ours multiplies it."""
+"""Those of a GPU, where 4 bits are for experts alone. The head keeps the checkpoint's dtype, as in most servers."""
+
+GPU_CLASSES: tuple[MatrixClass, ...] = ("attention", "dense", "shared", "experts")
 
 METHOD = "ernie_serve"
 _VERSIONS: dict[Layout, int] = {"cpu": 1, "cuda": 2}
@@ -110,6 +111,14 @@ def read_config(entry: object) -> Quantization | str:
     if layout == "cpu":
         if set(bits) != set(CLASSES) or any(type(each) is not int or each not in (4, 8) for each in bits.values()):
             return f"has the bits {bits!r}; each of {', '.join(CLASSES)} has 4 or 8."
-    elif not bits or not set(bits) <= {"experts", "shared"} or any(v not in get_args(Format) for v in bits.values()):
-        return f"has the formats {bits!r}; experts and shared have one of {', '.join(get_args(Format))}."
+    elif not bits or not all(kind in GPU_CLASSES and _reads(kind, form) for kind, form in bits.items()):
+        return (
+            f"has the formats {bits!r}; {', '.join(GPU_CLASSES)} have one of {', '.join(get_args(Format))}, "
+            "int4 only experts and shared."
+        )
     return Quantization(recipe, bits, layout)
+
+
+def _reads(kind: MatrixClass, form: object) -> bool:
+    """Whether a kernel of a GPU reads matrices of this kind in this format: int4 only where experts are."""
+    return form in get_args(Format) and (form != "int4" or kind in ("experts", "shared"))

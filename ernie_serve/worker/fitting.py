@@ -11,7 +11,14 @@ from ernie_serve.config import USUAL_NUM_SEQS, Settings
 from ernie_serve.errors import SettingsError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.loading import quantization_of
-from ernie_serve.model.quantize import Shapes, bits_of, model_bytes, parameter_bytes, parameter_shapes
+from ernie_serve.model.quantize import (
+    Shapes,
+    bits_of,
+    model_bytes,
+    parameter_bytes,
+    parameter_shapes,
+    widened_bytes,
+)
 from ernie_serve.model.recipes import Quantization, Recipe, class_of
 from ernie_serve.worker import memory
 
@@ -73,7 +80,13 @@ def _form(
     return Form(
         name,
         weights,
-        weights + cache + (_step_bytes_of_gpu(config, plain) if device.type == "cuda" else _step_bytes(config, plain)),
+        weights
+        + cache
+        + (
+            _step_bytes_of_gpu(config, plain) + 2 * widened_bytes(shapes, quantization, plain)
+            if device.type == "cuda"
+            else _step_bytes(config, plain)
+        ),
         token_bytes(config, shapes, quantization, plain),
         token_bytes(config, shapes, quantization, plain, streams=64) + 64 * cache,
     )

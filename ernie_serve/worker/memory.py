@@ -65,12 +65,14 @@ def plan_cache(
     cache_dtype: torch.dtype | None = None,
     max_scored_tokens: int = 0,
     mapped_bytes: int = 0,
+    widened_bytes: int = 0,
     smaller: tuple[str, ...] = (),
 ) -> CachePlan:
     """Decide the cache, once the weights are in memory.
 
     `dtype` is the arithmetic's, `cache_dtype` the cache's where it has one of its own. `mapped_bytes` are weights in
-    files that are mapped: the system counts them as free, but they have to stay.
+    files that are mapped: the system counts them as free, but they have to stay. `widened_bytes` are for a matrix that
+    a step makes wide, and for that of a recorded step.
 
     A given `kv_cache_memory_bytes` is taken at its word, as far as there is so much. Otherwise the cache gets what the
     device has left beside the largest step, on a CPU at most 4 GiB. On a GPU parts of a step that follow one another
@@ -94,7 +96,7 @@ def plan_cache(
         held = beside = 0
         if device.type == "cuda":
             held = min(free, int(device_bytes(device) * (1 - gpu_memory_utilization)))
-            step += recorded_bytes(config, dtype, max_num_seqs, max_model_len or limit)
+            step += recorded_bytes(config, dtype, max_num_seqs, max_model_len or limit) + 2 * widened_bytes
             beside = gathered_bytes(config, dtype)
         if step >= free - held:
             raise NotEnoughMemory(

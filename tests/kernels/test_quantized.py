@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from ernie_serve.errors import SettingsError
+from ernie_serve.kernels import quantized
+from ernie_serve.kernels.quantized import _quantize as original
 from ernie_serve.kernels.quantized import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 
@@ -16,6 +18,19 @@ def test_numbers_come_back_about_as_they_were(format, error, bits):
     back = packed.dequantized()
     assert (back - weight).norm() / weight.norm() < error
     assert torch.equal(quantize(weight, format)[1].dequantized(), back[1])
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8", "int4"])
+def test_rows_are_rounded_some_at_a_time_to_the_same_numbers(format, monkeypatch):
+    weight = torch.randn(2, 7, 256, generator=torch.Generator().manual_seed(3))
+    whole = quantize(weight, format)
+    seen = []
+    monkeypatch.setattr(quantized, "AT_ONCE", 800)
+    monkeypatch.setattr(quantized, "_quantize", lambda rows, f: seen.append(rows.numel()) or original(rows, f))
+    parts = quantize(weight, format)
+    assert max(seen) == 768
+    assert torch.equal(parts.data.view(torch.uint8), whole.data.view(torch.uint8))
+    assert torch.equal(parts.scales, whole.scales)
 
 
 def test_what_fits_the_steps_is_exact():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ernie_serve.errors import CheckpointError, SettingsError
-from ernie_serve.kernels.quantized import Quantized, quantize
+from ernie_serve.kernels.quantized import Format, Quantized, quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -90,11 +90,16 @@ def test_the_config_says_which_layout_it_is_and_is_understood(original: Path, tm
         "device": "cuda",
         "recipe": "fp8",
         "group_size": 64,
-        "formats": {"experts": "fp8", "shared": "fp8"},
+        "formats": {"experts": "fp8", "shared": "fp8", "attention": "fp8", "dense": "fp8"},
     }
     assert read_config(entry) == Quantization.of("fp8", "cuda")
+    only_experts = entry | {"formats": {"experts": "fp8", "shared": "fp8"}}
+    found = read_config(only_experts)
+    assert isinstance(found, Quantization), "as versions wrote it that kept all else plain"
+    assert found.bits == only_experts["formats"]
     for change, said in (
-        ({"formats": {"head": "fp8"}}, "experts and shared"),
+        ({"formats": {"head": "fp8"}}, "attention, dense, shared, experts have one of"),
+        ({"formats": {"attention": "int4"}}, "int4 only experts and shared"),
         ({"formats": {"experts": 8}}, "fp8"),
         ({"recipe": "int3"}, "int3"),
         ({"device": "cpu"}, "format_version 2 for 'cpu'"),
@@ -124,12 +129,13 @@ def test_rounding_takes_one_matrix_at_a_time_beside_the_model(original: Path) ->
     shapes = shapes_of(empty_model(original))
     seen: list[torch.Size] = []
 
-    def recorded(name: str, matrix: torch.Tensor, form: object) -> Quantized:
+    def recorded(name: str, matrix: torch.Tensor, form: Format) -> Quantized:
         seen.append(matrix.shape)
-        return quantize(matrix, "int4")
+        return quantize(matrix, form)
 
     load_quantized(empty_model(original), original, quantization, quantize=recorded)
     stacks = [shape for name, shape in shapes.items() if class_of(name) == "experts"]
     assert set(seen) >= {shape[1:] for shape in stacks}
     assert all(len(shape) == 2 for shape in seen)
-    assert len(seen) == sum(shape[0] for shape in stacks) + 2 * len(stacks) // 2
+    alone = [name for name in bits_of(shapes, quantization) if class_of(name) != "experts"]
+    assert len(seen) == sum(shape[0] for shape in stacks) + len(alone)

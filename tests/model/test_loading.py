@@ -49,8 +49,9 @@ def test_a_word_that_a_device_does_not_read_is_refused_with_those_it_does() -> N
     with pytest.raises(SettingsError, match=r"--quantization fp8: on a CPU it is int4, int8, mixed\. .*--device cuda"):
         quantization_of(PLAIN, "fp8", CPU)
     dense = ModelConfig.from_dict(GEOMETRIES["0.3b"])
-    with pytest.raises(SettingsError, match="this checkpoint has none"):
-        quantization_of(dense, "fp8", GPU)
+    with pytest.raises(SettingsError, match=r"4 bits are for experts, and this checkpoint has none\. Set int8 or fp8"):
+        quantization_of(dense, "int4", GPU)
+    assert quantization_of(dense, "fp8", GPU) == Quantization.of("fp8", "cuda")
 
 
 def test_on_a_gpu_arithmetic_keeps_the_checkpoints_dtype_and_the_cache_may_be_fp8() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ernie_serve.kernels.quantized import GROUP, Quantized
 from ernie_serve.kernels.triton import align
 from ernie_serve.kernels.triton.launching import UPCAST, dot, has_large_tiles
+from ernie_serve.kernels.triton.linear import format_of, parts_of
 from ernie_serve.kernels.triton.tiles import Tile, tile_for
 from ernie_serve.kernels.triton.widening import bytes_as_half, nibbles_as_half
 
@@ -247,28 +248,17 @@ def experts(
     out = torch.empty((T, A + S, N), dtype=weights.dtype, device=x.device)
     same = {"DIRECT": direct, "ONE": T == 1, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half}
     _gate_up[(num_blocks, triton.cdiv(width, first.columns))](
-        x, ids, order, block_experts, *_parts(gate_up), *_parts(shared[0] if shared else gate_up), hidden, T,
+        x, ids, order, block_experts, *parts_of(gate_up), *parts_of(shared[0] if shared else gate_up), hidden, T,
         **same, FORMAT=format_of(gate_up), UPCAST=UPCAST, **first.options(N),
     )  # fmt: skip
     _down[(num_blocks, triton.cdiv(N, second.columns))](
-        hidden, weights, ids, order, block_experts, *_parts(down), *_parts(shared[1] if shared else down), out, T,
+        hidden, weights, ids, order, block_experts, *parts_of(down), *parts_of(shared[1] if shared else down), out, T,
         **same, FORMAT=format_of(down), UPCAST=UPCAST, **second.options(width),
     )  # fmt: skip
     return out
 
 
 _MOST_IN_ONE_PROGRAM = 8192  # pairs
-
-
-def format_of(weight: Tensor | Quantized) -> str:
-    """How a kernel reads these weights."""
-    if isinstance(weight, Tensor):
-        return "plain"
-    return "int4" if weight.format == "int4" else "row"
-
-
-def _parts(weight: Tensor | Quantized) -> tuple[Tensor, Tensor]:
-    return (weight, weight) if isinstance(weight, Tensor) else (weight.data, weight.scales)
 
 
 assert GROUP == 64, "the kernels count on it"

@@ -2,7 +2,8 @@
 
 A weight-only format saves time only while widening costs less than reading. The processor's own conversions of single
 bytes run at an eighth of the rate of its arithmetic; so an integer is put, by its bits, into the lower end of a number
-between 1024 and 2048, whose steps are 1, and that offset is taken off again. e4m3 has an instruction for two at once.
+between 1024 and 2048, whose steps are 1, and that offset is taken off again. e4m3 has an instruction for two at once,
+but none to bfloat16.
 
 The interpreter, which knows no assembly, converts plainly (`PLAINLY`).
 Source: own; the offset is the old trick of converting integers to floats.
@@ -53,11 +54,29 @@ def bytes_as_half(w, PLAINLY: tl.constexpr):
     )
 
 
+_E4M3_AS_BFLOAT = tl.constexpr("""{
+.reg .b32 first, second, sign, factor, zero;
+mov.b32 factor, 0x7B807B80;
+mov.b32 zero, 0x80008000;
+prmt.b32 first, $2, 0, 0x1404;
+prmt.b32 second, $2, 0, 0x3424;
+and.b32 sign, first, 0x80008000;
+shr.u32 first, first, 4;
+lop3.b32 first, first, 0x07F007F0, sign, 0xEA;
+fma.rn.bf16x2 $0, first, factor, zero;
+and.b32 sign, second, 0x80008000;
+shr.u32 second, second, 4;
+lop3.b32 second, second, 0x07F007F0, sign, 0xEA;
+fma.rn.bf16x2 $1, second, factor, zero;
+}""")
+"""Four bits of exponent and three behind the point, in the places of a bfloat16's lowest: 2^120 times too small."""
+
+
 @triton.jit
 def bytes_as_bfloat(w):
-    """int8 as bfloat16."""
+    """int8, or e4m3 but for its not-a-number, as bfloat16."""
     return tl.inline_asm_elementwise(
-        _BYTES_IN_ORDER,
+        _BYTES_IN_ORDER if w.dtype == tl.int8 else _E4M3_AS_BFLOAT,
         "=&r,=&r,r",
         [w],
         dtype=tl.bfloat16,

@@ -75,6 +75,14 @@ router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live, torch.empty_l
 align.align(ids, E, 2, 16)
 for outputs in ((H + 2 * K) * D, VOCAB):
     linear.linear(x[:16], torch.empty(outputs, N, dtype=torch.bfloat16))
+for format in ("int8", *(["fp8"] if READS_FP8 else [])):
+    matrix = quantize(torch.empty((H + 2 * K) * D, N, dtype=torch.bfloat16), format)
+    for tokens in (1, 64, 256):
+        linear.linear(torch.empty(tokens, N, dtype=torch.bfloat16), matrix)
+    linear.widened(matrix, torch.bfloat16)
+    small = "small "
+    linear.linear(x[:16], matrix, linear._OF_8_BITS_ON_SMALL)
+    small = ""
 for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
     made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]

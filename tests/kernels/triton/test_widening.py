@@ -50,6 +50,7 @@ INSTRUCTIONS = {
     "mov.b32": lambda a: a,
     "xor.b32": lambda a, b: a ^ b,
     "and.b32": lambda a, b: a & b,
+    "shr.u32": lambda a, b: a >> b,
     "prmt.b32": prmt,
     "lop3.b32": lop3,
     "sub.f16x2": arithmetic(HALF, lambda a, b: a - b),
@@ -108,6 +109,7 @@ def fp8(data: torch.Tensor) -> torch.Tensor:
         ("bytes_as_half", HALF, int8, (0, 1, 2, 3)),
         ("_BYTES_IN_ORDER", BFLOAT, int8, (0, 1, 2, 3)),
         ("_BYTES_APART", BFLOAT, int8, (0, 2, 1, 3)),
+        ("_E4M3_AS_BFLOAT", BFLOAT, fp8, (0, 1, 2, 3)),
         ("pairs_apart", HALF, fp8, (0, 2, 1, 3)),
     ],
 )
@@ -115,7 +117,9 @@ def test_every_byte_is_the_number_it_stands_for(name, dtype, plainly, order):
     text = assembly(name)
     for argument, data in every_byte():
         got = torch.cat([numbers(each, dtype) for each in run(text, argument, 2)])
-        torch.testing.assert_close(got, plainly(data)[list(order)], rtol=0, atol=0, equal_nan=True)
+        want = plainly(data)[list(order)]
+        is_kept = want.isfinite() if name == "_E4M3_AS_BFLOAT" else torch.ones(4, dtype=torch.bool)
+        torch.testing.assert_close(got[is_kept], want[is_kept], rtol=0, atol=0, equal_nan=True)
 
 
 def test_every_nibble_is_itself_less_8():
