@@ -244,13 +244,15 @@ def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_
     if device.type == "cpu":
         return cpu_kernels_for(dtype, has_packed=has_packed, num_bytes=num_bytes)
     try:
-        from ernie_serve.kernels.cuda import CudaKernels  # needs Triton, which torch brings where it sees a GPU
+        from ernie_serve.kernels.fused_cuda import (
+            FusedCudaKernels,
+        )  # needs Triton, which torch brings where it sees a GPU
     except ImportError as error:
         raise SettingsError(
             f"--device {device}: its kernels need Triton ({error}). Install a CUDA build of PyTorch, or `pip install "
             "triton`, or use --device cpu."
         ) from error
-    return CudaKernels()
+    return FusedCudaKernels()
 
 
 def advice_for(

@@ -8,18 +8,14 @@ longer fits is left out by name. `--dry` runs all of its logic on a CPU, at a ti
 import argparse
 import asyncio
 import dataclasses
-import gc
 import importlib.util
-import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,376 +25,33 @@ if "--dry" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
-import triton
 from gpu_floor import Floor
+from gpu_kernels import GROUPS, check_all_kernels, check_kernels, normal, rounded
+from gpu_machine import PAGE, EagerDevice, Machine, Report, four_digits
 from torch import Tensor
 
-from ernie_serve.kernels import prompt_attention
 from ernie_serve.kernels.cuda import CudaKernels
-from ernie_serve.kernels.layout import Layout, Span
-from ernie_serve.kernels.quantized import Quantized, quantize
+from ernie_serve.kernels.fused_cuda import FusedCudaKernels
+from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.kernels.triton import router
 from ernie_serve.messages import UNKNOWN_TOKEN, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
-from ernie_serve.model.loading import FP8_CAPABILITY, load
+from ernie_serve.model.loading import load
 from ernie_serve.model.quantize import bits_of, shapes_of
 from ernie_serve.model.recipes import Quantization
-from ernie_serve.worker.card import card_of
-from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
-from ernie_serve.worker.sampler import Sampler, uniform
 
-FULL: dict[str, Any] = {
-    "model_type": "ernie4_5_moe", "vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288,
-    "num_hidden_layers": 28, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
-    "moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_num_shared_experts": 2,
-    "moe_layer_start_index": 1, "moe_layer_end_index": 27, "moe_layer_interval": 1,
-}  # fmt: skip
-TINY = FULL | {
-    "vocab_size": 300, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 5,
-    "num_key_value_heads": 1, "head_dim": 16, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 128,
-    "moe_num_shared_experts": 1, "moe_layer_end_index": 1, "max_position_embeddings": 256,
-}  # fmt: skip
-PAGE = 64
 FORMATS = ["bf16", "fp8", "int8", "int4"]
 PARTS = ["kernels", "files", "models", "http", "transformers"]
-
-
-class Machine:
-    """Where it runs: the device, and how to wait for it."""
-
-    def __init__(self, dry: bool) -> None:
-        self.dry = dry
-        self.device = torch.device("cpu" if dry else "cuda")
-        self.dtype = torch.float32 if dry else torch.bfloat16
-        self.values = TINY if dry else FULL
-
-    def recorder(self) -> Any:
-        """What records steps; a new one for each model and cache, since the memory of its graphs dies with them."""
-        return EagerDevice() if self.dry else CudaDevice()
-
-    def wait(self) -> None:
-        if not self.dry:
-            torch.cuda.synchronize()
-
-    def let_go(self) -> None:
-        """Give the memory of what is no longer held back."""
-        gc.collect()
-        if not self.dry:
-            torch.cuda.empty_cache()
-
-    def seconds(self, run: Callable[[], object]) -> float:
-        self.wait()
-        began = time.perf_counter()
-        run()
-        self.wait()
-        return time.perf_counter() - began
-
-    @property
-    def reads_fp8(self) -> bool:
-        return self.dry or torch.cuda.get_device_capability() >= FP8_CAPABILITY
-
-    def rates(self) -> tuple[float, float]:
-        """TB/s and TFLOP/s of the floor: as chosen for an H200, of others what reading and one large product reach."""
-        if self.dry or torch.cuda.get_device_name() == "NVIDIA H200":
-            return 4.3, 790.0
-        left, right = (torch.randn(8192, 8192, device=self.device).to(self.dtype) for _ in range(2))
-        fastest = min(self.seconds(lambda: left @ right) for _ in range(10))
-        return card_of(torch.device("cuda", 0), 1.0).bytes_per_second / 1e12, 2 * 8192**3 / fastest / 1e12
-
-    def kernel_times(self, run: Callable[[], object], steps: int) -> dict[str, list[float]]:
-        """Launches and microseconds a step of each kernel that `run` takes, the longest first."""
-        if self.dry:
-            return {}
-        try:
-            return self._profiled(run, steps)
-        except Exception as error:  # a machine without the profiler still measures
-            return {f"{type(error).__name__}: {error}": [0.0, 0.0]}
-
-    def _profiled(self, run: Callable[[], object], steps: int) -> dict[str, list[float]]:
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
-            self.wait()
-            run()
-            self.wait()
-        found: dict[str, list[float]] = {}
-        for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                entry = found.setdefault(event.name[:60], [0.0, 0.0])
-                entry[0] += 1 / steps
-                entry[1] += event.device_time_total / steps
-        longest = sorted(found.items(), key=lambda item: -item[1][1])[:16]
-        return {name: [round(count, 2), round(spent, 1)] for name, (count, spent) in longest}
-
-    def described(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
-        found |= {"triton": triton.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
-        if not self.dry:
-            properties = torch.cuda.get_device_properties(0)
-            found |= {"gpu": properties.name, "gpu_gib": round(properties.total_memory / 2**30, 1)}
-            found |= {"cuda": torch.version.cuda, "capability": torch.cuda.get_device_capability(0)}
-        return found
-
-
-class EagerDevice:
-    """Records nothing and runs everything: what a graph has to agree with, bit for bit."""
-
-    def buffer(self, num_bytes: int) -> Tensor:
-        return torch.zeros(num_bytes, dtype=torch.uint8)
-
-    def record(self, run: Callable[[], None]) -> Callable[[], object]:
-        return run
-
-    def read(self, tensor: Tensor) -> Callable[[], list[int]]:
-        return tensor.clone().tolist
-
-
-class Report:
-    """What is found, and how much time is left to find more."""
-
-    def __init__(self, minutes: float) -> None:
-        self._ends = time.monotonic() + 60 * minutes
-        self.values: dict[str, Any] = {"points": [], "kernels": [], "left_out": [], "failed": []}
-
-    def part(self, name: str, needs_seconds: float, run: Callable[[], None]) -> None:
-        """Run a part if there is time for it; a part that fails is told, and the others go on."""
-        left = self._ends - time.monotonic()
-        if left < needs_seconds:
-            self.values["left_out"].append(f"{name}: needs about {needs_seconds:.0f} s, {max(0, left):.0f} were left")
-            return
-        print(f"== {name} ({left:.0f} s left)", flush=True)
-        try:
-            run()
-        except torch.OutOfMemoryError as error:  # a smaller card than the H200 that the parts are sized for
-            self.values["left_out"].append(f"{name}: has no room: {str(error).splitlines()[0][:200]}")
-            print("   left out: it has no room here", flush=True)
-        except Exception as error:
-            self.values["failed"].append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
-            print(f"   FAILED {type(error).__name__}: {error}", flush=True)
-
-    def point(self, name: str, tokens: int, seconds: float, floor: float, **more: Any) -> None:
-        found = {"name": name, "tok_s": _four_digits(tokens / seconds), "ms": round(1e3 * seconds, 3)}
-        self.values["points"].append(found | {"share": _four_digits(floor / seconds)} | more)
-        print(
-            f"   {name:24} {found['tok_s']:>10} tok/s {found['ms']:>10} ms  {100 * floor / seconds:5.1f} %", flush=True
-        )
-
-    def compared(self, name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
-        """One kernel's result beside the reference: the largest error over the largest value."""
-        error = float((got.float() - want.float()).abs().max() / want.float().abs().max().clamp(min=1e-9))
-        is_right = error <= tolerance  # not a number is not right
-        self.values["kernels"].append({"name": name, "error": error, "tolerance": tolerance, "right": is_right})
-        if not is_right:
-            self.values["failed"].append(f"kernel {name}: relative error {error:.3g}, at most {tolerance} is right")
-            print(f"   WRONG {name}: {error:.3g}", flush=True)
-
-
-def _four_digits(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Memory that is to be written is full of not-a-number, so that a gap in an output shows."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def spoiled(tensor: Tensor) -> Tensor:
-        return tensor.fill_(float("nan") if tensor.dtype.is_floating_point else 99)
-
-    torch.empty = lambda *args, **options: spoiled(empty(*args, **options))
-    torch.empty_like = lambda *args, **options: spoiled(empty_like(*args, **options))
-    try:
-        yield
-    finally:
-        torch.empty, torch.empty_like = empty, empty_like
-
-
-GROUPS = ("plain", "int8", "fp8", "int4", "attention", "others")
-"""What kernels are checked together: the experts of each format, attention with what writes its cache, and the rest."""
-
-
-def check_all_kernels(report: Report, machine: Machine) -> None:
-    """Every group in a process of its own, all at once: most of the time is the compiler's."""
-    if machine.dry:
-        for group in GROUPS:
-            check_kernels(report, machine, group)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        groups = [group for group in GROUPS if group != "fp8" or machine.reads_fp8]
-        files = [Path(folder) / f"{group}.json" for group in groups]
-        run = [sys.executable, __file__, "--kernels"]
-        started = [subprocess.Popen([*run, g, "--out", str(f)]) for g, f in zip(groups, files, strict=True)]
-        for group, file, process in zip(groups, files, started, strict=True):
-            process.wait()
-            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"kernels": [], "failed": []}
-            report.values["kernels"] += found["kernels"]
-            report.values["failed"] += found["failed"]
-            if process.returncode and not found["failed"]:
-                report.values["failed"].append(f"kernels {group}: ended with {process.returncode}")
-
-
-def check_kernels(report: Report, machine: Machine, group: str) -> None:
-    """One group at the model's own shapes and at several numbers of tokens."""
-    c = ModelConfig.from_dict(machine.values, source="gpu_check")
-    tolerance = 1e-4 if machine.dry else 0.03
-    if group == "attention":
-        check_attention(report, machine, c, tolerance)
-    elif group == "others":
-        check_others(report, machine, c, tolerance)
-        check_sampling(report, machine)
-    else:
-        check_experts(report, machine, c, None if group == "plain" else group, tolerance)
-
-
-def normal(machine: Machine, *shape: int, scale: float = 1.0) -> Tensor:
-    return (torch.randn(shape, device=machine.device) * scale).to(machine.dtype)
-
-
-def check_experts(report: Report, machine: Machine, c: ModelConfig, format: Any, tolerance: float) -> None:
-    """The experts of one format, at each way that a number of tokens goes; some tokens route nowhere."""
-    reference, kernels = ReferenceKernels(), CudaKernels()
-    N, E, A, width = c.hidden_size, c.moe_num_experts, c.moe_k, c.moe_intermediate_size
-    wide = c.shared_intermediate_size
-    weights = [normal(machine, E, 2 * width, N, scale=N**-0.5), normal(machine, E, N, width, scale=width**-0.5)]
-    weights += [normal(machine, 2 * wide, N, scale=N**-0.5), normal(machine, N, wide, scale=wide**-0.5)]
-    gate_up, down, *shared = [rounded(w, format) if format else w for w in weights]
-    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600, 1100, 1500):
-        x = normal(machine, T, N)
-        chances, ids = reference.route(
-            x, torch.randn(E, N, device=machine.device), torch.zeros(E, device=machine.device), A, 1e-12
-        )
-        ids = ids.int()
-        ids[T - T // 4 :] = -1  # as padded rows
-        if T == 1:  # of which that one has no place for others: one slot routes nowhere
-            ids[0, -1] = -1
-        with poisoned():
-            got = kernels.experts(x, chances, ids, gate_up, down, tuple(shared))
-        got = got.float().sum(1) if got.dim() == 3 else got
-        chances = chances.masked_fill(ids < 0, 0)
-        want = reference.experts(x, chances, ids.clamp(min=0), gate_up, down, tuple(shared))
-        report.compared(f"experts {format or 'plain'} T={T}", got, want, tolerance)
-
-
-def check_others(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
-    """Norm, router, SwiGLU and products of few rows."""
-    reference, kernels = ReferenceKernels(), CudaKernels()
-    N, E, A = c.hidden_size, c.moe_num_experts, c.moe_k
-    heads = c.head_dim * (c.num_attention_heads + 2 * c.num_key_value_heads)
-    for T, outputs in itertools.product((1, 5, 16), (heads, 512 if machine.dry else c.vocab_size)):
-        x, matrix = normal(machine, T, N), normal(machine, outputs, N, scale=N**-0.5)
-        with poisoned():
-            found = kernels.linear(x, matrix)
-        report.compared(f"linear T={T} of {outputs}", found, reference.linear(x, matrix), tolerance)
-    for T, format in itertools.product((1, 3) if machine.dry else (1, 16, 64, 200, 600), ("int8", "fp8")):
-        if format == "int8" or machine.reads_fp8:
-            x, matrix = normal(machine, T, N), rounded(normal(machine, heads, N, scale=N**-0.5), format)
-            with poisoned():
-                found = kernels.linear(x, matrix)
-            report.compared(f"linear {format} T={T} of {heads}", found, reference.linear(x, matrix), tolerance)
-    weight = torch.randn(E, N, device=machine.device) * N**-0.5
-    bias = torch.randn(E, device=machine.device) * 1e-3
-    for T in (1, 3) if machine.dry else (1, 4, 16, 17, 64, 200, 600):
-        x, scale = normal(machine, T, N), normal(machine, N)
-        for delta in (normal(machine, T, N), normal(machine, T, A + 2, N)):
-            with poisoned():
-                got = kernels.add_rms_norm(x.clone(), delta, scale, 1e-5)
-            total = delta if delta.dim() == 2 else delta.float().sum(1).to(x.dtype)
-            want = reference.add_rms_norm(x, total, scale, 1e-5)
-            for name, one, other in zip(("sum", "norm"), got, want, strict=True):
-                report.compared(f"add_rms_norm {name} T={T} of {delta.dim()}", one, other, tolerance)
-        with poisoned():
-            chances, ids = kernels.route(x, weight, bias, A, 1e-12)
-        want_chances, want_ids = reference.route(x, weight, bias, A, 1e-12)
-        same = (ids == want_ids).float().mean()
-        report.compared(f"route ids T={T}", same, torch.ones((), device=machine.device), 0.01)
-        agree = (ids == want_ids).all(-1)
-        report.compared(f"route weights T={T}", chances[agree], want_chances[agree], tolerance)
-        wide = normal(machine, T, 2 * c.moe_intermediate_size)
-        with poisoned():
-            one = kernels.swiglu(wide)
-        report.compared(f"swiglu T={T}", one, reference.swiglu(wide), tolerance)
-
-
-def check_sampling(report: Report, machine: Machine) -> None:
-    """Tokens beside those of the sampler in plain torch: greedy, by chance, and with limits."""
-    V, R = machine.values["vocab_size"], 8 if machine.dry else 64
-    logits = (torch.randn(R, V, device=machine.device) * 3).to(machine.dtype)
-    kinds = [(0.0, 1.0, 0.0, 0), (1.0, 1.0, 0.0, 0), (0.8, 0.9, 0.0, 0), (1.0, 1.0, 0.05, 0), (0.7, 0.95, 0.0, 50)]
-    rows = [
-        PlanRow(
-            request_id=str(r), token_ids=[7], start=0, block_ids=[0], wants_token=True, prompt_token_ids=[7],
-            output_token_ids=[],
-            sampling=SamplingParams(max_tokens=9, temperature=t, top_p=p, min_p=m, top_k=k, seed=r),
-        )
-        for r, (t, p, m, k) in ((r, kinds[r % len(kinds)]) for r in range(R))
-    ]  # fmt: skip
-    settings = torch.tensor(
-        [[uniform(r.sampling.seed, 0), r.sampling.temperature, r.sampling.top_p, r.sampling.min_p] for r in rows],
-        dtype=torch.float64, device=machine.device,
-    )  # fmt: skip
-    top_ks = torch.tensor([r.sampling.top_k for r in rows], dtype=torch.int32, device=machine.device)
-    with poisoned():
-        got = CudaKernels().sample(logits, settings, top_ks, V)
-    want = [each.token_id for each in Sampler(max_requests=R, num_valid_ids=V).sample(logits.cpu().float(), rows)]
-    same = (got.cpu() == torch.tensor(want)).float().mean()
-    report.compared("sampling", same, torch.ones(()), 0.05)  # a sum may round to the other side of the point
-
-
-def check_attention(report: Report, machine: Machine, c: ModelConfig, tolerance: float) -> None:
-    """The paged kernel in each cache format, and what prompts take; few requests split their contexts, many do not."""
-    for lens, page in [([5, 18], 8)] if machine.dry else [([1, 64, 1000, 5000], PAGE), ([300] * 69 + [1], 16)]:
-        check_paged_attention(report, machine, c, tolerance, lens, page)
-    H, K, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    if prompt_attention.prefers_cudnn(machine.device):
-        for tokens, before in ((8192, 0), (3000, 0), (2048, 8192), (1900, 20000)):
-            q, keys, values = (normal(machine, n, heads, D) for n, heads in (
-                (tokens, H), (tokens + before, K), (tokens + before, K)))  # fmt: skip
-            parts = (attend(q, keys, values) for attend in (prompt_attention._joined, prompt_attention._by_torch))
-            report.compared(f"attention in parts, {tokens} behind {before}", *parts, 0.02)
-
-
-def check_paged_attention(
-    report: Report, machine: Machine, c: ModelConfig, tolerance: float, lens: list[int], page: int
-) -> None:
-    """The kernel in each cache format, blocks of `page` tokens in any order, and a prompt beside decodes."""
-    reference, kernels = ReferenceKernels(), CudaKernels()
-    H, K, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    counts = [-(-n // page) for n in lens]
-    tables = torch.zeros(len(lens), max(counts), dtype=torch.int32)
-    for row, blocks in zip(tables, torch.randperm(sum(counts)).int().split(counts), strict=True):
-        row[: len(blocks)] = blocks
-    everywhere = torch.arange(sum(counts) * page, device=machine.device)
-    rotary = reference.rotary(everywhere, torch.rand(D // 2, device=machine.device))
-    for cache_dtype in (machine.dtype, *([torch.float8_e4m3fn] if machine.reads_fp8 else []), torch.int8):
-        caches, copies = (reference.empty_cache(sum(counts), page, K, D, cache_dtype, machine.device) for _ in range(2))
-        qkv = torch.randn(len(everywhere), (H + 2 * K) * D, device=machine.device).to(machine.dtype)
-        want_q = reference.rope_and_write(qkv, rotary, *caches, everywhere, H)
-        with poisoned():
-            got_q = kernels.rope_and_write(qkv, rotary, *copies, everywhere, H)
-        report.compared(f"rope {cache_dtype}, blocks of {page}", got_q, want_q, tolerance)
-        for queries in ([1] * len(lens), [1] * (len(lens) - 1) + [3]):
-            starts = torch.tensor([0, *queries]).cumsum(0)
-            spans = tuple(Span(int(s), n, length) for s, n, length in zip(starts, queries, lens, strict=False))
-            nothing = torch.zeros(sum(queries), dtype=torch.int64, device=machine.device)
-            lengths = torch.tensor(lens, dtype=torch.int32, device=machine.device)
-            layout = Layout(nothing, nothing, tables.to(machine.device), starts.int(), lengths, spans, page)
-            q = torch.randn(sum(queries), H, D, device=machine.device).to(machine.dtype)
-            with poisoned():
-                got = kernels.attention(q, *copies, layout)
-            want = reference.attention(q, *caches, layout)
-            report.compared(
-                f"attention {cache_dtype}, blocks of {page}, queries={queries[-1]}", got, want, max(tolerance, 0.02)
-            )
 
 
 def random_model(machine: Machine, format: Any) -> Ernie:
     """Random weights made on the device, layer by layer; router rows scaled so that routing spreads."""
     config = ModelConfig.from_dict(machine.values, source="gpu_check")
     with torch.device("meta"):
-        model = Ernie(config, CudaKernels(), machine.dtype)
+        model = Ernie(config, FusedCudaKernels(), machine.dtype)
     quantized = {} if format == "bf16" else bits_of(shapes_of(model), Quantization.of(format, "cuda"))
     for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -413,14 +66,6 @@ def random_model(machine: Machine, format: Any) -> Ernie:
             else:
                 setattr(module, name, torch.nn.Parameter(made, requires_grad=False))
     return model
-
-
-def rounded(matrices: Tensor, format: Any) -> Quantized:
-    """One matrix, or a stack one by one: rounding takes several float copies, for which a small card has no room."""
-    if matrices.dim() == 2:
-        return quantize(matrices, format)
-    each = [quantize(matrix, format) for matrix in matrices]
-    return Quantized(torch.stack([q.data for q in each]), torch.stack([q.scales for q in each]), format)
 
 
 def rows_at(streams: int, context: int, step: int, unknown: bool, seed: int = 1, top_p: float = 1.0) -> list[PlanRow]:
@@ -477,6 +122,7 @@ def measure_decode(
     context: int,
     cache_dtype: torch.dtype | None = None,
     top_p: float = 1.0,
+    suffix: str = "",
 ) -> None:
     steps, repeats = (1, 1) if machine.dry else (48, 3)
     runner = make_runner(machine, model, streams, context, machine.recorder(), cache_dtype)
@@ -484,7 +130,7 @@ def measure_decode(
     run = partial(decode, runner, streams, context, top_p=top_p)
     seconds = min(machine.seconds(lambda: run(steps, 1)) for _ in range(repeats)) / steps
     name = f"decode_b{streams}_{context // 1024}k" + ("" if floor.format == "bf16" else f"_{floor.format}")
-    name += ("_kv8" if cache_dtype else "") + ("_top_p" if top_p < 1 else "")
+    name += ("_kv8" if cache_dtype else "") + ("_top_p" if top_p < 1 else "") + suffix
     kv_bytes = (cache_dtype or machine.dtype).itemsize
     hit = distinct_experts(machine, model, runner, streams, context)
     kernels = machine.kernel_times(lambda: run(4, 1), 4)
@@ -493,8 +139,23 @@ def measure_decode(
     )
 
 
+def measure_apart(report: Report, machine: Machine, model: Ernie, floor: Floor) -> None:
+    """One stream by the kernels of several rows, for what fusing saves."""
+    fused, plain = model.kernels, CudaKernels()
+    parts = [part for part in model.modules() if getattr(part, "kernels", None) is fused]
+    try:
+        for part in parts:
+            part.kernels = plain
+        measure_decode(report, machine, model, floor, 1, 16 if machine.dry else 1024, suffix="_apart")
+    finally:
+        for part in parts:
+            part.kernels = fused
+
+
 def distinct_experts(machine: Machine, model: Ernie, runner: Runner, streams: int, context: int) -> float:
     """Experts that a step touches in a layer, on average: random weights may collapse, and then nothing is measured."""
+    if streams == 1:
+        return float(model.config.moe_k)  # chosen within the kernel that reads them
     seen, route = [], router.route
 
     def counted(*args: Any, **named: Any) -> tuple[Tensor, Tensor]:
@@ -736,7 +397,7 @@ def run_parts(report: Report, machine: Machine, given: argparse.Namespace) -> No
     if "models" in given.parts:
         bandwidth, arithmetic = machine.rates()
         bandwidth, arithmetic = given.bandwidth or bandwidth, given.arithmetic or arithmetic
-        report.values |= {"bandwidth": _four_digits(bandwidth), "arithmetic": _four_digits(arithmetic)}
+        report.values |= {"bandwidth": four_digits(bandwidth), "arithmetic": four_digits(arithmetic)}
         for format in given.formats:
             if format == "fp8" and not machine.reads_fp8:
                 report.values["left_out"].append("fp8: this card does not read it")
@@ -771,6 +432,8 @@ def run_format(report: Report, machine: Machine, format: str, bandwidth: float, 
     for streams, context in points:
         report.part(f"{format} decode {streams} x {context}", 6,
                     lambda s=streams, c=context: measure_decode(report, machine, model, floor, s, c))  # fmt: skip
+    if format in ("bf16", "fp8"):
+        report.part(f"{format} decode of one stream, apart", 6, lambda: measure_apart(report, machine, model, floor))
     if format in ("bf16", "fp8") and machine.reads_fp8:
         streams, context = (1, 16) if machine.dry else (64, 2048)
         report.part(f"{format} decode {streams} x {context}, fp8 cache", 6, lambda: measure_decode(

@@ -144,11 +144,7 @@ class CudaKernels(ReferenceKernels):
         """
         if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
             return super().experts(x, weights, ids, gate_up, down, shared)
-        inside = None
-        if shared is not None and _is_as(shared[0], gate_up) and _is_as(shared[1], down):
-            first, second = shared
-            if isinstance(first, Tensor | Quantized) and isinstance(second, Tensor | Quantized):
-                inside = (first, second)
+        inside = beside(shared, gate_up, down)
         if len(x) > _MOST_BY_TRITON and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
             return self._grouped(x, weights, ids, gate_up, down, None if shared is None else self._mlp(x, *shared))
         slots = experts.experts(x if half is None else half, weights, ids, gate_up, down, inside)
@@ -181,11 +177,20 @@ _WIDENED = 8192  # tokens at a time
 _MOST_BY_TRITON = 1024  # tokens; above, an expert has so many rows that arithmetic decides
 
 
-def _is_as(shared: Matrix, stack: Tensor | Quantized) -> bool:
-    """Whether both are of one format, so that one kernel reads them."""
-    if isinstance(shared, Packed | Panels | Nibbles):  # those of a CPU
-        return False
-    return linear.format_of(shared) == linear.format_of(stack) and _element(shared) == _element(stack)
+def beside(
+    shared: tuple[Matrix, Matrix] | None, gate_up: Tensor | Quantized, down: Tensor | Quantized
+) -> tuple[Tensor | Quantized, Tensor | Quantized] | None:
+    """The shared MLP, if there is one of the experts' own format, so that one kernel reads it with them."""
+    if shared is None:
+        return None
+    first, second = shared
+    if isinstance(first, Packed | Panels | Nibbles) or isinstance(second, Packed | Panels | Nibbles):  # those of a CPU
+        return None
+    return (first, second) if _is_as(first, gate_up) and _is_as(second, down) else None
+
+
+def _is_as(one: Tensor | Quantized, other: Tensor | Quantized) -> bool:
+    return linear.format_of(one) == linear.format_of(other) and _element(one) == _element(other)
 
 
 def _element(weight: Tensor | Quantized) -> torch.dtype:

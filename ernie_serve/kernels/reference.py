@@ -102,6 +102,23 @@ class ReferenceKernels:
         residual = residual + delta
         return residual, self.rms_norm(residual, weight, eps)
 
+    def norm(self, stream: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`stream` [T, N] with what is pending, if anything is, and the norm of that."""
+        if pending is None:
+            return stream, self.rms_norm(stream, weight, eps)
+        return self.add_rms_norm(stream, pending, weight, eps)
+
+    def norm_linear(
+        self, stream: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Matrix
+    ) -> tuple[Tensor, Tensor]:
+        """`norm`, then `linear`: the stream, and [T, out]."""
+        stream, x = self.norm(stream, pending, norm, eps)
+        return stream, self.linear(x, weight)
+
+    def add_linear(self, stream: Tensor, x: Tensor, weight: Matrix) -> tuple[Tensor, Tensor | None]:
+        """`linear` of `x`, for the stream: that with nothing pending, or as it is and what is."""
+        return stream, self.linear(x, weight)
+
     def rotary(self, positions: Tensor, frequencies: Tensor) -> Tensor:
         """Cosine and sine of position times frequency: [T, D / 2, 2] in float32, once a step."""
         angles = positions[:, None].float() * frequencies
@@ -154,6 +171,23 @@ class ReferenceKernels:
         """
         q = self.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, num_heads)
         return self.attention(q, k_cache, v_cache, layout)
+
+    def norm_attend(
+        self,
+        stream: Tensor,
+        pending: Tensor | None,
+        norm: Tensor,
+        eps: float,
+        weight: Matrix,
+        rotary: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        layout: Layout,
+        num_heads: int,
+    ) -> tuple[Tensor, Tensor]:
+        """`norm_linear` by the queries', keys' and values' `weight`, then `attend`: the stream, and [T, H D]."""
+        stream, qkv = self.norm_linear(stream, pending, norm, eps, weight)
+        return stream, self.attend(qkv, rotary, k_cache, v_cache, layout, num_heads)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up of `gate_up` [T, 2I], gate first: [T, I]."""
@@ -212,6 +246,24 @@ class ReferenceKernels:
         """`route` and `experts` in one call: what `experts` gives for the experts that the router chooses."""
         weights, ids = self.route(x, weight, correction_bias, top_k, norm_min)
         return self.experts(x, weights, ids, gate_up, down, shared)
+
+    def norm_moe(
+        self,
+        stream: Tensor,
+        pending: Tensor | None,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        correction_bias: Tensor,
+        top_k: int,
+        norm_min: float,
+        gate_up: Matrices,
+        down: Matrices,
+        shared: tuple[Matrix, Matrix] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`norm`, then `moe`, for the stream: that with nothing pending, or as it is and what is."""
+        stream, x = self.norm(stream, pending, norm, eps)
+        return stream, self.moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
 
     def _mlp(self, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
         return self.linear(self.swiglu(self.linear(x, gate_up)), down)

@@ -105,16 +105,14 @@ class Block(Part):
         v_cache: Tensor,
         layout: Layout,
         ends: Ends | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """The stream so far, and what the block before has yet to add to it; the same of this block, or of its ends."""
-        residual, x = self.input_layernorm(residual, x)
-        x = self.self_attn(x, rotary, k_cache, v_cache, layout, ends)
+        residual, x = self.self_attn(residual, x, self.input_layernorm, rotary, k_cache, v_cache, layout, ends)
         if ends is not None:
             residual = residual[ends.tokens]
             if not len(residual):
                 return residual, x
-        residual, x = self.post_attention_layernorm(residual, x)
-        x = self.mlp(x)
+        residual, x = self.mlp(residual, x, self.post_attention_layernorm)
         return residual, x
 
 
@@ -130,19 +128,32 @@ class Attention(Part):
         self.o_proj = Linear(H * D, config.hidden_size, kernels, dtype)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout, ends: Ends | None = None
-    ) -> Tensor:
-        """`x` [T, N], or its `ends`, attend to everything before; all keys and values are written on the way."""
-        qkv = self.qkv_proj(x)  # [T, (H + 2K) D]
+        self,
+        residual: Tensor,
+        x: Tensor | None,
+        norm: "RMSNorm",
+        rotary: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        layout: Layout,
+        ends: Ends | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Every token [T, N], or the `ends`, attend to all before; keys and values are written on the way.
+
+        The stream, and what is to be added to it; of `ends` it is [R, N].
+        """
+        H, normed = self.num_heads, (norm.weight, norm.eps, self.qkv_proj.weight)
         if ends is None:
-            heads = self.kernels.attend(qkv, rotary, k_cache, v_cache, layout, self.num_heads)  # [T, H D]
-        else:
-            q = self.kernels.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, self.num_heads)
-            if not len(ends.tokens):
-                return x[:0]
-            heads = self.kernels.attention(q[ends.tokens], k_cache, v_cache, ends.layout)  # [R, H D]
-        y: Tensor = self.o_proj(heads)  # [T, N]
-        return y
+            residual, heads = self.kernels.norm_attend(
+                residual, x, *normed, rotary, k_cache, v_cache, layout, H
+            )  # [T, H D]
+            return self.kernels.add_linear(residual, heads, self.o_proj.weight)
+        residual, qkv = self.kernels.norm_linear(residual, x, *normed)  # [T, (H + 2K) D]
+        q = self.kernels.rope_and_write(qkv, rotary, k_cache, v_cache, layout.slots, H)
+        if not len(ends.tokens):
+            return residual, residual[:0]
+        heads = self.kernels.attention(q[ends.tokens], k_cache, v_cache, ends.layout)  # [R, H D]
+        return residual, self.o_proj(heads)
 
 
 class MLP(Part):
@@ -154,10 +165,10 @@ class MLP(Part):
         self.gate_up_proj = Linear(hidden_size, 2 * width, kernels, dtype)
         self.down_proj = Linear(width, hidden_size, kernels, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, N] to [T, N]."""
-        y: Tensor = self.down_proj(self.kernels.swiglu(self.gate_up_proj(x)))
-        return y
+    def forward(self, residual: Tensor, x: Tensor | None, norm: "RMSNorm") -> tuple[Tensor, Tensor | None]:
+        """The stream [T, N], and what is to be added to it."""
+        residual, gate_up = self.kernels.norm_linear(residual, x, norm.weight, norm.eps, self.gate_up_proj.weight)
+        return self.kernels.add_linear(residual, self.kernels.swiglu(gate_up), self.down_proj.weight)
 
     @property
     def matrices(self) -> tuple[Matrix, Matrix]:
@@ -178,12 +189,22 @@ class MoE(Part):
         width = config.shared_intermediate_size
         self.shared = MLP(config.hidden_size, width, kernels, dtype) if width else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, N] to [T, N]."""
+    def forward(self, residual: Tensor, x: Tensor | None, norm: "RMSNorm") -> tuple[Tensor, Tensor | None]:
+        """The stream [T, N], and what is to be added to it."""
         router, experts = self.router, self.experts
         shared = self.shared.matrices if self.shared is not None else None
-        return self.kernels.moe(
-            x, router.weight, router.correction_bias, self.top_k, self.norm_min, experts.gate_up, experts.down, shared
+        return self.kernels.norm_moe(
+            residual,
+            x,
+            norm.weight,
+            norm.eps,
+            router.weight,
+            router.correction_bias,
+            self.top_k,
+            self.norm_min,
+            experts.gate_up,
+            experts.down,
+            shared,
         )
 
 
@@ -217,9 +238,7 @@ class RMSNorm(Part):
 
     def forward(self, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """`residual` + `delta`, and the norm of that; both [T, N]."""
-        if delta is None:
-            return residual, self.kernels.rms_norm(residual, self.weight, self.eps)
-        return self.kernels.add_rms_norm(residual, delta, self.weight, self.eps)
+        return self.kernels.norm(residual, delta, self.weight, self.eps)
 
 
 class Linear(Part):

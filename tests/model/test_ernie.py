@@ -130,9 +130,9 @@ class Counted(torch.nn.Module):
         super().__init__()
         self.module, self.counts = module, []
 
-    def forward(self, x):
+    def forward(self, x, *rest):
         self.counts.append(len(x))
-        return self.module(x)
+        return self.module(x, *rest)
 
 
 def test_a_model_built_on_meta_works_once_it_is_filled(logits_of):

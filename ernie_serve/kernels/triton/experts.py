@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ernie_serve.kernels.quantized import GROUP, Quantized
 from ernie_serve.kernels.triton import align
-from ernie_serve.kernels.triton.launching import UPCAST, dot, has_large_tiles
+from ernie_serve.kernels.triton.launching import UPCAST, dot, has_large_tiles, power_of_two
 from ernie_serve.kernels.triton.linear import format_of, parts_of
+from ernie_serve.kernels.triton.router import chances, choice
 from ernie_serve.kernels.triton.tiles import Tile, tile_for
 from ernie_serve.kernels.triton.widening import bytes_as_half, nibbles_as_half
 
@@ -114,12 +115,38 @@ def _pair_of_scales(scales, row, ok, k, GROUPS: tl.constexpr, FORMAT: tl.constex
     return tl.zeros_like(row).to(tl.int32)
 
 
+@triton.jit
+def _choose(scores, bias, norm_min, weights, ids, A: tl.constexpr, E: tl.constexpr, BE: tl.constexpr,
+            BA: tl.constexpr, WARPS: tl.constexpr):  # fmt: skip
+    """The expert of this program's slot of one token, by the router's scores; the first program tells all of them.
+
+    Each warp chooses by itself, so that warps need not meet.
+    """
+    block = tl.program_id(0)
+    expert = tl.arange(0, BE)[None, :] + tl.zeros((WARPS, 1), tl.int32)
+    found, shares = choice(tl.load(scores + expert, mask=expert < E, other=float("-inf")), bias, A, E, BE, BA)
+    slot = tl.arange(0, BA)
+    if block + tl.program_id(1) == 0:
+        tl.store(ids + slot, tl.max(found, axis=0), mask=slot < A)
+        weighed = chances(shares, found, norm_min, BE)
+        tl.store(weights + slot, tl.max(weighed, axis=0).to(weights.dtype.element_ty), mask=slot < A)
+    return tl.max(tl.max(tl.where(slot[None, :] == block, found, -1), axis=1), axis=0)
+
+
 @triton.jit(do_not_specialize=["T"])
-def _gate_up(x, ids, order, block_experts, weight, scales, shared, shared_scales, out, T,
+def _gate_up(x, ids, order, block_experts, scores, bias, norm_min, weights, weight, scales, shared, shared_scales, out,
+             T, CHOOSES: tl.constexpr, WARPS: tl.constexpr, BE: tl.constexpr, BA: tl.constexpr,
              DIRECT: tl.constexpr, ONE: tl.constexpr, A: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
              N: tl.constexpr, I: tl.constexpr, FORMAT: tl.constexpr, HALF: tl.constexpr, BM: tl.constexpr,
              BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    expert, pairs = _block(ids, order, block_experts, T, DIRECT, ONE, A, S, E, BM)
+    if CHOOSES:
+        block = tl.program_id(0)
+        expert = E + block - A
+        if block < A:
+            expert = _choose(scores, bias, norm_min, weights, ids, A, E, BE, BA, WARPS)
+        pairs = tl.where(tl.arange(0, BM) == 0, block, -1)
+    else:
+        expert, pairs = _block(ids, order, block_experts, T, DIRECT, ONE, A, S, E, BM)
     if (expert >= 0) & (expert < E + S):
         W_N: tl.constexpr = N // 2 if FORMAT == "int4" else N
         GROUPS: tl.constexpr = N // 64 if FORMAT == "int4" else 1
@@ -213,13 +240,16 @@ def _down(hidden, weights, ids, order, block_experts, weight, scales, shared, sh
         tl.store(place, acc.to(out.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
 
 
+Weights = Tensor | Quantized
+
+
 def experts(
     x: Tensor,
     weights: Tensor,
     ids: Tensor,
-    gate_up: Tensor | Quantized,
-    down: Tensor | Quantized,
-    shared: tuple[Tensor | Quantized, Tensor | Quantized] | None,
+    gate_up: Weights,
+    down: Weights,
+    shared: tuple[Weights, Weights] | None,
     tiles: tuple[Tile, Tile] | None = None,
 ) -> Tensor:
     """What each slot of each token of `x` [T, N] adds, the shared MLP's parts last: [T, A + S, N].
@@ -227,33 +257,77 @@ def experts(
     The result has the dtype of `weights`; `x` may be in half precision already where the matrices are quantized.
     `gate_up` is [E, 2I, N], `down` [E, N, I], `shared` one of each with a width of S I, all in one format.
     """
-    (T, N), A = x.shape, ids.shape[1]
-    E, _, width = down.shape
-    S = 0 if shared is None else shared[1].shape[1] // width
-    direct = T <= MOST_DIRECT
-    if tiles is None:
-        small = not has_large_tiles(x.device)
-        tiles = tile_for("gate_up", T, format_of(gate_up), small), tile_for("down", T, format_of(down), small)
-    first, second = tiles
+    first, second = tiles or tiles_of(len(x), gate_up, x.device)
     assert first.rows == second.rows, "both kernels read the same blocks"
-    if direct:
+    sizes = sizes_of(len(x), ids.shape[1], down, shared, x)
+    if sizes["DIRECT"]:
         order = block_experts = ids
-        num_blocks = T * A + S
+        num_blocks = ids.numel() + sizes["S"]
     else:
         sort = align.align if ids.numel() <= _MOST_IN_ONE_PROGRAM else align.align_many
-        order, block_experts = sort(ids, E, S, first.rows)
+        order, block_experts = sort(ids, sizes["E"], sizes["S"], first.rows)
         num_blocks = len(block_experts)
-    half = format_of(gate_up) != "plain" and x.dtype != torch.float32
-    hidden = torch.empty((T * (A + S), width), dtype=torch.float16 if half else x.dtype, device=x.device)
-    out = torch.empty((T, A + S, N), dtype=weights.dtype, device=x.device)
-    same = {"DIRECT": direct, "ONE": T == 1, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half}
-    _gate_up[(num_blocks, triton.cdiv(width, first.columns))](
-        x, ids, order, block_experts, *parts_of(gate_up), *parts_of(shared[0] if shared else gate_up), hidden, T,
-        **same, FORMAT=format_of(gate_up), UPCAST=UPCAST, **first.options(N),
+    blocks = (ids, order, block_experts)
+    hidden = launch_gate_up(x, blocks, num_blocks, gate_up, shared, sizes, first)
+    return launch_down(hidden, weights, blocks, num_blocks, down, shared, sizes, second)
+
+
+def tiles_of(T: int, gate_up: Weights, device: torch.device) -> tuple[Tile, Tile]:
+    """The tile of gate and up, and that of down."""
+    small, format = not has_large_tiles(device), format_of(gate_up)
+    return tile_for("gate_up", T, format, small), tile_for("down", T, format, small)
+
+
+def sizes_of(T: int, A: int, down: Weights, shared: tuple[Weights, Weights] | None, x: Tensor) -> dict[str, int]:
+    """What the kernels know when they are compiled."""
+    E, N, width = down.shape
+    S = 0 if shared is None else shared[1].shape[1] // width
+    half = format_of(down) != "plain" and x.dtype != torch.float32
+    return {"DIRECT": T <= MOST_DIRECT, "ONE": T == 1, "A": A, "S": S, "E": E, "N": N, "I": width, "HALF": half}
+
+
+def launch_gate_up(
+    x: Tensor,
+    blocks: tuple[Tensor, Tensor, Tensor],
+    num_blocks: int,
+    gate_up: Weights,
+    shared: tuple[Weights, Weights] | None,
+    sizes: dict[str, int],
+    tile: Tile,
+    scored: tuple[Tensor, Tensor, float, Tensor] | None = None,
+) -> Tensor:
+    """What lies between the matrices, [T (A + S), I].
+
+    `blocks` are ids, order and the blocks' experts. With `scored`, the scores of one token, the bias, the least sum and
+    where its weights go, ids and weights are written, not read.
+    """
+    T, width, slots = len(x), sizes["I"], sizes["A"] + sizes["S"]
+    hidden = torch.empty((T * slots, width), dtype=torch.float16 if sizes["HALF"] else x.dtype, device=x.device)
+    _gate_up[(num_blocks, triton.cdiv(width, tile.columns))](
+        x, *blocks, *(scored or (x, x, 0.0, x)), *parts_of(gate_up), *parts_of(shared[0] if shared else gate_up),
+        hidden, T, CHOOSES=scored is not None, WARPS=tile.warps, BE=max(32, power_of_two(sizes["E"])),
+        BA=power_of_two(sizes["A"]), **sizes, FORMAT=format_of(gate_up), UPCAST=UPCAST, **tile.options(sizes["N"]),
     )  # fmt: skip
-    _down[(num_blocks, triton.cdiv(N, second.columns))](
-        hidden, weights, ids, order, block_experts, *parts_of(down), *parts_of(shared[1] if shared else down), out, T,
-        **same, FORMAT=format_of(down), UPCAST=UPCAST, **second.options(width),
+    return hidden
+
+
+def launch_down(
+    hidden: Tensor,
+    weights: Tensor,
+    blocks: tuple[Tensor, Tensor, Tensor],
+    num_blocks: int,
+    down: Weights,
+    shared: tuple[Weights, Weights] | None,
+    sizes: dict[str, int],
+    tile: Tile,
+) -> Tensor:
+    """What each slot adds, [T, A + S, N]."""
+    N, slots = sizes["N"], sizes["A"] + sizes["S"]
+    T = len(hidden) // slots
+    out = torch.empty((T, slots, N), dtype=weights.dtype, device=hidden.device)
+    _down[(num_blocks, triton.cdiv(N, tile.columns))](
+        hidden, weights, *blocks, *parts_of(down), *parts_of(shared[1] if shared else down), out, T, **sizes,
+        FORMAT=format_of(down), UPCAST=UPCAST, **tile.options(sizes["I"]),
     )  # fmt: skip
     return out
 

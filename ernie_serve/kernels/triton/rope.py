@@ -48,13 +48,13 @@ def _rope_and_write(qkv, rotary, k_cache, v_cache, slots, q_out, H: tl.constexpr
         odd = odd.to(qkv.dtype.element_ty).to(tl.float32)
         row = ((slot * K + (heads - H) % K) * WIDTH)[:, None]
         if first < H + K:
-            _write(k_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
+            write_heads(k_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
         else:
-            _write(v_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
+            write_heads(v_cache + row, even, odd, pair[None, :], keeps, D, FORMAT)
 
 
 @triton.jit
-def _write(out, even, odd, pair, keeps, D: tl.constexpr, FORMAT: tl.constexpr):
+def write_heads(out, even, odd, pair, keeps, D: tl.constexpr, FORMAT: tl.constexpr):
     """Rows of heads [HEADS, D / 2] to where `out` [HEADS, 1] says."""
     if FORMAT == "int8":
         largest = tl.maximum(tl.max(tl.abs(even), axis=1), tl.max(tl.abs(odd), axis=1))[:, None]

@@ -56,33 +56,49 @@ def _scores(x, weight, partial, half, T, N: tl.constexpr, E: tl.constexpr, BE: t
     tl.store(out, acc, mask=(row < T)[:, None] & (expert < E)[None, :])
 
 
-@triton.jit(do_not_specialize=["T"])
-def _choose(partial, bias, num_live, weights, ids, T, norm_min, P: tl.constexpr, E: tl.constexpr, A: tl.constexpr,
-            BE: tl.constexpr, BA: tl.constexpr, IS_PADDED: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    expert = tl.arange(0, BE)
+@triton.jit
+def choice(scores, bias, A: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BA: tl.constexpr):
+    """Ids [W, BA] of the experts that each row of scores [W, BE] chooses, and all shares; beyond E it is -inf."""
+    expert = tl.arange(0, BE)[None, :] + tl.zeros((scores.shape[0], 1), tl.int32)
     real = expert < E
-    scores = tl.zeros((BE,), tl.float32)
-    for p in tl.static_range(P):
-        scores += tl.load(partial + (p * T + row) * E + expert, mask=real, other=0.0)
-    scores = tl.where(real, scores, float("-inf"))
-    shares = tl.exp(scores - tl.max(scores))
-    shares = shares / tl.sum(shares)
+    shares = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+    shares = shares / tl.sum(shares, axis=1)[:, None]
     biased = shares + tl.load(bias + expert, mask=real, other=0.0, eviction_policy="evict_last")
     # as integers of the same order, whose maximum over a warp is one instruction
     bits = biased.to(tl.int32, bitcast=True)
     left = tl.where(real, bits ^ ((bits >> 31) & 0x7FFFFFFF), -(2**31))
-    slot = tl.arange(0, BA)
-    chosen = tl.zeros((BA,), tl.int32) - 1
+    slot = tl.arange(0, BA)[None, :]
+    ids = tl.zeros((scores.shape[0], BA), tl.int32) - 1
     for a in tl.static_range(A):
-        best = tl.min(tl.where(left == tl.max(left), expert, BE))
-        chosen = tl.where(slot == a, best, chosen)
+        best = tl.min(tl.where(left == tl.max(left, axis=1)[:, None], expert, BE), axis=1)[:, None]
+        ids = tl.where(slot == a, best, ids)
         left = tl.where(expert == best, -(2**31), left)
-    chances = tl.sum(tl.where(expert[None, :] == chosen[:, None], shares[None, :], 0.0), axis=1)
-    chances = chances / tl.maximum(tl.sum(chances), norm_min)
+    return ids, shares
+
+
+@triton.jit
+def chances(shares, ids, norm_min, BE: tl.constexpr):
+    """What the experts `ids` [W, BA] weigh: their `shares` [W, BE] over those of all of them."""
+    is_it = tl.arange(0, BE)[None, None, :] == ids[:, :, None]
+    chosen = tl.sum(tl.where(is_it, shares[:, None, :], 0.0), axis=2)
+    return chosen / tl.maximum(tl.sum(chosen, axis=1), norm_min)[:, None]
+
+
+@triton.jit(do_not_specialize=["T"])
+def _choose(partial, bias, num_live, weights, ids, T, norm_min, P: tl.constexpr, E: tl.constexpr, A: tl.constexpr,
+            BE: tl.constexpr, BA: tl.constexpr, IS_PADDED: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    expert = tl.arange(0, BE)[None, :]
+    real = expert < E
+    scores = tl.zeros((1, BE), tl.float32)
+    for p in tl.static_range(P):
+        scores += tl.load(partial + (p * T + row) * E + expert, mask=real, other=0.0)
+    chosen, shares = choice(tl.where(real, scores, float("-inf")), bias, A, E, BE, BA)
+    weighed = chances(shares, chosen, norm_min, BE)
+    slot = tl.arange(0, BA)[None, :]
     if IS_PADDED:
         chosen = tl.where(row < tl.load(num_live, eviction_policy="evict_last"), chosen, -1)
-    tl.store(weights + row * A + slot, chances.to(weights.dtype.element_ty), mask=slot < A)
+    tl.store(weights + row * A + slot, weighed.to(weights.dtype.element_ty), mask=slot < A)
     tl.store(ids + row * A + slot, chosen, mask=slot < A)
 
 

@@ -54,6 +54,14 @@ def bytes_as_half(w, PLAINLY: tl.constexpr):
     )
 
 
+@triton.jit
+def as_float(w, FORMAT: tl.constexpr, PLAINLY: tl.constexpr):
+    """Weights, of 8 bits where FORMAT is "row", as float32."""
+    if FORMAT == "row":
+        return bytes_as_half(w, PLAINLY).to(tl.float32)
+    return w.to(tl.float32)
+
+
 _E4M3_AS_BFLOAT = tl.constexpr("""{
 .reg .b32 first, second, sign, factor, zero;
 mov.b32 factor, 0x7B807B80;

@@ -1,20 +1,39 @@
-"""Compiles each kernel for `cuda:CAPABILITY`. Prints its name, shared memory and asynchronous loads. No GPU is needed.
+"""Compiles each kernel for `cuda:CAPABILITY`. No GPU is needed.
+
+Prints its name, shared memory, asynchronous loads, and bytes a thread that did not fit into registers.
 
 A launch is recorded, not made: the functions of `kernels/triton` are called on meta tensors of the real geometry, with
 `JITFunction.run` in our hands, so that what is compiled is what would be launched.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ernie_serve.kernels.quantized import quantize
-from ernie_serve.kernels.triton import align, attention, experts, linear, norm, prompt, rope, router, sampling
+from ernie_serve.kernels.triton import (
+    align,
+    attention,
+    experts,
+    experts_of_one,
+    linear,
+    norm,
+    one_row,
+    prompt,
+    rope,
+    router,
+    sampling,
+)
 from ernie_serve.kernels.triton.tiles import tile_for
 
 TYPES = {
@@ -52,7 +71,15 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = F
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=target, options=options)
     label = f"{small}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
-    print(label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), flush=True)
+    print(label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), spilled(built.asm["cubin"]), flush=True)
+
+
+def spilled(binary: bytes) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary)
+        tool = Path(nvidia.__file__).parent / "bin/cuobjdump"
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return int(re.findall(r"STACK:(\d+)", told.stdout + told.stderr)[0])
 
 
 JITFunction.run = compile_instead
@@ -98,6 +125,19 @@ for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
     tiles = tuple(tile_for(kernel, len(rows), kind, small=True) for kernel in ("gate_up", "down"))
     experts.experts(rows, chances, picked, *made, tuple(both), tiles=tiles)
     small = ""
+    one = torch.empty(1, N, dtype=torch.float16 if format else torch.bfloat16)
+    experts_of_one.experts_of_one(one, torch.empty(1, E), torch.empty(E), A, 1e-12, *made, tuple(both), x[:1])
+x_row, g_row, one_slot = x[:1], weight.bfloat16(), torch.empty(1, dtype=torch.int64)
+for format in (None, "int8", *(["fp8"] if READS_FP8 else [])):
+    matrix = torch.empty((H + 2 * K) * D, N, dtype=torch.bfloat16)
+    matrix = quantize(matrix, format) if format else matrix
+    for dtype in (torch.bfloat16, *([torch.float8_e4m3fn] if READS_FP8 else [])):
+        cache, angles = torch.empty(100, 64, K, D, dtype=dtype), torch.empty(1, D // 2, 2)
+        one_row.linear_and_turn(x_row, matrix, g_row, 1e-5, angles, cache, cache, one_slot, H)
+    one_row.linear(x_row, matrix, None, 1e-5)
+    square = torch.empty(N, N, dtype=torch.bfloat16)
+    one_row.add_linear(x_row, x_row, quantize(square, format) if format else square)
+one_row.scores(x_row, torch.empty(E, N), g_row, 1e-5, torch.float16)
 prompt.swiglu(torch.empty(T, 2 * WIDTH, dtype=torch.bfloat16))
 prompt.combine(x, torch.empty(T, A, dtype=torch.int64), chances[:T], x)
 sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)

@@ -16,6 +16,7 @@ from ernie_serve.kernels.triton.launching import LARGE_TILES
 
 SMALL_TILES = 99 << 10  # bytes of shared memory, as cards of 24 GB have
 STREAMING = ("_attend", "_gate_up", "_down", "_linear", "_scores")  # they are as fast as the loads they have under way
+IN_REGISTERS = ("_one_row", "_sum_down")  # they ask for all that they read at once
 COMPILE = Path(__file__).with_name("compile_all.py")
 
 
@@ -25,14 +26,17 @@ def test_every_kernel_compiles_and_fits_a_processor(tmp_path, capability, num_fo
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, str(COMPILE), capability], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.rsplit(" ", 2) for line in done.stdout.splitlines()]
-    sizes = {name: size for name, size, _ in lines}
+    lines = [line.rsplit(" ", 3) for line in done.stdout.splitlines()]
+    sizes = {name: size for name, size, *_ in lines}
     assert len(sizes) >= 12
     assert max(map(int, sizes.values())) <= LARGE_TILES
     large = {name.split("-")[0] for name, size in sizes.items() if int(size) > SMALL_TILES}
     assert large <= {"_linear", "_gate_up"}, "which a card with less has not, or with a smaller tile"
-    streaming = [int(loads) for name, _, loads in lines if any(kernel in name for kernel in STREAMING)]
+    streaming = [int(loads) for name, _, loads, _ in lines if name.removeprefix("small ").startswith(STREAMING)]
     assert len(streaming) >= num_streaming
     assert min(streaming) > 0, "the compiler no longer fetches ahead"
+    in_registers = [int(spilled) for name, *_, spilled in lines if name.startswith(IN_REGISTERS)]
+    assert len(in_registers) >= 2 * num_formats, "those of one row"
+    assert not any(in_registers), "what is on its way no longer fits"
     small = sum(name.startswith(("small _gate_up", "small _down")) for name in sizes)
     assert small == 2 * num_formats - 1, "plain down has the same tile on all cards"

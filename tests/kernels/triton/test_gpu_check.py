@@ -30,10 +30,12 @@ def test_a_dry_run_finds_every_kernel_right_and_writes_its_points(tmp_path):
     assert names == [
         "decode_b1_0k",
         "decode_b2_0k",
+        "decode_b1_0k_apart",
         "decode_b1_0k_kv8",
         "decode_b1_0k_top_p",
         "prefill_0k",
         "decode_b1_0k_fp8",
+        "decode_b1_0k_fp8_apart",
         "decode_b1_0k_fp8_kv8",
         "decode_b1_0k_int8",
         "decode_b1_0k_int4",
