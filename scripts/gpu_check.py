@@ -28,6 +28,7 @@ import torch
 from gpu_floor import Floor
 from gpu_kernels import GROUPS, check_all_kernels, check_kernels, normal, rounded
 from gpu_machine import PAGE, EagerDevice, Machine, Report, four_digits
+from gpu_ways import measure_ways
 from torch import Tensor
 
 from ernie_serve.kernels.cuda import CudaKernels
@@ -44,7 +45,7 @@ from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker.runner import Runner
 
 FORMATS = ["bf16", "fp8", "int8", "int4"]
-PARTS = ["kernels", "files", "models", "http", "transformers"]
+PARTS = ["kernels", "files", "models", "http", "transformers", "ways"]
 
 
 def random_model(machine: Machine, format: Any) -> Ernie:
@@ -407,6 +408,7 @@ def run_parts(report: Report, machine: Machine, given: argparse.Namespace) -> No
     others = {
         "http": (60, ("fastapi", "uvicorn"), measure_http),
         "transformers": (40, ("transformers",), measure_transformers),
+        "ways": (90, (), measure_ways),
     }
     for name, (seconds, needs, measure) in others.items():
         if missing := [each for each in needs if not importlib.util.find_spec(each)]:

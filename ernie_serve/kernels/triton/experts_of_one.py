@@ -30,7 +30,8 @@ from ernie_serve.kernels.triton.widening import as_float
 
 _COLUMNS = {"plain": 4, "row": 8}
 _DEPTH = 512
-"""Columns of the result and depth of a tile, for four warps: what is on its way stays in registers."""
+_WARPS = 4
+"""Columns of the result, depth of a tile, warps: what is on its way stays in registers. Not measured."""
 
 
 @triton.jit
@@ -102,10 +103,10 @@ def experts_of_one(
     )
     if format_of(down) == "int4":
         return stream, launch_down(hidden, weights, blocks, num_blocks, down, shared, sizes, second)
-    return _launch_sum(hidden, weights, ids, down, shared, sizes, stream), None
+    return sum_down(hidden, weights, ids, down, shared, sizes, stream), None
 
 
-def _launch_sum(
+def sum_down(
     hidden: Tensor,
     weights: Tensor,
     ids: Tensor,
@@ -114,11 +115,12 @@ def _launch_sum(
     sizes: dict[str, int],
     stream: Tensor,
 ) -> Tensor:
+    """`stream` [1, N], and the sum of what the slots of `hidden` [A + S, I] add."""
     out = torch.empty_like(stream)
     width, columns = sizes["I"], _COLUMNS[format_of(down)]
     told = {name: sizes[name] for name in ("A", "S", "E", "N", "I", "HALF")}
     _sum_down[(sizes["N"] // columns,)](
         hidden, weights, ids, *parts_of(down), *parts_of(shared[1] if shared else down), stream, out, **told,
-        FORMAT=format_of(down), BN=columns, BK=min(_DEPTH, width & -width), UPCAST=UPCAST, num_warps=4,
+        FORMAT=format_of(down), BN=columns, BK=min(_DEPTH, width & -width), UPCAST=UPCAST, num_warps=_WARPS,
     )  # fmt: skip
     return out

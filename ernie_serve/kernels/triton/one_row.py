@@ -27,7 +27,8 @@ from ernie_serve.kernels.triton.widening import as_float
 _MOST_DEPTH = 3072
 _MOST_MATRIX_ROWS = 16384
 _ROWS = 8
-"""Rows of the matrix to a program of four warps: those of a projection of the 21B run all at once on an H200."""
+_WARPS = 4
+"""Rows of the matrix to a program, and its warps: those of a projection of the 21B run all at once on an H200."""
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def _one_row(x, norm, eps, weight, scales, out, added, rotary, k_cache, v_cache,
         tl.store(out + row, y.to(out.dtype.element_ty))
 
 
-def suits(x: Tensor, weight: Tensor | Quantized, rows: int = _ROWS) -> bool:
+def suits(x: Tensor, weight: Tensor | Quantized, rows: int | None = None) -> bool:
     """Whether these are one row and a matrix of which a program's threads can ask for `rows` at once."""
     M, N = weight.shape
     matrix = weight.data if isinstance(weight, Quantized) else weight
@@ -110,7 +111,7 @@ def suits(x: Tensor, weight: Tensor | Quantized, rows: int = _ROWS) -> bool:
         len(x) == 1
         and 16 <= N <= _MOST_DEPTH
         and M <= _MOST_MATRIX_ROWS
-        and M % rows == 0
+        and M % (rows or _ROWS) == 0
         and N % 16 == 0
         and (x.dtype == torch.bfloat16 or UPCAST)
         and (format_of(weight) == "row" or matrix.dtype in (x.dtype, torch.float32))
@@ -124,7 +125,7 @@ def _launch(
     weight: Tensor | Quantized,
     out: Tensor,
     then: str,
-    rows: int = _ROWS,
+    rows: int | None = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
     added: Tensor | None = None,
@@ -135,6 +136,7 @@ def _launch(
     num_heads: int = 0,
 ) -> None:
     M, N = weight.shape
+    rows = rows or _ROWS
     first = min(power_of_two(N), 1 << (N.bit_length() - 1))
     k_cache, v_cache = caches or (x, x)
     _one_row[(M // rows,)](
@@ -144,7 +146,7 @@ def _launch(
         FORMAT=format_of(weight), THEN=then, HAS_NORM=norm is not None,
         SHARE=0 if normed is None else triton.cdiv(N, M // rows), H=num_heads,
         K=k_cache.shape[2] if caches else 1, D=kv_format.head_dim(k_cache) if caches else 2,
-        WIDTH=k_cache.shape[3] if caches else 0, CACHE=cache_format(k_cache), UPCAST=UPCAST, num_warps=4,
+        WIDTH=k_cache.shape[3] if caches else 0, CACHE=cache_format(k_cache), UPCAST=UPCAST, num_warps=_WARPS,
     )  # fmt: skip
 
 

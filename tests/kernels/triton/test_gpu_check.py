@@ -43,6 +43,7 @@ def test_a_dry_run_finds_every_kernel_right_and_writes_its_points(tmp_path):
     assert all(point["share"] > 0 and point["tok_s"] > 0 for point in found["points"])
     assert all(point["experts_a_layer"] >= 2 for point in found["points"] if "decode" in point["name"])
     assert found["left_out"] == []
+    assert {each["kernel"] for each in found["ways"] if each["us"] > 0} == {"qkv", "o", "down", "scores"}
     assert set(found["files"]) == {"plain", "int8"}
     assert [each["tokens"] for each in found["new_lengths"]] == [19, 21]
     assert found["short_prompts"]["ms"] > 0
