@@ -154,7 +154,11 @@ class Settings(BaseModel):
     gpu_memory_utilization: float = _setting("Engine", 0.92, "Share of the GPU's memory to use.", gt=0, le=1)
     enable_prefix_caching: bool = _setting("Engine", True, "Reuse the KV cache of prompts that begin alike.")
     threads: int | None = _setting(
-        "Engine", None, "CPU threads of the engine. Default: one for each core it may use.", ge=1, le=1024
+        "Engine",
+        None,
+        "CPU threads of the engine. Default: one for each core it may use; one below 64 MiB of weights.",
+        ge=1,
+        le=1024,
     )
 
     host: str = _setting("API", "127.0.0.1", "Address to listen on.")

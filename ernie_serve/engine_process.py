@@ -43,7 +43,7 @@ from ernie_serve.model.quantize import (
     repacking_bytes,
     widened_bytes,
 )
-from ernie_serve.model.recipes import Layout, Quantization
+from ernie_serve.model.recipes import Layout, Quantization, Recipe
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
@@ -106,7 +106,6 @@ def build_engine(settings: Settings, num_valid_ids: int, report: Report) -> tupl
 
 def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[EngineCore, EngineInfo]:
     began = time.monotonic()
-    torch.set_num_threads(settings.threads or usable_cores())
     device = device_of(settings.device)
     take(device)
     if device.type == "cuda":
@@ -128,6 +127,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
     shapes = parameter_shapes(config)
     weight_bytes = model_bytes(shapes, quantization, dtype)
+    torch.set_num_threads(settings.threads or (1 if weight_bytes < _FOR_ONE_THREAD else usable_cores()))
     has_packed = quantization is not None or cache_dtype == torch.int8
     kernels = _kernels(device, dtype, has_packed=has_packed, num_bytes=weight_bytes)
     with torch.device("meta"):
@@ -255,22 +255,24 @@ def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_
     return FusedCudaKernels()
 
 
+_FOR_ONE_THREAD = 64 << 20
+"""Bytes of weights: a model of fewer has products so small that a second thread is more waiting than help."""
+
+
 def advice_for(
     config: ModelConfig, shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
 ) -> str:
     """What would make weights fit that do not."""
-    if quantization is not None and quantization.recipe == "int4":
-        return "Use a smaller checkpoint, or a device with more memory."
     layout: Layout = "cuda" if device.type == "cuda" else "cpu"
-    plain = dtype if layout == "cuda" else torch.float32
-    try:
-        quantization_of(replace(config, quantization=None), "int4", device)
-        small = model_bytes(shapes, Quantization.of("int4", layout), plain)
-    except SettingsError:
+    recipe = _smallest(replace(config, quantization=None), shapes, device)
+    if recipe is None:
         return "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
+    if quantization is not None and quantization.recipe == recipe:
+        return "Use a smaller checkpoint, or a device with more memory."
+    small = model_bytes(shapes, Quantization.of(recipe, layout), dtype if layout == "cuda" else torch.float32)
     original = " of the original checkpoint" if config.quantization else ""
     return (
-        f"With --quantization int4{original} they need {small / memory.GIB:.2f} GiB; or use a "
+        f"With --quantization {recipe}{original} they need {small / memory.GIB:.2f} GiB; or use a "
         f"{'GPU' if layout == 'cuda' else 'machine'} with more memory."
     )
 
@@ -279,28 +281,30 @@ def _smaller(
     config: ModelConfig, shapes: Shapes, quantization: Quantization | None, device: torch.device
 ) -> tuple[str, ...]:
     """The flag that would make weights smaller, where there is one for this checkpoint."""
-    if (quantization is not None and quantization.recipe == "int4") or config.quantization is not None:
-        return ()
-    try:
-        int4 = quantization_of(config, "int4", device)
-        assert int4 is not None, "it was asked for"
-        bits_of(shapes, int4)
-    except SettingsError:
-        return ()
-    return ("--quantization int4",)
+    recipe = None if config.quantization is not None else _smallest(config, shapes, device)
+    is_it = quantization is not None and quantization.recipe == recipe
+    return () if recipe is None or is_it else (f"--quantization {recipe}",)
+
+
+def _smallest(config: ModelConfig, shapes: Shapes, device: torch.device) -> Recipe | None:
+    """The word for the smallest weights that a plain checkpoint can have on a device, if its widths have any."""
+    recipes: tuple[Recipe, ...] = ("int4", "int8")
+    for recipe in recipes:
+        try:
+            quantization = quantization_of(config, recipe, device)
+            assert quantization is not None, "it was asked for"
+            bits_of(shapes, quantization)
+            return recipe
+        except SettingsError:
+            continue
+    return None
 
 
 _KV_WORDS = {torch.float8_e4m3fn: "fp8"}
 
 
 def _weights(quantization: Quantization | None, dtype: torch.dtype) -> str:
-    if quantization is None:
-        return _word(dtype)
-    return (
-        f"{quantization.recipe} weights"
-        if quantization.layout == "cpu"
-        else (f"{quantization.recipe} experts, {_word(dtype)}")
-    )
+    return _word(dtype) if quantization is None else f"{quantization.recipe} weights"
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -7,12 +7,17 @@ from typing import cast
 import pytest
 import torch
 
+from ernie_serve import engine_process
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
-from ernie_serve.engine_process import _warm_up, build_engine
+from ernie_serve.engine_process import _warm_up, advice_for, build_engine
 from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.messages import EngineOutput, EngineRequest
 from ernie_serve.model import hub
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.quantize import parameter_shapes
+from ernie_serve.model.random_checkpoint import GEOMETRIES
+from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import memory
 
 
@@ -110,3 +115,23 @@ def test_a_start_makes_steps_of_every_length_of_texts_that_are_allowed() -> None
     assert [sum(len(each.prompt_token_ids) for each in step) for step in core.steps] == [1, 17, 100, 1]
     assert max(len(each.prompt_token_ids) for step in core.steps for each in step) == 40
     assert core.steps[-1][0].sampling.logit_bias, "copied scores lie otherwise in memory"
+
+
+@pytest.mark.parametrize(("bytes_for_one", "asked", "num_threads"), [(1 << 40, None, 1), (0, None, 3), (1 << 40, 2, 2)])
+def test_a_small_model_runs_in_one_thread_unless_more_are_asked_for(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, bytes_for_one: int, asked: int | None, num_threads: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(engine_process, "_FOR_ONE_THREAD", bytes_for_one)
+    monkeypatch.setattr(engine_process, "usable_cores", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    build_engine(Settings(model=str(tiny_checkpoint), threads=asked, max_model_len=64), 100, lambda share, what: None)
+    assert told == [num_threads]
+
+
+def test_what_is_advised_on_a_gpu_is_what_the_checkpoint_can_have() -> None:
+    gpu, dense = torch.device("cuda:0"), ModelConfig.from_dict(GEOMETRIES["0.3b"])
+    shapes = parameter_shapes(dense)
+    said = advice_for(dense, shapes, None, torch.bfloat16, gpu)
+    assert said.startswith("With --quantization int8 they need 0.")
+    assert "smaller checkpoint" in advice_for(dense, shapes, Quantization.of("int8", "cuda"), torch.bfloat16, gpu)

@@ -14,7 +14,7 @@ from ernie_serve.kernels.triton import experts_of_one, one_row
 
 
 class FusedCudaKernels(CudaKernels):
-    """What `CudaKernels` does, one row in fewer launches: six a layer of experts instead of eleven.
+    """What `CudaKernels` does, one row in fewer launches: seven a layer of experts instead of eleven.
 
     That a row is padding is not asked: a step of one row has none.
     """
@@ -73,8 +73,8 @@ class FusedCudaKernels(CudaKernels):
             isinstance(gate_up, Tensor | Quantized)
             and isinstance(down, Tensor | Quantized)
             and one_row.suits(stream, weight, 1)
-            and experts_of_one.suits(down)
             and ((inside := beside(shared, gate_up, down)) or shared is None)
+            and experts_of_one.suits(down, top_k, inside)
         ):
             stream, x, unmade = self._norm_or_leave(stream, pending, norm, eps)
             is_half = isinstance(gate_up, Quantized) and x.dtype == torch.bfloat16

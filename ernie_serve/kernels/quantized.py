@@ -89,7 +89,7 @@ def quantize(weight: Tensor, format: Format) -> Quantized:
 def _quantize(weight: Tensor, format: Format) -> Quantized:
     if format == "int4":
         return _quantize_int4(weight)
-    scales = weight.abs().amax(-1).float() / _LARGEST[format]
+    scales = weight.abs().amax(-1).float() * (1 / _LARGEST[format])  # as CUDA divides by a number: alike everywhere
     inverse = torch.where(scales > 0, 1 / scales, 0.0)
     q = weight.float() * inverse[..., None]
     data = q.round().to(torch.int8) if format == "int8" else q.clamp(-448, 448).to(torch.float8_e4m3fn)

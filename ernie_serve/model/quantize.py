@@ -169,5 +169,6 @@ def loading_bytes(shapes: Shapes, config: ModelConfig, quantization: Quantizatio
     """What quantizing a plain checkpoint takes for a while beside the model it makes, where the model is made."""
     largest = max(math.prod(shape[-2:]) for name, shape in shapes.items() if class_of(name) in quantization.bits)
     if quantization.layout == "cuda":
-        return 4 * largest + min(largest, AT_ONCE) * ROUNDING_BYTES  # as it came, and twice what becomes of it
+        came: int = getattr(torch, config.dtype).itemsize  # beside it twice what becomes of it
+        return (came + 2) * largest + min(largest, AT_ONCE) * ROUNDING_BYTES
     return int(largest * getattr(torch, config.dtype).itemsize) + READING_BYTES

@@ -32,6 +32,8 @@ _COLUMNS = {"plain": 4, "row": 8}
 _DEPTH = 512
 _WARPS = 4
 """Columns of the result, depth of a tile, warps: what is on its way stays in registers. Not measured."""
+_MOST_TILES = 32
+"""To a program, one after the other: the compiler takes seconds for each further ten."""
 
 
 @triton.jit
@@ -72,10 +74,13 @@ def _sum_down(hidden, weights, ids, weight, scales, shared, shared_scales, strea
     tl.store(out + column, y.to(out.dtype.element_ty))
 
 
-def suits(down: Weights) -> bool:
-    """Whether `down` [E, N, I] is in whole tiles; int4 is left to `experts.py`."""
+def suits(down: Weights, top_k: int, shared: tuple[Weights, Weights] | None) -> bool:
+    """Whether `down` [E, N, I] is in whole tiles, so few that all can be written out; int4 is left to `experts.py`."""
     _, N, width = down.shape
-    return format_of(down) == "int4" or (N % _COLUMNS[format_of(down)] == 0 and width % 16 == 0)
+    if format_of(down) == "int4":
+        return True
+    depth = top_k * width + (0 if shared is None else shared[1].shape[1])
+    return N % _COLUMNS[format_of(down)] == 0 and width % 16 == 0 and depth // _depth_of(width) <= _MOST_TILES
 
 
 def experts_of_one(
@@ -121,6 +126,11 @@ def sum_down(
     told = {name: sizes[name] for name in ("A", "S", "E", "N", "I", "HALF")}
     _sum_down[(sizes["N"] // columns,)](
         hidden, weights, ids, *parts_of(down), *parts_of(shared[1] if shared else down), stream, out, **told,
-        FORMAT=format_of(down), BN=columns, BK=min(_DEPTH, width & -width), UPCAST=UPCAST, num_warps=_WARPS,
+        FORMAT=format_of(down), BN=columns, BK=_depth_of(width), UPCAST=UPCAST, num_warps=_WARPS,
     )  # fmt: skip
     return out
+
+
+def _depth_of(width: int) -> int:
+    """Of a tile, so that rows of `width` are whole tiles."""
+    return min(_DEPTH, width & -width)

@@ -27,8 +27,10 @@ _FOR_MANY = (64, 256, 4, 5)
 """Rows of the matrix, depth, warps and stages of a program, as measured on an H200."""
 _OF_8_BITS = (32, 512, 4, 4)
 _OF_8_BITS_ON_SMALL = (32, 256, 4, 3)
-_OF_8_BITS_FOR_MANY = (32, 128, 4, 4)
-"""For as many rows as are one tile, the same on a card with 99 KiB for it, and for more: not measured."""
+_OF_8_BITS_FOR_SOME = (64, 128, 4, 4)
+_OF_8_BITS_FOR_MANY = (64, 64, 8, 4)
+"""For as many rows as are one tile, the same on a card with 99 KiB for it, for 64 and for more: not measured. Each
+program reads all rows of x, so that few columns are many bytes from the L2 cache."""
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -88,7 +90,7 @@ def linear(x: Tensor, weight: Tensor | Quantized, way: tuple[int, int, int, int]
     """`x` [T, N] by `weight` [M, N]: [T, M]. `way` is columns, depth, warps and stages."""
     (T, N), (M, _) = x.shape, weight.shape
     columns, depth, warps, stages = way or _way(T, M, isinstance(weight, Quantized), has_large_tiles(x.device))
-    rows = min(64, max(16, power_of_two(T)))
+    rows = min(128, max(16, power_of_two(T)))
     out = torch.empty((T, M), dtype=x.dtype, device=x.device)
     _linear[(triton.cdiv(M, columns), triton.cdiv(T, rows))](
         x, *parts_of(weight), out, T, M, N=N, FORMAT=format_of(weight), BM=rows, BN=columns,
@@ -101,7 +103,7 @@ def _way(T: int, M: int, is_quantized: bool, has_room: bool) -> tuple[int, int, 
     if not is_quantized:
         return _FOR_MANY if M >= 16384 else _FOR_FEW
     if T > _MOST_ROWS:
-        return _OF_8_BITS_FOR_MANY
+        return _OF_8_BITS_FOR_SOME if T <= 64 else _OF_8_BITS_FOR_MANY
     return _OF_8_BITS if has_room else _OF_8_BITS_ON_SMALL
 
 

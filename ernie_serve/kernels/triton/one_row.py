@@ -50,8 +50,10 @@ def _one_row(x, norm, eps, weight, scales, out, added, rotary, k_cache, v_cache,
     w = tl.load(weight + start + a[None, :])
     if N > FIRST:
         w_rest = tl.load(weight + start + b[None, :], mask=(b < N)[None, :], other=0.0)
-        x_rest = tl.load(x + b, mask=b < N, other=0.0).to(tl.float32)
+    tl.debug_barrier()  # or the compiler asks for x first, and waits for it before it asks for the matrix
     x_first = tl.load(x + a).to(tl.float32)
+    if N > FIRST:
+        x_rest = tl.load(x + b, mask=b < N, other=0.0).to(tl.float32)
     if FORMAT == "row":
         factor = tl.load(scales + row)
     if THEN == "turn":

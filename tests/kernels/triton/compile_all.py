@@ -71,15 +71,23 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = F
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=target, options=options)
     label = f"{small}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
-    print(label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), spilled(built.asm["cubin"]), flush=True)
+    print(
+        label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), *in_binary(built.asm["cubin"]), flush=True
+    )
 
 
-def spilled(binary: bytes) -> int:
+def in_binary(binary: bytes) -> tuple[int, int]:
+    """Bytes a thread that did not fit into registers, and its loads before it computes or meets others."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(binary)
-        tool = Path(nvidia.__file__).parent / "bin/cuobjdump"
-        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    return int(re.findall(r"STACK:(\d+)", told.stdout + told.stderr)[0])
+        tools = Path(nvidia.__file__).parent / "bin"
+        usage, code = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True)
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    spilled = int(re.findall(r"STACK:(\d+)", usage.stdout + usage.stderr)[0])
+    found = re.findall(r"\b(LDG|FFMA|FMUL|FADD|BAR)\.?[^;\n]*;", code.stdout)
+    return spilled, next((i for i, each in enumerate(found) if each != "LDG"), len(found))
 
 
 JITFunction.run = compile_instead
@@ -134,7 +142,12 @@ for format in (None, "int8", *(["fp8"] if READS_FP8 else [])):
     for dtype in (torch.bfloat16, *([torch.float8_e4m3fn] if READS_FP8 else [])):
         cache, angles = torch.empty(100, 64, K, D, dtype=dtype), torch.empty(1, D // 2, 2)
         one_row.linear_and_turn(x_row, matrix, g_row, 1e-5, angles, cache, cache, one_slot, H)
-    one_row.linear(x_row, matrix, None, 1e-5)
+        one_row.linear_and_turn(x_row, matrix, None, 1e-5, angles, cache, cache, one_slot, H)
+    for narrow in (N, 3072):
+        for norm_weight in (None, torch.empty(narrow, dtype=torch.bfloat16)):
+            gate = torch.empty(2 * narrow, narrow, dtype=torch.bfloat16)
+            row = torch.empty(1, narrow, dtype=torch.bfloat16)
+            one_row.linear(row, quantize(gate, format) if format else gate, norm_weight, 1e-5)
     square = torch.empty(N, N, dtype=torch.bfloat16)
     one_row.add_linear(x_row, x_row, quantize(square, format) if format else square)
 one_row.scores(x_row, torch.empty(E, N), g_row, 1e-5, torch.float16)

@@ -10,7 +10,7 @@ from ernie_serve.kernels.fused_cuda import FusedCudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.quantized import quantize
 from ernie_serve.kernels.reference import ReferenceKernels
-from ernie_serve.kernels.triton import norm, one_row, rope, router
+from ernie_serve.kernels.triton import experts_of_one, norm, one_row, rope, router
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -187,6 +187,16 @@ def test_what_is_pending_is_added_first(generator, parts):
     torch.testing.assert_close(
         summed(*fused.norm_moe(x, pending, *args)), summed(*reference.norm_moe(x, whole, *args)), **near(torch.float32)
     )
+
+
+def test_a_width_of_many_small_tiles_is_left_to_the_kernel_that_loops(generator):
+    args = list(moe(generator, None, torch.float32, None, width=1040))
+    x = row(generator, 128, torch.float32)
+    got = FusedCudaKernels().norm_moe(x, None, *args)
+    torch.testing.assert_close(summed(*got), summed(*ReferenceKernels().norm_moe(x, None, *args)), rtol=1e-3, atol=1e-3)
+    both = torch.empty(0, 3072), torch.empty(128, 3072)
+    assert experts_of_one.suits(torch.empty(64, 128, 1536), 6, both), "those of the 21B"
+    assert not experts_of_one.suits(args[7], 3, None), "or compiling takes minutes"
 
 
 def test_several_rows_and_what_fits_no_program_go_the_other_way(generator, monkeypatch):
