@@ -20,25 +20,40 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "chat_template": (),
     "documents": ([],),
+    "dry_multiplier": (0, 0.0),
     "early_stopping": (False,),
+    "ebnf": ("",),
+    "enable_thinking": (),
     "function_call": ("none",),
     "functions": ([],),
     "grammar": ("",),
     "guided_choice": (),
+    "guided_decoding_backend": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "json_schema": (),
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
+    "max_new_tokens": (),
     "moderation": (),
+    "n_predict": (),
     "prompt_embeds": (),
+    "regex": ("",),
+    "repetition_detection": (),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
+    "stop_regex": ("", []),
+    "structural_tag": (),
     "suffix": ("",),
     "typical_p": (1, 1.0),
     "use_beam_search": (False,),
+    "vllm_xargs": ({},),
     "web_search_options": (),
+    "xtc_probability": (0, 0.0),
 }
 """Parameters that would change the answer and are not implemented, each with the values that change nothing."""
 
@@ -62,9 +77,28 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
 
 
 def _remedy(name: str) -> str:
-    if name == "grammar" or name.startswith("guided_"):
-        return f"Send `structured_outputs` with `{name.removeprefix('guided_')}` in it."
-    return "Leave it out."
+    inside = _STRUCTURED.get(name.removeprefix("guided_"))
+    return f"Send `structured_outputs` with `{inside}` in it." if inside else _REMEDIES.get(name, "Leave it out.")
+
+
+_STRUCTURED = {
+    "choice": "choice",
+    "ebnf": "grammar",
+    "grammar": "grammar",
+    "json": "json",
+    "json_schema": "json",
+    "regex": "regex",
+}
+"""What servers call the forms of `structured_outputs`, some with `guided_` before it."""
+
+_REMEDIES = {
+    "enable_thinking": "Send `chat_template_kwargs` with it inside, or `reasoning_effort`.",
+    "include_reasoning": 'Leave it out, or send a `reasoning_effort` of "none".',
+    "max_new_tokens": "Send `max_tokens`, in Responses `max_output_tokens`.",
+    "n_predict": "Send `max_tokens`, in Responses `max_output_tokens`.",
+    "stop_regex": "Send `stop`, which holds strings.",
+    "structural_tag": "Send `tools`, `response_format` or `structured_outputs`.",
+}
 
 
 def path_of(location: tuple[int | str, ...]) -> str:

@@ -28,6 +28,13 @@ def test_what_is_not_implemented_is_refused_by_name(fields: type[TextRequest], n
         ("guided_regex", "Send `structured_outputs` with `regex` in it."),
         ("guided_grammar", "Send `structured_outputs` with `grammar` in it."),
         ("grammar", "Send `structured_outputs` with `grammar` in it."),
+        ("ebnf", "Send `structured_outputs` with `grammar` in it."),
+        ("json_schema", "Send `structured_outputs` with `json` in it."),
+        ("regex", "Send `structured_outputs` with `regex` in it."),
+        ("structural_tag", "Send `tools`, `response_format` or `structured_outputs`."),
+        ("guided_decoding_backend", "Leave it out."),
+        ("n_predict", "Send `max_tokens`, in Responses `max_output_tokens`."),
+        ("enable_thinking", "or `reasoning_effort`."),
         ("suffix", "Leave it out."),
     ],
 )
@@ -41,6 +48,15 @@ def test_a_refusal_says_what_to_send_instead(name: str, remedy: str) -> None:
 def test_values_that_change_nothing_are_accepted(name: str) -> None:
     for value in (None, *REFUSED[name]):
         validated(ChatRequest, {**BASE, name: value})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"include_reasoning": False}, {"xtc_probability": 0.5}, {"dry_multiplier": 0.8}, {"vllm_xargs": {"a": 1}}],
+)
+def test_values_that_change_something_are_not(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="is not supported by this server"):
+        validated(ChatRequest, BASE | fields)
 
 
 def test_what_is_refused_is_no_field() -> None:
