@@ -43,7 +43,7 @@ def prepare(services: Services, body: dict[str, Any]) -> tuple[Job, Format]:
     use = fields.tool_use
     grammar, param = read_structure(fields.response_format, fields.structured_outputs)
     ids = truncated(chat_prompt(services, messages, use, fields), fields, services.context_length)
-    budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
+    budget = reasoning_budget(fields.reasoning_tokens, fields.template_variables)
     shape = shape_chat(services, ids, use, grammar, param, budget)
     job = make_job(services, fields, [ids], chat=True, prompt_param="messages", default_max=None, shape=shape)
     return job, ChatFormat(services, job, fields.told_tier)

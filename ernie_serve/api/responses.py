@@ -91,7 +91,7 @@ class Preparation:
         text_format = fields.text.format if fields.text else None
         grammar, param = read_structure(text_format, fields.structured_outputs, "text.format", flat=True)
         ids = self._prompt(services, fields, conversation, use)
-        budget = reasoning_budget(fields.max_reasoning_tokens, fields.template_variables)
+        budget = reasoning_budget(fields.reasoning_tokens, fields.template_variables)
         shape = shape_chat(services, ids, use, grammar, param, budget)
         job = make_job(
             services, fields, [ids], chat=True, prompt_param="input", default_max=None, shape=shape, id_prefix=RESPONSE

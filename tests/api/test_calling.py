@@ -289,6 +289,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": 1}, "chat_template_kwargs"),
     ({"reasoning_effort": "huge"}, "reasoning_effort"),
     ({"max_reasoning_tokens": -1}, "max_reasoning_tokens"),
+    ({"max_reasoning_tokens": 1, "thinking_token_budget": 0}, "thinking_token_budget"),
 ]
 
 
@@ -303,6 +304,8 @@ def test_what_is_wrong_is_named(think: Any, fields: dict[str, Any], param: str) 
     [
         ({}, None),
         ({"max_reasoning_tokens": 5}, 5),
+        ({"thinking_token_budget": 0}, 0),
+        ({"thinking_token_budget": 5, "max_reasoning_tokens": 5}, 5),
         ({"reasoning_effort": "low"}, 1024),
         ({"reasoning_effort": "high"}, None),
         ({"reasoning_effort": "none"}, 0),

@@ -335,6 +335,8 @@ def test_effort_is_a_budget(respond: Any, engine: Any) -> None:
     body = respond(reasoning={"effort": "low"}).json()
     assert body["reasoning"] == {"effort": "low", "summary": None}
     assert engine.requests[0].sampling.max_reasoning_tokens == 1024
+    respond(thinking_token_budget=9)
+    assert engine.requests[1].sampling.max_reasoning_tokens == 9
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -67,12 +67,27 @@ class ConversationFields(BaseModel):
         return variables
 
 
-class ChatRequest(TextRequest, ConversationFields):
+class ReasoningFields(BaseModel):
+    """How long an answer may think, under our name or vLLM's."""
+
+    max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
+    thinking_token_budget: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """The most tokens of reasoning. Raises `InvalidRequest` where two different numbers are given."""
+        given = {self.max_reasoning_tokens, self.thinking_token_budget} - {None}
+        if len(given) > 1:
+            told = "`max_reasoning_tokens` and `thinking_token_budget` say different things. Send one of them."
+            raise InvalidRequest(told, param="thinking_token_budget")
+        return next(iter(given), None)
+
+
+class ChatRequest(TextRequest, ConversationFields, ReasoningFields):
     """A request for the next turn of a conversation."""
 
     messages: Annotated[Any, WithJsonSchema(MESSAGES)]
     max_completion_tokens: Annotated[Integer, Field(ge=0)] | None = None
-    max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
     logprobs: Boolean | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     modalities: Texts | None = None

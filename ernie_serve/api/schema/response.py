@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from ernie_serve.api.schema.accepted import Boolean, Integer, Text, Texts
-from ernie_serve.api.schema.chat import ConversationFields, ReasoningEffort
-from ernie_serve.api.schema.fields import INT31, TextRequest, documented
+from ernie_serve.api.schema.chat import ConversationFields, ReasoningEffort, ReasoningFields
+from ernie_serve.api.schema.fields import TextRequest, documented
 from ernie_serve.api.schema.tools import ToolUse, read_function, read_tool_use, read_tools
 from ernie_serve.api.schema.validation import kind_of
 from ernie_serve.errors import InvalidRequest
@@ -60,13 +60,12 @@ class TextConfig(BaseModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponseRequest(TextRequest, ConversationFields):
+class ResponseRequest(TextRequest, ConversationFields, ReasoningFields):
     """A request for the next items of a conversation."""
 
     input: Annotated[Any, documented(_INPUT)] = None
     instructions: Text | None = None
     max_output_tokens: Annotated[Integer, Field(ge=1)] | None = None
-    max_reasoning_tokens: Annotated[Integer, Field(ge=0, le=INT31)] | None = None
     max_tool_calls: Annotated[Integer, Field(ge=1)] | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
     include: Texts | None = None
