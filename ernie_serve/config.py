@@ -101,7 +101,9 @@ class Settings(BaseModel):
 
     model: str = _setting("Model", "", "Folder or hub name of the checkpoint. Empty: the bundled one.")
     revision: str | None = _setting("Model", None, "Branch, tag or commit of a hub checkpoint.")
-    served_model_name: Names = _setting("Model", (), "Names that requests may use; the first is reported.")
+    served_model_name: Names = _setting(
+        "Model", (), "Names that requests may use, the first is reported. Default: MODEL."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
         "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
     )

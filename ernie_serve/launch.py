@@ -80,7 +80,7 @@ class House:
 async def opened(settings: Settings) -> AsyncIterator[House]:
     """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
     listener = listen(settings)
-    names = tuple(dict.fromkeys((*settings.served_model_name, settings.model or ERNIE_TINY.name)))
+    names = names_of(settings)
     settings = with_checkpoint(settings)
     text = open_text(settings)
     responses = open_responses(settings)
@@ -100,6 +100,11 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
         responses.close()
         checker.close()
         listener.close()
+
+
+def names_of(settings: Settings) -> tuple[str, ...]:
+    """What requests may call the model: the names that were given, or else the checkpoint's."""
+    return tuple(dict.fromkeys(settings.served_model_name)) or (settings.model or ERNIE_TINY.name,)
 
 
 def serve(settings: Settings) -> None:

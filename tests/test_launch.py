@@ -76,6 +76,12 @@ def test_a_server_ends_whose_engine_owes_a_word_for_minutes_and_not_one_that_was
     asyncio.run(scenario())
 
 
+def test_given_names_replace_the_checkpoint_s() -> None:
+    assert launch.names_of(Settings(model="org/name", served_model_name=("a", "b", "a"))) == ("a", "b")
+    assert launch.names_of(Settings(model="org/name")) == ("org/name",)
+    assert launch.names_of(Settings()) == ("ernie-tiny",)
+
+
 def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "tokenizer.json"))
