@@ -167,7 +167,7 @@ def test_what_runs_when_its_time_is_over_or_at_a_second_signal_is_told_that_the_
         with httpx.stream("POST", f"{server.url}/completions", json={**body, "stream": True}, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
-            while "ernie_serve_engine_num_running 2" not in httpx.get(f"{server.root}/metrics").text:
+            while "ernie_serve_num_requests_running 2" not in httpx.get(f"{server.root}/metrics").text:
                 time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM if again else signal.SIGHUP)  # a terminal that is closed
             if again:

@@ -46,7 +46,7 @@ class Measures:
         self._cached = _counter("prompt_tokens_cached", "Of these, tokens that were in the cache.")
         self._output = _counter("generation_tokens", "Tokens that were made.")
         self._ended = _counter(
-            "requests_ended", "Requests for text, by why they ended: stop, …, cancelled, failed.", "finished_reason"
+            "request_success", "Requests for text, by why they ended: stop, …, cancelled, failed.", "finished_reason"
         )
         self._answers = _counter("http_requests", "Answers, by path and status.", "path", "status")
         self._first = _histogram(

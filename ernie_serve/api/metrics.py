@@ -1,7 +1,8 @@
 """GET /metrics: what the engine and the meter count, in the Prometheus text format.
 
-Knows names, units and help of counts. Knows nothing of who reads them: a key with the scope admin may, where keys are
-asked for. No prompt, answer or key is in any of them.
+Knows names, units and help of counts. What means the same as in vLLM has vLLM's name, with `ernie_serve_` for `vllm:`.
+Knows nothing of who reads them: a key with the scope admin may, where keys are asked for. No prompt, answer or key is
+in any of them.
 
 Source: Prometheus exposition format 0.0.4, by prometheus_client.
 """
@@ -15,16 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ernie_serve.api.services import Services
+from ernie_serve.messages import EngineStats
 
 ENGINE_GAUGES = {
-    "num_running": "Requests that the engine computes.",
-    "num_waiting": "Requests that wait for room.",
     "blocks_total": "Blocks of the KV cache.",
     "blocks_used": "Blocks that running requests hold.",
     "blocks_cached": "Blocks without an owner that a prefix may be found in.",
     "blocks_free": "Blocks with nothing in them.",
 }
-ENGINE_COUNTERS = {"step": "Steps.", "num_preempted": "Requests that gave their blocks back and came again."}
+ENGINE_COUNTERS = {"step": "Steps."}
 METER_GAUGES = {
     "unsettled": "Finished requests whose charge waits in memory for the billing store: more than none is an alarm."
 }
@@ -49,10 +49,24 @@ class Counts:
 
     def collect(self) -> Iterator[Metric]:
         """Every count, as Prometheus knows it."""
-        services = self._services
+        services, stats = self._services, self._services.engine.stats
         yield GaugeMetricFamily("ernie_serve_ready", "1 while requests are answered.", services.engine.state == "ready")
-        yield from families("engine", services.engine.stats, ENGINE_GAUGES, ENGINE_COUNTERS)
+        yield from engine_families(stats)
+        yield from families("engine", stats, ENGINE_GAUGES, ENGINE_COUNTERS)
         yield from families("billing", services.meter.counters, METER_GAUGES, METER_COUNTERS)
+
+
+def engine_families(stats: EngineStats) -> Iterator[Metric]:
+    """What vLLM counts of its engine as well, by vLLM's names."""
+    usage = stats.blocks_used / (stats.blocks_total or 1)
+    for name, told, value in (
+        ("num_requests_running", "Requests that the engine computes.", stats.num_running),
+        ("num_requests_waiting", "Requests that wait for room.", stats.num_waiting),
+        ("kv_cache_usage_perc", "Share of the KV cache that running requests hold, from 0 to 1.", usage),
+    ):
+        yield GaugeMetricFamily(f"ernie_serve_{name}", told, value)
+    told = "Requests that gave their blocks back and came again."
+    yield CounterMetricFamily("ernie_serve_num_preemptions", told, stats.num_preempted)
 
 
 def families(room: str, counts: object, gauges: dict[str, str], counters: dict[str, str]) -> Iterator[Metric]:

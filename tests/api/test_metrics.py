@@ -17,13 +17,18 @@ def counts(text: str) -> dict[str, float]:
 def test_the_counts_are_those_of_now(call_with: Any, engine: Any) -> None:
     meter = FreeMeter()
     call = call_with(meter=meter)
-    engine.stats = EngineStats(step=7, num_running=2, num_waiting=1, blocks_total=9, blocks_used=4, blocks_free=5)
+    engine.stats = EngineStats(
+        step=7, num_running=2, num_waiting=1, num_preempted=6, blocks_total=8, blocks_used=2, blocks_free=6
+    )
     meter.counters.unsettled, meter.counters.store_failures = 3, 11
     seen = counts(call("GET", "/metrics").text)
     assert seen["ernie_serve_ready"] == 1
     assert seen["ernie_serve_engine_step_total"] == 7
-    assert seen["ernie_serve_engine_num_running"] == 2
-    assert seen["ernie_serve_engine_blocks_used"] == 4
+    assert seen["ernie_serve_num_requests_running"] == 2
+    assert seen["ernie_serve_num_requests_waiting"] == 1
+    assert seen["ernie_serve_num_preemptions_total"] == 6
+    assert seen["ernie_serve_kv_cache_usage_perc"] == 0.25
+    assert seen["ernie_serve_engine_blocks_used"] == 2
     assert seen["ernie_serve_billing_unsettled"] == 3
     assert seen["ernie_serve_billing_store_failures_total"] == 11
     meter.counters.unsettled = 0
@@ -34,8 +39,13 @@ def test_every_count_of_the_meter_and_the_engine_is_told(call_with: Any, engine:
     engine.stats = EngineStats()
     meter = FreeMeter()
     seen = " ".join(counts(call_with(meter=meter)("GET", "/metrics").text))
+    as_in_vllm = {
+        "num_running": "num_requests_running",
+        "num_waiting": "num_requests_waiting",
+        "num_preempted": "num_preemptions",
+    }
     for name in (*meter.counters.__dataclass_fields__, *EngineStats.__struct_fields__):
-        assert f"_{name}" in seen
+        assert f"_{as_in_vllm.get(name, name)}" in seen
 
 
 def test_requests_are_counted(call_with: Any, engine: Any) -> None:
@@ -65,7 +75,7 @@ def test_tokens_times_and_ends_of_requests_are_counted(call_with: Any, engine: A
         assert seen[f"ernie_serve_{name}_seconds_count"] == 5
         assert seen[f"ernie_serve_{name}_seconds_sum"] > 0
     for reason, count in (("length", 3), ("stop", 1), ("failed", 1)):
-        assert f'ernie_serve_requests_ended_total{{finished_reason="{reason}"}} {count}.0' in text
+        assert f'ernie_serve_request_success_total{{finished_reason="{reason}"}} {count}.0' in text
     for path, status, count in (
         ("/v1/completions", 200, 4),
         ("/v1/completions", 500, 1),
