@@ -73,9 +73,10 @@ class Billed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._charging is None:
-            if self.has_told and isinstance(error, InvalidRequest):
-                self._status = "cancelled"  # its own constraints ended what had been told
-            self._charging = self._settle(self._status)
+            at_fault = isinstance(error, InvalidRequest)  # its own constraints ended it
+            if self.has_told and at_fault:
+                self._status = "cancelled"
+            self._charging = self._settle(self._status, "refused" if at_fault else self._status)
         await self._charging  # also of a client that left between its charge and its end
 
     @property
@@ -91,7 +92,7 @@ class Billed:
         """Charge the whole job, whatever becomes of whoever asked for it. After a whole answer `keep` is due."""
         if self._claim is not None and not self._job.stream:
             self._services.replays.expect(self._job.id)
-        self._charging = self._settle("ok")
+        self._charging = self._settle("ok", self.generation.finish_reason or "stop")
 
     async def usage(self) -> dict[str, Any]:
         """OpenAI's usage object, with what it cost if that is counted, once that is charged for good."""
@@ -107,13 +108,13 @@ class Billed:
         if self._claim is not None:
             self._services.replays.put(self._job.id, body)
 
-    def _settle(self, status: Status) -> Charging:
+    def _settle(self, status: Status, reason: str) -> Charging:
         generation, began = self.generation, self._began_ns
         first = generation.first_token_ns
         ttft_us = None if first is None else (first - began) // 1000
         total_us = (time.perf_counter_ns() - began) // 1000
         record = Record(
-            reason=generation.finish_reason or "stop" if status == "ok" else status,
+            reason=reason,
             choices=len(self._job.choices),
             usage=generation.used,
             first_seconds=None if ttft_us is None else ttft_us / 1e6,

@@ -21,7 +21,7 @@ _WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One request that has ended. `reason` is why its last choice did, or "cancelled", "failed"."""
+    """One request that has ended. `reason` is why its last choice did, or "cancelled", "refused", "failed"."""
 
     reason: str
     choices: int
@@ -46,7 +46,9 @@ class Measures:
         self._cached = _counter("prompt_tokens_cached", "Of these, tokens that were in the cache.")
         self._output = _counter("generation_tokens", "Tokens that were made.")
         self._ended = _counter(
-            "request_success", "Requests for text, by why they ended: stop, …, cancelled, failed.", "finished_reason"
+            "request_success",
+            "Requests for text, by why they ended: stop, …, cancelled, refused, failed.",
+            "finished_reason",
         )
         self._answers = _counter("http_requests", "Answers, by path and status.", "path", "status")
         self._first = _histogram(

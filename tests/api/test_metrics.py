@@ -86,6 +86,16 @@ def test_tokens_times_and_ends_of_requests_are_counted(call_with: Any, engine: A
         assert f'ernie_serve_http_requests_total{{path="{path}",status="{status}"}} {count}.0' in text
 
 
+@pytest.mark.parametrize(("stream", "status"), [(False, 400), (True, 200)])
+def test_what_its_own_constraints_ended_is_no_failure(call: Any, engine: Any, stream: bool, status: int) -> None:
+    engine.stats, engine.break_after, engine.error_code = EngineStats(), 3, "no_token_left"
+    body = {"model": "ernie", "prompt": "Hi", "stream": stream}
+    assert call("POST", "/v1/completions", json=body).status_code == status
+    text = call("GET", "/metrics").text
+    assert 'ernie_serve_request_success_total{finished_reason="refused"} 1.0' in text
+    assert '"failed"' not in text
+
+
 def test_one_line_of_the_log_says_what_a_request_took(call: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "ernie_serve.api.billed"):
         said = call("POST", "/v1/completions", json={"model": "ernie", "prompt": "Hi", "max_tokens": 3}).json()
