@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ernie_serve.messages import EngineInfo
 
@@ -55,7 +55,7 @@ def show_ready(
     """Print what is served, where, who may use it, what that costs if it does, and a request to try."""
     kv_tokens = info.num_blocks * info.block_size
     typical = min(_TYPICAL_TOKENS, info.max_model_len)
-    facts = Table.grid(padding=(0, 2))
+    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))  # a path is told to its end
     weights = f"weights {_size(info.weight_bytes)}, loaded in {info.load_seconds:.1f} s"
     answer = f", answers up to {max_output_tokens:,}" if max_output_tokens else ""
     asked = bool(num_keys or billing)

@@ -188,7 +188,8 @@ class Settings(BaseModel):
     database_url: str | None = _setting(
         "Billing",
         None,
-        "Billing store: sqlite:///FILE, or postgresql://… for several servers. Default: a file of the user's data.",
+        "Billing store: sqlite:////absolute/path (with three slashes it begins at the working directory), or "
+        "postgresql://… for several servers. Default: a file of the user's data.",
     )
     input_price: Decimal = _setting("Billing", "0.07", "US dollars for a million tokens of input.")
     cached_input_price: Decimal | None = _setting(

@@ -245,7 +245,10 @@ def billing_told(settings: Settings) -> str | None:
     """What requests cost, where they cost something."""
     if not settings.billing:
         return None
-    store = "PostgreSQL" if (settings.database_url or "").startswith("postgresql") else "SQLite"
+    from ernie_serve.billing.database import store_told
+    from ernie_serve.billing.opening import default_url
+
+    store = store_told(settings.database_url or default_url())
     return f"on, {settings.input_price} USD in and {settings.output_price} USD out a million tokens; {store}"
 
 

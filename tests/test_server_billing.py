@@ -31,6 +31,7 @@ def test_a_server_that_is_killed_has_charged_what_it_answered_and_holds_nothing(
     with running(tiny_checkpoint, "--billing", ERNIE_SERVE_DATABASE_URL=sqlite_url) as server:
         told = "".join(server.lines)
         assert re.search(r"Billing\s+on, 0.07 USD in and 0.28 USD out a million tokens; SQLite", told)
+        assert sqlite_url.removeprefix("sqlite:///") in re.sub(r"[│\s]", "", told)
         body = {"model": MODEL, "prompt": "0123", "max_tokens": 8, "ignore_eos": True}
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(base_url=server.url, headers=headers, timeout=DEADLINE_SECONDS) as client:

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ernie_serve.billing import boots
@@ -166,7 +166,7 @@ class Database:
         name = self._url.database
         if not name or name == ":memory:":
             raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
-        path = Path(name).expanduser()
+        path = _file_of(self._url)
         if make:
             _require_writable(path)
         found = _tables_of(path)
@@ -175,6 +175,11 @@ class Database:
         if not found and not make:
             raise _no_store(str(path))
         if found is None:
+            if not (Path(name).expanduser().is_absolute() or path.parent.is_dir()):
+                raise StartupError(
+                    f"There is no folder {path.parent} for the billing database: sqlite:///{name} begins where the "
+                    "command runs. Make the folder, or give the path from the root on, as sqlite:////absolute/path."
+                )
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch(mode=0o600)
@@ -218,7 +223,7 @@ class Database:
 _OURS = frozenset({"alembic_version", "account", "project", "api_key"})
 """Tables by which a store of any version is known."""
 
-_EXAMPLES = "Give sqlite:///billing.db or postgresql://user:password@host/name."
+_EXAMPLES = "Give sqlite:////absolute/path/billing.db or postgresql://user:password@host/name."
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
 _TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
 _TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")
@@ -274,6 +279,16 @@ def _tables_of(path: Path) -> set[str] | None:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "trusted_schema=OFF"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def store_told(url: str) -> str:
+    """Where a store is, in a word, and SQLite's by its file."""
+    parsed = make_url(url)
+    return f"SQLite {_file_of(parsed)}" if parsed.get_backend_name() == "sqlite" else "PostgreSQL"
+
+
+def _file_of(url: URL) -> Path:
+    return Path(url.database or "").expanduser().absolute()
 
 
 def without_password(url: str) -> str:

@@ -8,13 +8,13 @@ from contextlib import closing
 import pytest
 
 from ernie_serve.billing.accounts import ensure_account
-from ernie_serve.billing.database import Database
+from ernie_serve.billing.database import Database, store_told
 from ernie_serve.errors import SettingsError, StartupError
 
 
 @pytest.mark.parametrize("url", ["", "billing.db", "mysql://host/name", "sqlite://", "sqlite:///:memory:"])
 def test_what_is_no_store_is_refused_with_examples(url):
-    with pytest.raises(SettingsError, match=r"sqlite:///billing.db or postgresql://"):
+    with pytest.raises(SettingsError, match=r"sqlite:////absolute/path/billing.db or postgresql://"):
         Database(url)
 
 
@@ -23,6 +23,24 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     path.write_text("milk, eggs and everything else that no database begins with" * 100)
     with pytest.raises(StartupError, match=r"notes\.txt cannot be used: file is not a database"):
         Database(f"sqlite:///{path}")
+
+
+def test_a_path_from_the_working_directory_makes_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StartupError, match=rf"no folder {tmp_path}/var/lib .*, as sqlite:////absolute/path"):
+        Database("sqlite:///var/lib/billing.db", make=True)
+    assert list(tmp_path.iterdir()) == []
+    Database("sqlite:///billing.db", make=True).close()
+    Database(f"sqlite:///{tmp_path}/var/lib/billing.db", make=True).close()
+    assert (tmp_path / "billing.db").exists()
+    assert (tmp_path / "var/lib/billing.db").exists()
+
+
+def test_a_store_is_told_by_its_whole_path_and_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store_told("sqlite:///here.db") == f"SQLite {tmp_path}/here.db"
+    assert store_told("sqlite:////there.db") == "SQLite /there.db"
+    assert store_told("postgresql://user:secret@host/name") == "PostgreSQL"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
