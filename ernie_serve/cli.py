@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperCommand
 
 from ernie_serve import cli_billing, config
@@ -264,10 +264,25 @@ def doctor(
 @takes_settings
 def show(settings: Settings, origins: Origins) -> None:
     """Print every setting, its value and where the value came from."""
-    table = Table("setting", "value", "origin", box=None, header_style="bold")
+    rows = [("setting", "value", "origin")]
     for name, origin in origins.items():
         value = getattr(settings, name)
         if name == "model" and not value:
             value = "ernie-tiny (bundled)"
-        table.add_row(name.replace("_", "-"), "(set)" if name in config.SECRET and value else str(value), origin)
-    Console().print(table)
+        rows.append((name.replace("_", "-"), "(set)" if name in config.SECRET and value else str(value), origin))
+    _print_rows(rows)
+
+
+def _print_rows(rows: list[tuple[str, str, str]]) -> None:
+    """Print rows below their heads, no word of them cut off: folded on a terminal, else each in a line of its own."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if console.is_terminal:
+        heads = [Column(head, overflow="fold", no_wrap=head == "setting") for head in rows[0]]
+        table = Table(*heads, box=None, header_style="bold")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+        return
+    first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for setting, value, origin in rows:
+        print(f"{setting:{first}}  {value:{second}}  {origin}")

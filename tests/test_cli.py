@@ -88,6 +88,19 @@ def test_config_show_prints_values_and_origins_but_no_key() -> None:
     assert "sk-secret" not in done.stdout
 
 
+def test_config_show_cuts_nothing_off_however_narrow_it_is() -> None:
+    long = "https://" + "a" * 150 + ".com"
+    environ = {"ERNIE_SERVE_ALLOWED_ORIGINS": long, "ERNIE_SERVE_MODEL": "[a]/b", "COLUMNS": "40"}
+    lines = _run("config", "show", **environ).stdout.splitlines()
+    assert len(lines) == len(Settings.model_fields) + 1
+    (line,) = [line for line in lines if line.startswith("allowed-origins ")]
+    assert line.split() == ["allowed-origins", f"('{long}',)", "environment", "ERNIE_SERVE_ALLOWED_ORIGINS"]
+    assert lines[1].split()[1] == "[a]/b"
+    folded = _run("config", "show", **environ, FORCE_COLOR="1").stdout
+    assert "…" not in folded
+    assert folded.count("a") > 150
+
+
 def _leave(program: str) -> subprocess.CompletedProcess[str]:
     code = f"from ernie_serve.leaving import leave_after\n{program}"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
