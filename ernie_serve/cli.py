@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -134,7 +134,10 @@ def _parameter(name: str) -> inspect.Parameter:
     else:
         flag = config.flag_name(name)
         default = field.default if isinstance(field.default, str | int | float) and field.default != "" else None
-        shown = f" [default: {default}]" if default is not None else ""
+        words = _words(field.annotation)
+        told = [f"one of {', '.join(words)}"] if words else []  # no metavar: in a narrow terminal it would be torn
+        told += [f"default: {default}"] if default is not None else []
+        shown = f" [{'; '.join(told)}]" if told else ""
         opposite = f"--no-{flag[2:]}"
         if kind is bool:
             shown = f" [default: {'on' if field.default else 'off'}; {opposite} turns it off]"
@@ -143,11 +146,23 @@ def _parameter(name: str) -> inspect.Parameter:
             help=f"{field.description}{shown}".replace("[", r"\["),
             rich_help_panel=config.group_of(name),
             show_default=False,
-            metavar=None if kind is bool else "N" if field.annotation in (int, int | None) else "TEXT",
+            metavar=None
+            if kind is bool
+            else "N"
+            if field.annotation in (int, int | None)
+            else "WORD"
+            if words
+            else "TEXT",
         )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The only words that a setting may be; none where it may be anything else."""
+    literal = next((each for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal), None)
+    return get_args(literal)
 
 
 def _flag(name: str, description: str, **limits: Any) -> Any:

@@ -53,6 +53,16 @@ def test_help_names_every_setting_in_a_narrow_terminal_too() -> None:
             assert field.annotation is not bool or f"--no-{flag[2:]} " in shown.replace("\n", " ")
 
 
+def test_help_names_the_words_of_a_setting_that_has_some() -> None:
+    shown = _run("serve", "--help", COLUMNS="400").stdout
+    for told in (
+        "[one of auto, bfloat16, float16, float32; default: auto]",
+        "[one of int4, int8, mixed, fp8]",
+        "[one of debug, info, warning, error; default: info]",
+    ):
+        assert told in shown
+
+
 def test_an_unknown_flag_suggests_the_nearest() -> None:
     done = _run("serve", "--max-model-length", "5")
     assert done.returncode == 2
