@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 from ernie_serve.errors import SettingsError
 
 ENV_PREFIX = "ERNIE_SERVE_"
+_NO_SETTINGS = frozenset({"ERNIE_SERVE_PORTABLE"})
+"""Names with this prefix that are read elsewhere: how the CPU's operators are compiled."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -217,6 +219,7 @@ def load(
 
     for name, value in (_read_toml(config) if config else {}).items():
         take(name, value, f"file {config}")
+    _require_known(environ)
     for name in Settings.model_fields:
         if (text := environ.get(env_name(name))) is not None:
             take(name, text, f"environment {env_name(name)}")
@@ -288,11 +291,20 @@ def _read_toml(path: Path) -> dict[str, Any]:
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in Settings.model_fields:
-            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name)}.")
+            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name)}")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
 
 
-def _suggestion(name: str) -> str:
+def _require_known(environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` for a name with our prefix that is no setting's: it would do nothing, and not say so."""
+    known = {env_name(name) for name in Settings.model_fields} | _NO_SETTINGS
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            nearest = _suggestion(name.removeprefix(ENV_PREFIX).lower(), env_name)
+            raise SettingsError(f"The environment has an unknown name {name!r}{nearest}")
+
+
+def _suggestion(name: str, spelled: Callable[[str], str] = str) -> str:
     nearest = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"; did you mean {spelled(nearest[0])!r}?" if nearest else "."

@@ -93,8 +93,18 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
 
 
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max_model_len'"):
+    with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max_model_len'\?$"):
         config.load({}, config=_file(tmp_path, "max-model-length = 5\n"), environ={})
+    with pytest.raises(SettingsError, match=r"unknown key 'q'\.$"):
+        config.load({}, config=_file(tmp_path, "q = 5\n"), environ={})
+
+
+def test_an_unknown_name_in_the_environment_names_the_nearest_and_not_its_value() -> None:
+    told = r"ERNIE_SERVE_API_KEYS'; did you mean 'ERNIE_SERVE_API_KEY'\?$"
+    with pytest.raises(SettingsError, match=told) as caught:
+        config.load({}, environ={"ERNIE_SERVE_API_KEYS": "sk-secret"})
+    assert "sk-secret" not in str(caught.value)
+    config.load({}, environ={"ERNIE_SERVE_PORTABLE": "1", "OTHER": "1"})
 
 
 @pytest.mark.parametrize("text", ["port = ", "= 1", "\x00"])
