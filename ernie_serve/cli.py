@@ -39,6 +39,7 @@ app = typer.Typer(
     name="ernie-serve",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},  # as vLLM takes flags
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")

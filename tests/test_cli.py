@@ -69,6 +69,19 @@ def test_an_unknown_flag_suggests_the_nearest() -> None:
     assert "--max-model-len" in done.stderr.replace("--max-model-length", "")
 
 
+def test_flags_may_be_spelled_with_underscores() -> None:
+    shown = _run(
+        "config", "show", "--max_model_len", "77", "--no-enable_prefix_caching", "--served-model_name=a_b"
+    ).stdout
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines()}
+    assert lines["max-model-len"] == ["77", "flag", "--max-model-len"]
+    assert lines["enable-prefix-caching"][0] == "False"
+    assert lines["served-model-name"][0] == "('a_b',)"
+    assert "--max-concurrent is `x`" in _run("keys", "create", "laptop", "--max_concurrent", "x").stderr
+    assert "--max-concurrency counts like" in _run("bench", "--max_concurrency", "x").stderr
+    assert "`x` is no database URL" in _run("topup", "a", "-5", "--database_url", "x").stderr
+
+
 def test_a_wrong_value_ends_in_one_line_and_exit_code_1() -> None:
     done = _run("serve", "--port", "99999")
     assert done.returncode == 1
