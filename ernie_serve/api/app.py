@@ -3,7 +3,7 @@
 Knows which files make the API. Knows nothing of how any of them works, and builds nothing below this room.
 """
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -48,8 +48,10 @@ def create_app(services: Services) -> FastAPI:
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
     )
     speaking = (completions, chat, responses, models, tokenize, health, metrics, version, description)
-    for room in (*speaking, own_use, organization, admin_keys, admin_accounts):
+    for room in speaking:
         app.include_router(room.router(services))
+    for room in (own_use, organization, admin_keys, admin_accounts):
+        app.include_router(room.router(services), dependencies=[Depends(services.require_metered)])
     return app
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from ernie_serve.api.measures import Measures
 from ernie_serve.api.replays import Replays
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
-from ernie_serve.billing.free import FreeMeter
+from ernie_serve.billing.free import OFF, FreeMeter
 from ernie_serve.billing.meter import Meter
 from ernie_serve.engine.client import EngineClient
-from ernie_serve.errors import EngineUnavailable, ModelNotFound
+from ernie_serve.errors import EngineUnavailable, ModelNotFound, UnknownUrl
 from ernie_serve.messages import Grammar
 from ernie_serve.text.formats import OutputFormat
 from ernie_serve.text.generation import GenerationDefaults
@@ -86,6 +86,11 @@ class Services:
         if name not in self.model_names:
             served = ", ".join(f"`{each}`" for each in self.model_names)
             raise ModelNotFound(f"The model `{name[:128]}` is not served here. Ask for {served}.", param="model")
+
+    async def require_metered(self) -> None:
+        """Raise `UnknownUrl` where there is no billing store to ask or to change."""
+        if not self.meter.charges:
+            raise UnknownUrl(OFF)
 
     def require_ready(self) -> None:
         """Raise `EngineUnavailable` unless the engine takes requests."""

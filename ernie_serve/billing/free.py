@@ -66,15 +66,15 @@ class FreeMeter:
 
     async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """There is nothing to tell."""
-        raise UnknownUrl(_OFF)
+        raise UnknownUrl(OFF)
 
     async def change(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """There is nothing to change."""
-        raise UnknownUrl(_OFF)
+        raise UnknownUrl(OFF)
 
     def export(self, scope: Scope, form: ExportFormat, *, start: int, end: int) -> AsyncIterator[bytes]:
         """There is nothing to export."""
-        raise UnknownUrl(_OFF)
+        raise UnknownUrl(OFF)
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:
         """No limits, no headers."""
@@ -84,4 +84,4 @@ class FreeMeter:
         """Nothing is open."""
 
 
-_OFF = "This server does not meter its use. Start it with --billing to have keys, prices and reports."
+OFF = "This server does not meter its use. Start it with --billing to have keys, prices and reports."

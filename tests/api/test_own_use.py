@@ -4,6 +4,7 @@ import asyncio
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from metered import cost, metered
 
 from ernie_serve.billing.keys import KeyLimits
@@ -104,8 +105,20 @@ def test_a_request_is_told_to_its_project_and_to_admins_alone(small_shop: Any, m
     asyncio.run(scenario())
 
 
-def test_without_billing_there_is_nothing_to_tell(call: Any) -> None:
-    for path in ("/v1/key", "/v1/generation?id=x", "/v1/organization/costs?start_time=0", "/admin/keys"):
-        answer = call("GET", path)
-        assert answer.status_code == 404
-        assert "--billing" in answer.json()["error"]["message"]
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/key"),
+        ("GET", "/v1/generation"),
+        ("GET", "/v1/organization/costs?start_time=0"),
+        ("GET", "/v1/organization/usage/completions"),
+        ("GET", "/v1/organization/usage/export?format=x"),
+        ("GET", "/admin/keys"),
+        ("POST", "/admin/keys"),
+        ("POST", "/admin/accounts/a/topups"),
+    ],
+)
+def test_without_billing_there_is_nothing_to_tell_whatever_was_asked(call: Any, method: str, path: str) -> None:
+    answer = call(method, path)
+    assert answer.status_code == 404
+    assert "--billing" in answer.json()["error"]["message"]
