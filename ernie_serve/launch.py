@@ -25,6 +25,7 @@ from ernie_serve.api.response_file import ResponseFile
 from ernie_serve.api.response_store import KeptResponses, ResponseStore
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.billing.meter import Meter
+from ernie_serve.billing.prices import prices_from_usd
 from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import Settings
 from ernie_serve.engine.client import EngineClient, ProcessClient
@@ -168,6 +169,7 @@ def open_responses(settings: Settings) -> KeptResponses:
 
 async def open_meter(settings: Settings, model: str) -> Meter:
     """Who may call, and what it costs: by the store, or else by the keys of the settings. Raises `StartupError`."""
+    prices = prices_from_usd(settings.input_price, settings.output_price, settings.cached_input_price)
     if not settings.billing:
         return FreeMeter(settings.api_key)
     if settings.api_key:
@@ -175,9 +177,7 @@ async def open_meter(settings: Settings, model: str) -> Meter:
             "--api-key and --billing exclude each other: with billing, keys are made by `ernie-serve keys create`."
         )
     from ernie_serve.billing import opening
-    from ernie_serve.billing.prices import prices_from_usd
 
-    prices = prices_from_usd(settings.input_price, settings.output_price, settings.cached_input_price)
     return await opening.open_meter(settings.database_url or opening.default_url(), model, prices)
 
 

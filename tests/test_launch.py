@@ -112,6 +112,11 @@ def test_without_billing_the_keys_of_the_settings_are_asked_for() -> None:
     assert isinstance(asyncio.run(launch.open_meter(Settings(), "ernie")), FreeMeter)
 
 
+def test_a_price_that_cannot_be_charged_does_not_start_without_billing_either() -> None:
+    with pytest.raises(SettingsError, match="input price"):
+        opened(input_price="0.0001")
+
+
 def test_billing_charges_the_prices_of_the_settings(sqlite_url: str) -> None:
     charges, prices = opened(billing=True, database_url=sqlite_url)
     assert (charges, prices.input_nano, prices.cached_nano, prices.output_nano) == (True, 70, 70, 280)
