@@ -104,7 +104,7 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (while")[0]
         remedy = "Choose another --port, or end what holds this one."
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below 0 are those of looking a name up
             remedy = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
         raise SettingsError(f"{settings.host}:{settings.port} cannot be listened on ({why}). {remedy}") from None
     # connections inherit it; without it a small chunk waits up to 40 ms for the client to confirm the one before

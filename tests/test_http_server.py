@@ -48,9 +48,10 @@ def test_a_signal_is_heard_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPa
     asyncio.run(scenario())
 
 
-def test_an_address_of_another_machine_is_told_from_a_port_that_is_taken() -> None:
-    with pytest.raises(SettingsError, match="Give --host an address of this machine"):
-        http_server.listen(Settings(host="192.0.2.1", allow_unauthenticated=True))
+def test_an_address_of_another_machine_or_none_is_told_from_a_port_that_is_taken() -> None:
+    for host in ("192.0.2.1", "999.1.1.1"):
+        with pytest.raises(SettingsError, match="Give --host an address of this machine"):
+            http_server.listen(Settings(host=host, allow_unauthenticated=True))
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SettingsError, match="Choose another --port"):
         http_server.listen(Settings(port=other.getsockname()[1]))
 
