@@ -68,7 +68,7 @@ def quantize(
             original, folder, quantization, show_done, quantize=measured if report_tokens else None
         )
     console.print(
-        f"{folder}: {recipe}, {num_bytes / 1e9:.2f} GB of weights. Serve it with: ernie-serve serve {folder}"
+        f"{folder}: {recipe}, {size(num_bytes)} of weights. Serve it with: ernie-serve serve {folder}"
         + (" --device cuda" if layout == "cuda" else ""),
         soft_wrap=True,
     )
@@ -77,6 +77,11 @@ def quantize(
         show(matrix_table(measured.errors))
         logits = compare(original, folder, report_tokens)
         show(logit_table(logits) if isinstance(logits, list) else logits)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as a person reads them: a small model has some too."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] | str:
