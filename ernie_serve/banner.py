@@ -19,7 +19,7 @@ console = Console(stderr=True, highlight=False)
 
 
 async def show_loading(progress: Callable[[], tuple[float, str]], loading: Callable[[], bool]) -> None:
-    """Follow the loading of a model: a bar on a terminal, a line for every tenth elsewhere."""
+    """Follow the loading of a model: a bar on a terminal, a line for every tenth that is done elsewhere."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -38,7 +38,7 @@ async def show_loading(progress: Callable[[], tuple[float, str]], loading: Calla
     while loading():
         share, what = progress()
         line = f"{what}: {int(share * 10) * 10} %"
-        if line != said:
+        if share >= 0.1 and line != said:
             console.print(said := line)
         await asyncio.sleep(0.1)
 

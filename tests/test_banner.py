@@ -1,5 +1,6 @@
 """What the terminal is told, as it is read where it is no terminal."""
 
+import asyncio
 import io
 
 import pytest
@@ -34,3 +35,21 @@ def test_a_path_is_told_to_its_end(told: io.StringIO) -> None:
         info, url="http://here", names=("m",), max_output_tokens=None, num_keys=0, billing=f"on; SQLite {path}"
     )
     assert path in "".join(line.strip("│ ") for line in told.getvalue().splitlines())
+
+
+def test_a_log_begins_where_something_is_done(told: io.StringIO) -> None:
+    steps = [(0.0, "starting"), (0.05, "weights"), (0.1, "weights"), (0.19, "weights"), (1.0, "weights"), (1.0, "done")]
+    left = iter([*steps, None])
+    now = next(left)
+
+    def loading() -> bool:
+        return now is not None
+
+    def progress() -> tuple[float, str]:
+        nonlocal now
+        assert now is not None
+        seen, now = now, next(left)
+        return seen
+
+    asyncio.run(banner.show_loading(progress, loading))
+    assert told.getvalue().splitlines() == ["weights: 10 %", "weights: 100 %", "done: 100 %"]
