@@ -50,7 +50,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """More of a request."""
+        """More of a request, taken in pieces that no head can end in that is too large."""
+        while data:
+            room = MAX_HEAD_BYTES + 1 - (self._head_bytes if self._in_head else 0)
+            self._receive(data[:room])
+            data = data[room:]
+
+    def _receive(self, data: bytes) -> None:
         if self._is_deaf or self.transport.is_closing():
             return
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):

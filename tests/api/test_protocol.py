@@ -155,6 +155,16 @@ def test_a_head_without_end_is_refused_and_the_connection_closed(services: Any) 
     run(scenario())
 
 
+@pytest.mark.parametrize(("size", "status"), [(65_000, 200), (66_000, 431), (131_000, 431)])
+def test_a_head_that_is_too_large_is_refused_however_it_comes(services: Any, size: int, status: int) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            client.writer.write(PROBE[:-2] + b"x: " + b"a" * (size - len(PROBE) - 5) + b"\r\n\r\n")
+            assert (await client.answer())[0] == status
+
+    run(scenario())
+
+
 def test_a_head_that_does_not_arrive_is_not_waited_for(services: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
 
