@@ -6,6 +6,7 @@ nobody here knows is dropped: it promises nothing.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -55,7 +56,18 @@ def check_schema(schema: object) -> None:
 
     Formats that are not known are taken out of it, and what is said otherwise than the compiler reads it is put so.
     """
-    _Walk(schema, settles=can_settle(schema)).visit(schema, "#", 1)
+    _Walk(schema, settles=can_settle(schema), no_controls=takes_further_names(schema)).visit(schema, "#", 1)
+
+
+def takes_further_names(schema: object) -> bool:
+    """Whether some object may list names and take others too. Its strings then have no `\\uXXXX` in them.
+
+    So they hold no control character but \\b, \\f, \\n, \\r and \\t, and neither may what they are held to.
+    """
+    if not isinstance(schema, dict):
+        return any(map(takes_further_names, schema)) if isinstance(schema, list) else False
+    lists = any(schema.get(key) for key in ("properties", "required", "patternProperties"))
+    return (lists and schema.get("additionalProperties") is not False) or any(map(takes_further_names, schema.values()))
 
 
 def check_size(text: str, what: str) -> None:
@@ -100,6 +112,17 @@ def _largest(value: object) -> float:
     return max(map(_largest, _children(value)), default=0)
 
 
+def _is_plain(value: object) -> bool:
+    """Whether no text in a JSON value has a control character that only `\\uXXXX` can write."""
+    return not _CONTROL.search(value) if isinstance(value, str) else all(map(_is_plain, _children(value)))
+
+
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_NO_CONTROLS = rf"^[^{_CONTROL.pattern[1:]}*$"
+_SPELLS_CONTROL = re.compile(rf"{_CONTROL.pattern}|\\(?:[av]|x[017{{]|u00[017]|u{{|U)")
+"""In a pattern; the compiler would take such a character for no character at all."""
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -110,6 +133,7 @@ class _Walk:
 
     root: object
     settles: bool
+    no_controls: bool
     num_nodes: int = 0
     num_enum: int = 0
 
@@ -126,6 +150,8 @@ class _Walk:
         if self.settles:
             settle(schema, self.root)
         self._check_keywords(schema, where)
+        if self.no_controls:
+            self._refuse_controls(schema, where)
         if isinstance(named := schema.get("format"), str) and named not in FORMATS:
             del schema["format"]  # to JSON Schema an annotation, to the library an error
         for key in _ONE:
@@ -137,6 +163,8 @@ class _Walk:
         for key in _MAPS:
             for name, each in list(self._expect(schema, key, dict, where).items()):  # `settle` may add to it
                 self.visit(each, f"{where}/{key}/{name[:64]}", depth + 1)
+        if self.no_controls and _SPELLS_CONTROL.search(schema.get("pattern", "")):
+            schema.setdefault("allOf", []).append({"pattern": _NO_CONTROLS})
 
     def _expect(self, schema: dict[str, Any], key: str, kind: type, where: str) -> Any:
         value = schema.get(key, kind())
@@ -168,6 +196,14 @@ class _Walk:
                 raise InvalidRequest(
                     f"`{key}` at {where} has a number beyond 2^53, which cannot be kept exactly. Leave it out."
                 )
+
+    def _refuse_controls(self, schema: dict[str, Any], where: str) -> None:
+        said = {key: schema[key] for key in ("const", "enum") if not _is_plain(schema.get(key))}
+        for key in [*said, *filter(_SPELLS_CONTROL.search, schema.get("patternProperties", ()))]:
+            raise InvalidRequest(
+                f"`{key[:64]}` (at {where}) has a control character. It is supported only where every object that "
+                "lists names takes no others: set `additionalProperties` to false there."
+            )
 
     def _check_counts(self, schema: dict[str, Any], where: str) -> None:
         patterns = self._expect(schema, "patternProperties", dict, where)

@@ -18,6 +18,9 @@ from ernie_serve.messages import Grammar
 SPACING: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """At most one space after a comma or colon and no other: no model can spend its answer on white space."""
 
+_ONE_SPELLING: dict[str, Any] = {"json_allowed_escapes": 'nrbtf\\"'}
+"""Without `\\uXXXX`, with which a name that is listed could be written once more as one that is not."""
+
 
 def source(grammar: Grammar, controls: Mapping[int, bytes]) -> str:
     """What `LLMatcher` compiles, in a vocabulary with these control tokens.
@@ -48,7 +51,11 @@ def literal(text: str) -> str:
 
 
 def _json(schema: dict[str, Any] | bool) -> str:
-    return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=SPACING)  # type: ignore[arg-type]  # a TypedDict in a stub
+    return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=_options(schema))  # type: ignore[arg-type]  # a TypedDict in a stub
+
+
+def _options(schema: dict[str, Any] | bool) -> dict[str, Any]:
+    return SPACING | _ONE_SPELLING if limits.takes_further_names(schema) else SPACING
 
 
 def _as_object(schema: dict[str, Any] | bool) -> dict[str, Any]:
@@ -99,7 +106,7 @@ _OPAQUE_OR_JSON = re.compile(
 
 
 def _inline(schema: dict[str, Any] | bool) -> str:
-    return "%json " + json.dumps(_as_object(schema) | {"x-guidance": SPACING})
+    return "%json " + json.dumps(_as_object(schema) | {"x-guidance": _options(schema)})
 
 
 # Tool calls, in Lark. Text is written as regular expressions, control tokens as ids.
