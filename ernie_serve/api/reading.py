@@ -18,9 +18,9 @@ class AnswerReader:
         self._stream = stream
 
     @property
-    def num_calls(self) -> int:
-        """Calls of functions begun so far."""
-        return self._stream.num_calls
+    def has_called(self) -> bool:
+        """Whether functions were called, and every call that has begun is whole."""
+        return self._stream.has_called
 
     @property
     def may_stop(self) -> bool:

@@ -23,8 +23,8 @@ class Reader(Protocol):
     """Tells reasoning and calls of functions from the text that is the answer. Each choice has one of its own."""
 
     @property
-    def num_calls(self) -> int:
-        """Calls of functions begun so far."""
+    def has_called(self) -> bool:
+        """Whether functions were called, and every call that has begun is whole."""
 
     @property
     def may_stop(self) -> bool:
@@ -191,7 +191,7 @@ class Telling:
 
     def _reason(self, output: EngineOutput) -> str:
         reason = "stop" if self._stopped else output.finish_reason or "stop"
-        return "tool_calls" if reason == "stop" and self._reader and self._reader.num_calls else reason
+        return "tool_calls" if reason == "stop" and self._reader and self._reader.has_called else reason
 
 
 def stops_of_content(index: int, job: Job) -> ContentStops | None:

@@ -5,9 +5,6 @@ Knows JSON's grammar (RFC 8259). Builds no values, and knows nothing of tools or
 
 import re
 
-MAX_DEPTH = 64
-"""Objects and arrays inside each other. A deeper value is refused."""
-
 _SPACE = re.compile(r"[ \t\n\r]+")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _LITERALS = {"t": "rue", "f": "alse", "n": "ull"}
@@ -129,8 +126,6 @@ class JsonScanner:
 
     def _begin_value(self, char: str) -> bool:
         if char in "{[":
-            if len(self._closers) == MAX_DEPTH:
-                return False
             self._closers.append("}" if char == "{" else "]")
             self.state = "first key" if char == "{" else "first item"
         elif char == '"':

@@ -88,14 +88,15 @@ class AnswerStream:
         self._call = CallReader(())
         self._call_text: list[str] = []
         self._num_calls = 0
+        self._num_whole = 0
         self._tail = ""
         self._skip_newline = False
         self._state: _State = "reasoning" if start == "reasoning" else "answer"
 
     @property
-    def num_calls(self) -> int:
-        """Tool calls begun so far."""
-        return self._num_calls
+    def has_called(self) -> bool:
+        """Whether tools were called, and every call that has begun is whole."""
+        return 0 < self._num_calls == self._num_whole
 
     @property
     def done(self) -> bool:
@@ -201,7 +202,9 @@ class AnswerStream:
 
     def _read_call(self, text: str, at: int) -> int:
         call = self._call
+        was_whole = call.complete
         end = call.feed(text, at)
+        self._num_whole += call.complete and not was_whole
         if not call.begun:
             self._call_text.append(text[at:end])
             if call.failed:

@@ -178,3 +178,13 @@ def test_what_could_have_become_a_stop_string_is_not_lost(tell: Any, tagged: Any
     events = tell([*tagged("Hm.</think>so STO"), 256], 1, reader=True, stops=["STOP"])
     assert fold(events).text == "so STO"
     assert [event.text for event in events if isinstance(event, TextDelta) and event.text] == ["s", "o", " ", "STO"]
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+@pytest.mark.parametrize("max_calls", [1, None])
+def test_a_call_that_breaks_is_no_reason_to_run_anything(
+    tell: Any, tagged: Any, step: int, max_calls: int | None
+) -> None:
+    broken = tagged("</think>" + CALL.replace("[1, {}]", "[1, oh]"))
+    answer = fold(tell([*broken, 256], step, reader=True, max_calls=max_calls))
+    assert ([call.arguments for call in answer.calls], answer.reason) == (['{"a": [1, '], "stop")

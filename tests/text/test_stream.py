@@ -247,7 +247,7 @@ def test_the_name_comes_first_and_then_the_arguments_as_they_are_made():
         *[CallBegin(1, "call_1", "b"), CallArguments(1, "{}")]
     ]
     assert stream.flush() == []
-    assert stream.num_calls == 2
+    assert stream.has_called
 
 
 def test_a_call_that_is_cut_off_keeps_what_was_sent():
@@ -271,6 +271,30 @@ def test_nothing_is_told_behind_the_last_call_that_is_wanted():
     assert message == (None, "x", [("a", "{}")])
     broken = call("a", '{"x": tru!}') + "\nbye"
     assert parse("text", broken, max_calls=1) == (None, None, [("a", '{"x": tru')])
+
+
+@pytest.mark.parametrize(
+    ("text", "has_called"),
+    [
+        ("words", False),
+        (call("a") + call("b"), True),
+        (call("a", '{"x": ' + "[" * 500 + "]" * 500 + "}"), True),
+        (call("a").removesuffix("}\n</tool_call>"), True),
+        (call("a") + call("nothing"), True),
+        (call("a", '{"x": tru!}'), False),
+        (call("a", '{"x": tru!}') + call("b"), False),
+        (call("a") + call("b", '{"x": tru!}'), False),
+        (call("a") + '<tool_call>\n{"name": "a", "arguments": {"x": 1', False),
+    ],
+    ids=lambda value: str(value)[-60:],
+)
+@pytest.mark.parametrize("step", [1, 7, 10000])
+def test_tools_were_called_where_every_call_that_was_sent_is_whole(text, has_called, step):
+    stream = stream_of("text")
+    for at in range(0, len(text), step):
+        stream.push(text[at : at + step])
+    stream.flush()
+    assert stream.has_called == has_called
 
 
 def test_ids_look_like_openais_and_differ():
