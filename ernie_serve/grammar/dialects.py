@@ -1,12 +1,13 @@
 """Other ways to say what a schema says, as schema libraries write them, put into those that the compiler keeps.
 
-Knows tuples of older drafts, names of properties, and unions that a tag tells apart. What is put otherwise means the
-same; what cannot be is left as it is, to be refused by name.
+Knows tuples of older drafts, names of properties, unions that a tag tells apart, and open ends of ranges. What is put
+otherwise means the same; what cannot be is left as it is, to be refused by name.
 """
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _MAX_HOPS = 8
@@ -36,6 +37,39 @@ def settle(schema: Schema, root: object) -> None:
     _settle_tuple(schema, root)
     _settle_names(schema, root)
     _settle_union(schema, root)
+
+
+def has_fractional_ends(root: object) -> bool:
+    """Whether a range of numbers in a document may end between two integers."""
+    if not isinstance(root, dict):
+        return any(map(has_fractional_ends, root)) if isinstance(root, list) else False
+    ends = (root.get(key) for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
+    return any(isinstance(end, float) and not end.is_integer() for end in ends) or any(
+        map(has_fractional_ends, root.values())
+    )
+
+
+def close_range(schema: Schema) -> None:
+    """Let an open end at an integer, the one that is nearer to 0, be a closed one a hair further in.
+
+    From `{"exclusiveMinimum": 0, "maximum": 0.5}` the compiler makes a range that has 0 in it.
+    """
+    for open_end, closed_end, inner, sign in _ENDS:
+        end, other = schema.get(open_end), schema.get(closed_end)
+        if isinstance(end, int | float) and end % 1 == 0 and sign * end >= 0 and isinstance(other, int | float | None):
+            del schema[open_end]
+            end += sign * (_HAIR * math.ulp(end) if end else _NEXT_TO_0)
+            schema[closed_end] = end if other is None else inner(end, other)
+
+
+_ENDS: tuple[tuple[str, str, Callable[[float, float], float], int], ...] = (
+    ("exclusiveMinimum", "minimum", max, 1),
+    ("exclusiveMaximum", "maximum", min, -1),
+)
+_HAIR = 4
+"""In the last digits of a float: the compiler is wrong in one of them when it reads a number."""
+_NEXT_TO_0 = 1e-30
+"""It writes an end in digits, and takes no hundred of them."""
 
 
 def _settle_tuple(schema: Schema, root: object) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ernie_serve.errors import InvalidRequest
-from ernie_serve.grammar.dialects import can_settle, settle
+from ernie_serve.grammar.dialects import can_settle, close_range, has_fractional_ends, settle
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
@@ -56,7 +56,13 @@ def check_schema(schema: object) -> None:
 
     Formats that are not known are taken out of it, and what is said otherwise than the compiler reads it is put so.
     """
-    _Walk(schema, settles=can_settle(schema), no_controls=takes_further_names(schema)).visit(schema, "#", 1)
+    walk = _Walk(
+        schema,
+        settles=can_settle(schema),
+        closes=has_fractional_ends(schema),
+        no_controls=takes_further_names(schema),
+    )
+    walk.visit(schema, "#", 1)
 
 
 def takes_further_names(schema: object) -> bool:
@@ -133,6 +139,7 @@ class _Walk:
 
     root: object
     settles: bool
+    closes: bool
     no_controls: bool
     num_nodes: int = 0
     num_enum: int = 0
@@ -150,6 +157,8 @@ class _Walk:
         if self.settles:
             settle(schema, self.root)
         self._check_keywords(schema, where)
+        if self.closes:
+            close_range(schema)
         if self.no_controls:
             self._refuse_controls(schema, where)
         if isinstance(named := schema.get("format"), str) and named not in FORMATS:

@@ -26,6 +26,18 @@ def compiler(vocabulary):
     return GrammarCompiler(vocabulary)
 
 
+@pytest.fixture(scope="session")
+def allows():
+    """`allows(grammar, text)`: whether the grammar permits this text and then the end, byte by byte."""
+    compiler = GrammarCompiler(Vocabulary([bytes([byte]) for byte in range(256)]))
+
+    def check(grammar, text):
+        matcher, ids = compiler.matcher(grammar)._matcher, list(text.encode())
+        return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
+
+    return check
+
+
 @dataclass(frozen=True)
 class Answer:
     text: str

@@ -1,5 +1,6 @@
 """What schema libraries write means here what it means to them."""
 
+import itertools
 import json
 
 import pytest
@@ -193,3 +194,50 @@ def test_a_reference_into_what_is_being_read_harms_nobody():
     }
     with pytest.raises(InvalidRequest, match="must be an object"):
         limits.check_schema(schema)
+
+
+ENDS = [None, 0, 1, -1, 0.5, -0.5, 1.5, -1.5, 2, 1e-6]
+NUMBERS = [
+    "-2",
+    "-1.5",
+    "-1.25",
+    "-1",
+    "-0.5",
+    "-0.25",
+    "-0.000001",
+    "-0",
+    "0",
+    "0.0",
+    "0.000001",
+    "0.25",
+    "0.5",
+    "0.9",
+]
+NUMBERS += ["1", "1.0", "1.00001", "1.25", "1.5", "1.75", "2", "2.25", "3"]
+
+
+@pytest.mark.parametrize("kind", ["number", "integer"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_range_has_its_open_ends_not_in_it(allows, kind, nested):
+    lows, highs = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+    for low, high, least, most in itertools.product(lows, highs, ENDS, ENDS):
+        first, second = ({key: end} if end is not None else {} for key, end in ((low, least), (high, most)))
+        schema = {"type": kind, **second, **({"allOf": [first]} if nested else first)}
+        validator = Draft202012Validator(schema)
+        valid = {text for text in NUMBERS if validator.is_valid(json.loads(text))}
+        if not valid:
+            continue  # which may be refused
+        taken = {text for text in NUMBERS if allows(Grammar("json_schema", json.dumps(schema)), text)}
+        assert taken <= valid, schema
+        spelled_otherwise = {"-0", "0.0", "1.0"} if kind == "number" else {"-0"} | {n for n in NUMBERS if "." in n}
+        assert valid - taken <= spelled_otherwise, schema
+
+
+@pytest.mark.parametrize("end", [0.5, 0, 7])
+def test_an_open_end_stays_as_it_is_where_the_compiler_keeps_it(end):
+    schema = {
+        "properties": {"a": {"exclusiveMaximum": 1}, "b": {"exclusiveMinimum": -1}, "c": {"exclusiveMinimum": end}}
+    }
+    before = json.dumps(schema)
+    limits.check_schema(schema)
+    assert json.dumps(schema) == before
