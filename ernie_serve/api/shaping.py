@@ -83,7 +83,7 @@ def shape_chat(
 def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None) -> Grammar:
     """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form."""
     after = "\n" if form.framed else ""
-    framing = ToolFraming(begin_id=form.begin_call_id, end_id=form.end_call_id, after=after)
+    framing = ToolFraming(begin_id=form.begin_call_id, end_id=form.end_call_id, seen_ids=form.seen_ids, after=after)
     return tool_grammar(
         use.tools,
         framing,

@@ -147,18 +147,26 @@ def _beside_calls(form: Grammar) -> str:
 
 
 def _among_text(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> list[str]:
-    """Calls in any text with any control tokens; what is spelled like a call's beginning is one, or is not said."""
+    """Calls in any text with any control tokens; what is spelled like a call's beginning is one, or is not said.
+
+    Nor does a control token that nobody sees part such a spelling.
+    """
     f = spec.framing
     tags = (f.begin.encode(), f.end.encode())
     free = [i for i, spelled in sorted(controls.items()) if i not in (f.begin_id, f.end_id) and spelled not in tags]
-    pieces = f"(TEXT? <[{','.join(map(str, free))}]>)*" if free else ""
+    seen, hidden = ([i for i in free if (i in f.seen_ids) is is_seen] for is_seen in (True, False))
+    pieces = " | ".join(
+        f"{text}? <[{','.join(map(str, ids))}]>" for text, ids in (("TEXT", seen), ("NO_TAG", hidden)) if ids
+    )
+    begun = "|".join(literal(f.begin[:length]) for length in range(1, len(f.begin)))
     begin = f"begin[lazy]: /(?s:.)*{literal(f.begin)}/" if f.begin_id is None else f"begin: TEXT? <[{f.begin_id}]>"
     return [
         f"start: (pieces call){'*' if spec.parallel else '?'} pieces TEXT?",
-        f"pieces: {pieces}",
+        f"pieces: ({pieces})*" if pieces else "pieces:",
         "call: begin body end",
         begin,
         f"TEXT: /(?s:.)+/ & ~/(?s:.)*{literal(f.begin)}(?s:.)*/",
+        f"NO_TAG: /(?s:.)+/ & ~/(?s:.)*{literal(f.begin)}(?s:.)*/ & ~/(?s:.)*({begun})/",
     ]
 
 

@@ -21,13 +21,15 @@ class ToolFraming(Struct, frozen=True, kw_only=True):
     r"""What stands around a call: `before begin after_begin {…} before_end end after`.
 
     `begin` and `end` are control tokens where they have ids, plain text otherwise. The defaults are the family's,
-    `\n<tool_call>\n{…}\n</tool_call>\n`, in plain text.
+    `\n<tool_call>\n{…}\n</tool_call>\n`, in plain text. Of the control tokens, who reads the answer sees
+    only `seen_ids`.
     """
 
     begin: str = "<tool_call>"
     end: str = "</tool_call>"
     begin_id: int | None = None
     end_id: int | None = None
+    seen_ids: tuple[int, ...] = ()
     before: str = "\n"
     after_begin: str = "\n"
     before_end: str = "\n"

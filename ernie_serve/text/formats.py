@@ -41,6 +41,8 @@ class OutputFormat:
         )
         """Special tokens that are no frame. With `skip_special_tokens`, drop these from an answer that is to be read
         by an `AnswerStream`, and detokenise the others with their spellings."""
+        self.seen_ids = tuple(sorted(tokenizer.control_ids - self.hidden_ids))
+        """The other control tokens."""
         self.end_of_think_id: int | None = self._control_ids.get(END_OF_THINK)
         """`</think>`, where it is one control token."""
         self.end_of_think_ids: tuple[int, ...] = tuple(tokenizer.encode(f"\n{END_OF_THINK}\n\n"))

@@ -119,6 +119,26 @@ def test_among_text_control_tokens_are_free_and_one_call_may_be_all(compiler, to
     assert matcher.error
 
 
+@pytest.mark.parametrize("is_token", [False, True])
+def test_among_text_no_hidden_token_parts_the_letters_of_a_tag(compiler, tokenizer, is_token):
+    hidden, seen = tokenizer.token_id("<s>"), tokenizer.token_id("<response>")
+    begin_id, end_id = (tokenizer.token_id(tag) if is_token else None for tag in ("<tool_call>", "</tool_call>"))
+    framing = ToolFraming(begin_id=begin_id, end_id=end_id, seen_ids=(seen,))
+    grammar = tool_grammar(TOOLS, framing, mode="auto")
+
+    def allows(*pieces):
+        ids = [i for piece in pieces for i in (tokenizer.encode(piece) if isinstance(piece, str) else [piece])]
+        return compiler.matcher(grammar)._matcher.validate_tokens(ids) == len(ids)
+
+    tag = "<tool_call>"
+    for at in range(1, len(tag)):
+        assert not allows("Hm. " + tag[:at], hidden, tag[at:])
+        assert not allows(hidden, tag[:at], hidden)
+        assert allows("Hm. " + tag[:at], seen, tag[at:])
+        assert allows("Hm. " + tag[:at] + "!", hidden, hidden, tag[at:], hidden)
+    assert allows(hidden, "if a <b: <tool>", hidden, seen, hidden)
+
+
 def test_among_text_only_strict_tools_are_held_to_their_schemas(compiler):
     loose = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
     compiler.check(tool_grammar([loose], ToolFraming(), mode="auto"))
