@@ -133,6 +133,8 @@ def _events_of(answer: Answer) -> list[Event]:
     """The events that a whole answer could have been told with."""
     events: list[Event] = [ReasoningDelta(0, answer.reasoning)] if answer.reasoning else []
     numbers = count()
+    if not answer.parts:  # nothing but framing
+        events.append(TextDelta(0, "", answer.logprobs))
     for part in answer.parts:
         if isinstance(part, Call):
             number = next(numbers)

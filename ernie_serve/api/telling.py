@@ -98,7 +98,9 @@ class Telling:
         self._reader = job.read(choice.index) if job.read else None
         self._with_token_ids = job.with_token_ids
         self._reasoning = ReasoningTokens(tokenizer, job.start) if job.read else None
-        self._may_stop = bool(job.text.stops) or (self._reader is not None and self._reader.may_stop)
+        is_parted = job.text.logprobs and self._reader is not None  # among items that each have their own tokens
+        may_stop = bool(job.text.stops) or (self._reader is not None and self._reader.may_stop)
+        self._by_token = is_parted or may_stop
         self._num_placed = 0
         self.num_tokens = 0  # told so far
         self._sum_logprobs = 0.0
@@ -111,10 +113,11 @@ class Telling:
     def push(self, output: EngineOutput) -> list[Event]:
         """The events of an output; the last one, when there is nothing more to tell, is `Finished`.
 
-        Which tokens come together is chance: those behind the end are neither told nor counted.
+        Which tokens come together is chance: those behind the end are neither told nor counted, and what belongs to a
+        token is told with what it alone makes.
         """
         events: list[Event] = []
-        for part in one_by_one(output) if self._may_stop else [output]:
+        for part in one_by_one(output) if self._by_token else [output]:
             events += self._push(part)
             if events and isinstance(events[-1], Finished):
                 break
