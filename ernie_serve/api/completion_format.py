@@ -32,7 +32,7 @@ class CompletionFormat:
         self._include_usage = job.include_usage
         self._skip_special_tokens = job.text.skip_special_tokens
         self._echo = echo
-        self._prompts = [choice.request.prompt_token_ids for choice in job.choices]
+        self._prompts = [(choice.request.prompt_token_ids, choice.opening) for choice in job.choices]
         self._per_prompt = len(job.choices) // (job.choices[-1].prompt_index + 1)
         self._kept = job.keep or self._per_prompt
         self._about = {
@@ -73,7 +73,7 @@ class CompletionFormat:
         if self._with_token_ids:
             told: dict[str, Any] = {"token_ids": ids}
             if event.index not in self._begun:
-                told["prompt_token_ids"] = self._prompts[event.index]
+                told["prompt_token_ids"], _ = self._prompts[event.index]
             self._begun.add(event.index)
             more += b"," + orjson.dumps(told)[1:-1]
         return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
@@ -111,12 +111,12 @@ class CompletionFormat:
         if answer.unpaid:
             told["credit_exhausted"] = True
         if self._with_token_ids:
-            told |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt_of(answer.index)}
+            told |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt_of(answer.index)[0]}
         if answer.prompt_logprobs and not self._echo:
             told["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs)
         return told
 
-    def _prompt_of(self, index: int) -> list[int]:
+    def _prompt_of(self, index: int) -> tuple[list[int], str]:
         return self._prompts[index // self._kept * self._per_prompt]
 
     def _logprobs(self, answer: Answer) -> dict[str, Any]:
@@ -127,6 +127,8 @@ class CompletionFormat:
         return {name: values + own[name] for name, values in prompt.items()}
 
     def _logprobs_of_prompt(self, event: PromptScored) -> dict[str, Any]:
-        ids = self._prompt_of(event.index)
-        places = placed_prompt(self._tokenizer, ids, skip_special_tokens=self._skip_special_tokens)
+        ids, text = self._prompt_of(event.index)
+        is_spelled = self._tokenizer.decode(ids, skip_special_tokens=False) == text  # as the client wrote it
+        skips = self._skip_special_tokens and not is_spelled
+        places = placed_prompt(self._tokenizer, ids, skip_special_tokens=skips)
         return completion_logprobs(self._tokenizer, list(zip(places, event.logprobs, strict=True)), ids)

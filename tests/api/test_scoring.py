@@ -36,6 +36,24 @@ def test_harness_finds_a_token_behind_the_prompt_even_where_the_answer_ends_at_o
     assert choice["logprobs"]["text_offset"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("options", [{}, {"skip_special_tokens": False}, {"truncate_prompt_tokens": 3}])
+@pytest.mark.parametrize("prompt", ["a</s>bé", [97, 256, 98]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_stand_where_the_text_has_them(
+    complete: Any, read_events: Any, prompt: Any, options: dict[str, Any], stream: bool
+) -> None:
+    response = complete(prompt=prompt, echo=True, logprobs=0, max_tokens=1, stream=stream, **options)
+    chunks = read_events(response.text)[:-1] if stream else [response.json()]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    text = "".join(choice["text"] for choice in choices)
+    told = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    tokens, places = ([value for each in told for value in each[name]] for name in ("tokens", "text_offset"))
+    assert len(tokens) == len(places) > 2
+    for token, place in zip(tokens, places, strict=True):
+        is_shown = not token.startswith("bytes:") and (token != "</s>" or "</s>" in text)
+        assert text[place:].startswith(token) or not is_shown
+
+
 def test_batch_is_scored_prompt_by_prompt(complete: Any) -> None:
     choices = complete(prompt=["ab", "cd"], echo=True, logprobs=1, max_tokens=0, n=2).json()["choices"]
     assert [choice["text"] for choice in choices] == ["ab", "ab", "cd", "cd"]
