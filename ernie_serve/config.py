@@ -28,7 +28,7 @@ def _byte_count(value: object) -> object:
     """Read `4GiB`, `512M` or a plain number as a count of bytes; leave anything else to the validator."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|m|g|ki|mi|gi|)b?\s*", value, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*(k|m|g|ki|mi|gi|)b?\s*", value, re.IGNORECASE)
     return int(float(match[1]) * _UNITS[match[2].lower()]) if match else value
 
 
@@ -148,6 +148,7 @@ class Settings(BaseModel):
         None,
         "Size of the KV cache, such as 4GiB. Default: what the device has left, on a CPU at most 4GiB.",
         ge=1,
+        le=2**60,
     )
     kv_cache_dtype: Literal["auto", "int8", "fp8"] = _setting(
         "Engine",

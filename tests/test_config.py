@@ -122,7 +122,15 @@ def test_a_file_that_is_absent_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "x"), ("port", "65536"), ("dtype", "int3"), ("device", "tpu"), ("kv_cache_memory_bytes", "4 pounds")],
+    [
+        ("port", "x"),
+        ("port", "65536"),
+        ("dtype", "int3"),
+        ("device", "tpu"),
+        ("kv_cache_memory_bytes", "4 pounds"),
+        ("kv_cache_memory_bytes", "9" * 400),
+        ("kv_cache_memory_bytes", "9999999999GiB"),
+    ],
 )
 def test_a_wrong_value_is_told_with_its_name_and_source(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:

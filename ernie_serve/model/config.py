@@ -78,11 +78,11 @@ class ModelConfig:
             vocab_size=keys.size("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=keys.size("intermediate_size"),
-            num_hidden_layers=keys.size("num_hidden_layers"),
+            num_hidden_layers=keys.size("num_hidden_layers", most=_MOST_PARTS),
             num_attention_heads=num_heads,
             num_key_value_heads=_num_key_value_heads(keys, num_heads),
             head_dim=dims,
-            max_position_embeddings=keys.size("max_position_embeddings"),
+            max_position_embeddings=keys.size("max_position_embeddings", most=2**31 - 1),
             rms_norm_eps=keys.positive("rms_norm_eps"),
             rope_theta=_rope_theta(keys),
             tie_word_embeddings=_tied(keys),
@@ -133,6 +133,10 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
+_MOST_PARTS = 4096
+"""Layers, or experts of a layer: each is made, and has names of its own."""
+
+
 class _Keys:
     """The object in the file, asked for one key at a time; every complaint names the file and the key."""
 
@@ -164,10 +168,12 @@ class _Keys:
             raise self.wrong(key, f"is {value!r}, not a whole number.")
         return value
 
-    def size(self, key: str) -> int:
+    def size(self, key: str, *, least: int = 1, most: int = 2**19) -> int:
         value = self.integer(key)
-        if value < 1:
-            raise self.wrong(key, f"is {value}; it must be at least 1.")
+        if value < least:
+            raise self.wrong(key, f"is {value}; it must be at least {least}.")
+        if value > most:
+            raise self.wrong(key, f"is {value}; at most {most} are served.")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
@@ -285,10 +291,10 @@ def _quantization(keys: _Keys) -> Quantization | None:
 def _moe(keys: _Keys) -> dict[str, Any]:
     end = keys.integer("moe_layer_end_index", -1)
     return {
-        "moe_num_experts": keys.size("moe_num_experts"),
+        "moe_num_experts": keys.size("moe_num_experts", most=_MOST_PARTS),
         "moe_k": keys.size("moe_k"),
         "moe_intermediate_size": keys.size("moe_intermediate_size"),
-        "moe_num_shared_experts": keys.integer("moe_num_shared_experts"),
+        "moe_num_shared_experts": keys.size("moe_num_shared_experts", least=0, most=_MOST_PARTS),
         "moe_layer_start_index": keys.integer("moe_layer_start_index"),
         "moe_layer_end_index": keys.size("num_hidden_layers") - 1 if end == -1 else end,
         "moe_layer_interval": keys.size("moe_layer_interval"),
@@ -312,8 +318,7 @@ def _check(config: ModelConfig, keys: _Keys) -> None:
         return
     if c.moe_k > c.moe_num_experts:
         raise keys.wrong("moe_k", f"is {c.moe_k}, more than the {c.moe_num_experts} experts.")
-    for key in ("moe_num_shared_experts", "moe_layer_start_index"):
-        if getattr(c, key) < 0:
-            raise keys.wrong(key, f"is {getattr(c, key)}; it must not be negative.")
+    if c.moe_layer_start_index < 0:
+        raise keys.wrong("moe_layer_start_index", f"is {c.moe_layer_start_index}; it must not be negative.")
     if not any(c.is_moe_layer(i) for i in range(c.num_hidden_layers)):
         raise keys.wrong("moe_layer_start_index", "and moe_layer_end_index leave no layer to the experts.")
