@@ -90,7 +90,7 @@ class Sampling:
     def _max_tokens(self, prompt_length: int) -> int:
         """What the client asked for, if it fits; else as much as fits, if the client left it open."""
         longest, room = self._services.max_answer_tokens, self._services.context_length - prompt_length
-        if room < (0 if self._wanted == 0 and self._params.prompt_logprobs is None else 1):
+        if room < (0 if self._wanted == 0 else 1):
             raise self._too_long(f"{prompt_length} tokens. Shorten the prompt.")
         if self._wanted is None:
             max_tokens = min(room, longest, self._default_max or longest)

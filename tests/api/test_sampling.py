@@ -127,6 +127,7 @@ def test_prompt_must_leave_room_for_a_token(sample: Any) -> None:
         sample(length=100)
     assert raised.value.param == "prompt"
     assert sample(length=100, max_tokens=0).max_tokens == 0
+    assert sample(length=100, max_tokens=0, echo=True, logprobs=1).max_tokens == 1, "which is made and not told"
     with pytest.raises(ContextLengthExceeded):
         sample(length=101, max_tokens=0)
 
