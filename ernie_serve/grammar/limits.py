@@ -72,8 +72,9 @@ def takes_further_names(schema: object) -> bool:
     """
     if not isinstance(schema, dict):
         return any(map(takes_further_names, schema)) if isinstance(schema, list) else False
-    lists = any(schema.get(key) for key in ("properties", "required", "patternProperties"))
-    return (lists and schema.get("additionalProperties") is not False) or any(map(takes_further_names, schema.values()))
+    lists = bool(schema.get("properties") or schema.get("required"))
+    takes = bool(schema.get("patternProperties")) or (lists and schema.get("additionalProperties") is not False)
+    return takes or any(map(takes_further_names, schema.values()))
 
 
 def check_size(text: str, what: str) -> None:
@@ -211,7 +212,7 @@ class _Walk:
         for key in [*said, *filter(_SPELLS_CONTROL.search, schema.get("patternProperties", ()))]:
             raise InvalidRequest(
                 f"`{key[:64]}` (at {where}) has a control character. It is supported only where every object that "
-                "lists names takes no others: set `additionalProperties` to false there."
+                "lists names takes no others: set `additionalProperties` to false, and leave out `patternProperties`."
             )
 
     def _check_counts(self, schema: dict[str, Any], where: str) -> None:

@@ -81,6 +81,13 @@ def test_a_name_that_a_pattern_takes_is_held_to_it_however_it_is_spelled(allows)
     schema = json_schema({"type": "object", "patternProperties": {"^x": {"type": "integer"}}})
     assert allows(schema, '{"x1":1,"y":true}')
     assert not allows(schema, r'{"\u0078":true}')
+    closed = {
+        "properties": {"a\n": {"type": "integer"}},
+        "patternProperties": {"^a": {}},
+        "additionalProperties": False,
+    }
+    assert allows(json_schema({"type": "object", **closed}), r'{"a\n":1}')
+    assert not allows(json_schema({"type": "object", **closed}), r'{"a\u000a":true}')
 
 
 @pytest.mark.parametrize("text", [r'"\u001b[0m"', r'{"\u0000":"\u007f"}'])
