@@ -220,6 +220,7 @@ def load(
 
     for name, value in (_read_toml(config) if config else {}).items():
         take(name, value, f"file {config}")
+    environ = {name: value for name, value in environ.items() if not _is_of_kubernetes(name, value)}
     _require_known(environ)
     for name in Settings.model_fields:
         if (text := environ.get(env_name(name))) is not None:
@@ -295,6 +296,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
             raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name)}")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether this is one of the names that it gives every pod for a service that is called `ernie-serve`."""
+    return bool(_OF_A_SERVICE.fullmatch(name)) or (name == env_name("port") and "://" in value)
+
+
+_OF_A_SERVICE = re.compile(rf"{ENV_PREFIX}(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 
 
 def _require_known(environ: Mapping[str, str]) -> None:

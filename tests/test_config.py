@@ -162,3 +162,21 @@ def test_responses_are_kept_in_memory_unless_a_file_is_named(tmp_path: Path) -> 
     assert config.load({}, environ={})[0].responses_file is None
     file = _file(tmp_path, 'responses-file = "/var/lib/r.sqlite"\n')
     assert config.load({}, config=file, environ={})[0].responses_file == "/var/lib/r.sqlite"
+
+
+def test_what_kubernetes_says_of_a_service_that_is_called_like_us_is_not_ours() -> None:
+    environ = {
+        "ERNIE_SERVE_SERVICE_HOST": "10.96.0.12",
+        "ERNIE_SERVE_SERVICE_PORT": "8000",
+        "ERNIE_SERVE_SERVICE_PORT_HTTP": "8000",
+        "ERNIE_SERVE_PORT": "tcp://10.96.0.12:8000",
+        "ERNIE_SERVE_PORT_8000_TCP": "tcp://10.96.0.12:8000",
+        "ERNIE_SERVE_PORT_8000_TCP_ADDR": "10.96.0.12",
+        "ERNIE_SERVE_PORT_8000_TCP_PORT": "8000",
+        "ERNIE_SERVE_PORT_8000_TCP_PROTO": "tcp",
+    }
+    settings, origins = config.load({}, environ=environ)
+    assert settings.port == 8000
+    assert origins["port"] == "default"
+    with pytest.raises(SettingsError, match="ERNIE_SERVE_PORTS"):
+        config.load({}, environ={"ERNIE_SERVE_PORTS": "8000"})
