@@ -220,10 +220,9 @@ def load(
 
     for name, value in (_read_toml(config) if config else {}).items():
         take(name, value, f"file {config}")
-    environ = {name: value for name, value in environ.items() if not _is_of_kubernetes(name, value)}
-    _require_known(environ)
+    require_known(environ)
     for name in Settings.model_fields:
-        if (text := environ.get(env_name(name))) is not None:
+        if (text := environ.get(env_name(name))) is not None and not _is_of_kubernetes(env_name(name), text):
             take(name, text, f"environment {env_name(name)}")
     for name, value in flags.items():
         take(name, value, f"flag {flag_name(name)}")
@@ -306,11 +305,11 @@ def _is_of_kubernetes(name: str, value: str) -> bool:
 _OF_A_SERVICE = re.compile(rf"{ENV_PREFIX}(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 
 
-def _require_known(environ: Mapping[str, str]) -> None:
+def require_known(environ: Mapping[str, str] = os.environ) -> None:
     """Raise `SettingsError` for a name with our prefix that is no setting's: it would do nothing, and not say so."""
     known = {env_name(name) for name in Settings.model_fields} | _NO_SETTINGS
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name not in known:
+        if name.startswith(ENV_PREFIX) and name not in known and not _is_of_kubernetes(name, environ[name]):
             nearest = _suggestion(name.removeprefix(ENV_PREFIX).lower(), env_name)
             raise SettingsError(f"The environment has an unknown name {name!r}{nearest}")
 

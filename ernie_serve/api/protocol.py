@@ -52,7 +52,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """More of a request, taken in pieces that no head can end in that is too large."""
         while data:
-            room = MAX_HEAD_BYTES + 1 - (self._head_bytes if self._in_head else 0)
+            room = max(1, MAX_HEAD_BYTES - (self._head_bytes if self._in_head else 0))
             self._receive(data[:room])
             data = data[room:]
 

@@ -4,6 +4,7 @@ Knows tuples of older drafts, names of properties, unions that a tag tells apart
 otherwise means the same; what cannot be is left as it is, to be refused by name.
 """
 
+import copy
 import json
 import math
 import re
@@ -99,7 +100,7 @@ def _settle_names(schema: Schema, root: object) -> None:
     properties, value = schema.get("properties", {}), schema.get("additionalProperties", True)
     if not (isinstance(names, list) and isinstance(properties, dict) and "patternProperties" not in schema):
         return
-    listed = {name: value for name in names if isinstance(name, str)}
+    listed = {name: copy.deepcopy(value) for name in names if isinstance(name, str)}
     told = json.dumps(value)  # in which nothing is told for each name once more
     if properties.keys() <= listed.keys() and "propertyNames" not in told and len(listed) * len(told) <= _MAX_TOLD:
         del schema["propertyNames"]

@@ -7,6 +7,7 @@ nobody here knows is dropped: it promises nothing.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -71,10 +72,23 @@ def takes_further_names(schema: object) -> bool:
     So they hold no control character but \\b, \\f, \\n, \\r and \\t, and neither may what they are held to.
     """
     if not isinstance(schema, dict):
-        return any(map(takes_further_names, schema)) if isinstance(schema, list) else False
+        return False
     lists = bool(schema.get("properties") or schema.get("required"))
-    takes = bool(schema.get("patternProperties")) or (lists and schema.get("additionalProperties") is not False)
-    return takes or any(map(takes_further_names, schema.values()))
+    if schema.get("patternProperties") or (lists and schema.get("additionalProperties") is not False):
+        return True
+    return any(map(takes_further_names, _parts(schema)))
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[object]:
+    """The schemas in a schema, whatever keywords they stand under."""
+    for key, value in schema.items():
+        if key in _MAPS:
+            yield from value.values() if isinstance(value, dict) else ()
+        elif key not in _NO_SCHEMAS:
+            yield from value if isinstance(value, list) else (value,)
+
+
+_NO_SCHEMAS = frozenset({"const", "enum", "default", "examples", "required"})
 
 
 def check_size(text: str, what: str) -> None:
@@ -126,8 +140,19 @@ def _is_plain(value: object) -> bool:
 
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 _NO_CONTROLS = rf"^[^{_CONTROL.pattern[1:]}*$"
-_SPELLS_CONTROL = re.compile(rf"{_CONTROL.pattern}|\\(?:[av]|x[017{{]|u00[017]|u{{|U)")
-"""In a pattern; the compiler would take such a character for no character at all."""
+_KEPT_OUT = {"pattern": _NO_CONTROLS}
+_ESCAPED = re.compile(
+    r"\\(?:[xu]\{([0-9A-Fa-f]+)\}|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))", re.DOTALL
+)
+
+
+def _spells_control(pattern: str) -> bool:
+    """Whether a pattern names such a character; the compiler would take it for no character at all."""
+    for *codes, letter in _ESCAPED.findall(pattern):
+        code = next(filter(None, codes), None)
+        if letter in ("a", "v") or (code and int(code, 16) < 128 and _CONTROL.search(chr(int(code, 16)))):
+            return True
+    return bool(_CONTROL.search(pattern))
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -173,8 +198,9 @@ class _Walk:
         for key in _MAPS:
             for name, each in list(self._expect(schema, key, dict, where).items()):  # `settle` may add to it
                 self.visit(each, f"{where}/{key}/{name[:64]}", depth + 1)
-        if self.no_controls and _SPELLS_CONTROL.search(schema.get("pattern", "")):
-            schema.setdefault("allOf", []).append({"pattern": _NO_CONTROLS})
+        pattern, bounds = schema.get("pattern", ""), schema.get("allOf", [])
+        if self.no_controls and pattern != _NO_CONTROLS and _spells_control(pattern) and _KEPT_OUT not in bounds:
+            schema["allOf"] = [*bounds, _KEPT_OUT]
 
     def _expect(self, schema: dict[str, Any], key: str, kind: type, where: str) -> Any:
         value = schema.get(key, kind())
@@ -209,7 +235,7 @@ class _Walk:
 
     def _refuse_controls(self, schema: dict[str, Any], where: str) -> None:
         said = {key: schema[key] for key in ("const", "enum") if not _is_plain(schema.get(key))}
-        for key in [*said, *filter(_SPELLS_CONTROL.search, schema.get("patternProperties", ()))]:
+        for key in [*said, *filter(_spells_control, schema.get("patternProperties", ()))]:
             raise InvalidRequest(
                 f"`{key[:64]}` (at {where}) has a control character. It is supported only where every object that "
                 "lists names takes no others: set `additionalProperties` to false, and leave out `patternProperties`."

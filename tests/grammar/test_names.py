@@ -115,3 +115,60 @@ def test_a_pattern_that_speaks_of_control_characters_is_kept_beside_further_name
     schema = {"anyOf": [{"type": "string", "pattern": pattern}, OPEN]}
     assert allows(json_schema(schema), f'"{text}"') == bool(re.search(pattern, text))
     assert allows(json_schema(schema), f'"{text}"') == Draft202012Validator(schema).is_valid(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "refused"),
+    [
+        (r"^[\x20-\x7e]+$", False),
+        (r"^[\u0020-\u007e]+$", False),
+        (r"^[\x{4e00}-\x{9fa5}]+$", False),
+        (r"^\x09a$", False),
+        (r"^[^\\x00]$", False),
+        (r"^[^\x00-\x1f]+$", True),
+        (r"^\x{1}$", True),
+        (r"^a\v$", True),
+    ],
+)
+def test_only_a_character_that_cannot_be_written_is_refused_in_a_name(pattern, refused):
+    schema = {"type": "object", "patternProperties": {pattern: {"type": "string"}}}
+    if not refused:
+        return limits.check_schema(schema)
+    with pytest.raises(InvalidRequest, match="control character"):
+        limits.check_schema(schema)
+    return None
+
+
+def test_what_is_said_once_for_many_names_stays_small():
+    """As pydantic writes `dict[Enum, constr(pattern=…)]`."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+        "required": ["name"],
+    }
+    notes = {
+        "type": "object",
+        "propertyNames": {"enum": [f"n{i}" for i in range(14)]},
+        "additionalProperties": {"type": "string", "pattern": r"^[^\x00-\x1f]*$"},
+    }
+    schema["properties"]["notes"] = notes
+    limits.check_schema(schema)
+    once = json.dumps(schema)
+    assert len(once) < 10_000
+    limits.check_schema(schema)
+    assert json.dumps(schema) == once, "nothing is said again"
+
+
+def test_a_property_called_like_a_keyword_opens_nothing(compiler):
+    schema = {
+        "type": "object",
+        "properties": {"required": {"type": "boolean"}, "sep": {"const": "\x1f"}},
+        "required": ["required", "sep"],
+        "additionalProperties": False,
+    }
+    compiler.check(json_schema(schema))
+
+
+def test_tuples_of_older_drafts_are_looked_into():
+    with pytest.raises(InvalidRequest, match="control character"):
+        limits.check_schema({"type": "array", "items": [{"const": "a\x01"}, OPEN]})

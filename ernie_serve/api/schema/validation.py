@@ -28,26 +28,25 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "grammar": ("",),
     "guided_choice": (),
-    "guided_decoding_backend": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "guided_whitespace_pattern": (),
+    "guided_whitespace_pattern": ("",),
     "include_reasoning": (True,),
-    "json_schema": (),
+    "json_schema": ("", {}),
     "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "max_new_tokens": (),
     "moderation": (),
-    "n_predict": (),
+    "n_predict": (-1,),
     "prompt_embeds": (),
     "regex": ("",),
-    "repetition_detection": (),
+    "repetition_detection": ({},),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ("", []),
-    "structural_tag": (),
+    "structural_tag": ("",),
     "suffix": ("",),
     "typical_p": (1, 1.0),
     "use_beam_search": (False,),
@@ -57,12 +56,16 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 """Parameters that would change the answer and are not implemented, each with the values that change nothing."""
 
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_OTHER_LENGTHS = ("max_new_tokens", "n_predict")
+"""What others call the length: clients that serve all of them send every name, with one number."""
+
 
 def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
     """The body as an instance of `fields`. Raises `InvalidRequest` for the first thing that is wrong with it."""
     unknown = [name for name in body if name not in fields.model_fields]
     for name in unknown:
-        if name in REFUSED and body[name] is not None and body[name] not in REFUSED[name]:
+        if name in REFUSED and body[name] is not None and not _changes_nothing(name, body):
             raise InvalidRequest(f"`{name}` is not supported by this server. {_remedy(name)}", param=name)
     if ignored := [name[:40] for name in unknown if name not in REFUSED]:
         logger.debug("Ignored %d unknown fields: %s", len(ignored), sorted(ignored)[:10])
@@ -74,6 +77,11 @@ def validated(fields: type[Fields], body: Mapping[str, Any]) -> Fields:
         if _is_long(first) and param in body:
             validated(fields, {**body, param: int(first["input"])})  # which tells the field's own limit, if it has one
         raise InvalidRequest(f"`{param}` {_told(first)}.", param=param) from None
+
+
+def _changes_nothing(name: str, body: Mapping[str, Any]) -> bool:
+    value = body[name]
+    return value in REFUSED[name] or (name in _OTHER_LENGTHS and value in [body.get(each) for each in _LENGTHS])
 
 
 def _remedy(name: str) -> str:
@@ -92,7 +100,7 @@ _STRUCTURED = {
 """What servers call the forms of `structured_outputs`, some with `guided_` before it."""
 
 _REMEDIES = {
-    "enable_thinking": "Send `chat_template_kwargs` with it inside, or `reasoning_effort`.",
+    "enable_thinking": "In chat and Responses send `chat_template_kwargs` with it inside, or `reasoning_effort`.",
     "include_reasoning": 'Leave it out, or send a `reasoning_effort` of "none".',
     "max_new_tokens": "Send `max_tokens`, in Responses `max_output_tokens`.",
     "n_predict": "Send `max_tokens`, in Responses `max_output_tokens`.",

@@ -32,7 +32,7 @@ def test_what_is_not_implemented_is_refused_by_name(fields: type[TextRequest], n
         ("json_schema", "Send `structured_outputs` with `json` in it."),
         ("regex", "Send `structured_outputs` with `regex` in it."),
         ("structural_tag", "Send `tools`, `response_format` or `structured_outputs`."),
-        ("guided_decoding_backend", "Leave it out."),
+        ("guided_whitespace_pattern", "Leave it out."),
         ("n_predict", "Send `max_tokens`, in Responses `max_output_tokens`."),
         ("enable_thinking", "or `reasoning_effort`."),
         ("suffix", "Leave it out."),
@@ -57,6 +57,14 @@ def test_values_that_change_nothing_are_accepted(name: str) -> None:
 def test_values_that_change_something_are_not(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="is not supported by this server"):
         validated(ChatRequest, BASE | fields)
+
+
+@pytest.mark.parametrize("other", ["max_new_tokens", "n_predict"])
+def test_other_names_for_the_length_are_taken_where_they_say_the_same(other: str) -> None:
+    assert validated(ChatRequest, {**BASE, "max_tokens": 9, other: 9}).max_tokens == 9
+    for length in ({"max_tokens": 8}, {}):
+        with pytest.raises(InvalidRequest, match=f"`{other}` is not supported"):
+            validated(ChatRequest, {**BASE, **length, other: 9})
 
 
 def test_what_is_refused_is_no_field() -> None:
