@@ -50,6 +50,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     torch.set_num_threads(cores)
     config = config_of(model or DEFAULT, revision)
     total, free = memory.total_bytes(), memory.free_bytes(_CPU)
+    at_work, _, _ = os.getloadavg()  # before this adds to it
     console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r" if console.is_terminal else "\n")
     speed = memory_speed(PROBE_SECONDS, min(1 << 30, free // 4))
     disk = shutil.disk_usage(existing(Path(constants.HF_HUB_CACHE))).free
@@ -76,7 +77,17 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
         compiler=bool(compiler and ninja),
     ):
         console.print(f"- {line}", soft_wrap=True)
+    if disturbance := disturbed_by(at_work, os.cpu_count() or 1):
+        console.print(f"- {disturbance}", soft_wrap=True)
     return None
+
+
+def disturbed_by(at_work: float, cores: int) -> str:
+    """What is said of figures that were measured beside so many programs at work; nothing where they are few."""
+    if at_work < cores / 4:
+        return ""
+    told = f"Other programs are at work here (a load of {at_work:.1f} on {cores} cores)"
+    return f"{told}: alone, memory is read faster than was measured just now."
 
 
 def _examine_gpu(console: Console, model: str, config: ModelConfig, device: torch.device) -> None:

@@ -211,3 +211,8 @@ def test_a_model_without_experts_has_no_form_of_4_bits_on_a_gpu() -> None:
     assert [form.name for form in fitting.forms_of(dense, GPU)] == ["bfloat16", "int8", "fp8"]
     said = doctor.gpu_advice(fitting.forms_of(dense, GPU), dense, card(24, 23))
     assert said == "It can be served as it is; with --quantization fp8 it is faster and its cache larger."
+
+
+def test_figures_that_others_disturbed_are_said_to_be_so() -> None:
+    assert doctor.disturbed_by(0.3, 2) == ""
+    assert "a load of 3.4 on 2 cores" in doctor.disturbed_by(3.4, 2)
