@@ -42,9 +42,8 @@ def _sum_down(hidden, weights, ids, weight, scales, shared, shared_scales, strea
               HALF: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     at = tl.arange(0, BK)
-    every = at[None, :] + tl.zeros(
-        (BN, 1), tl.int32
-    )  # in the shape of a tile: then threads need not exchange what is x
+    # x in the shape of a tile: each thread loads what it multiplies, and threads exchange nothing
+    every = at[None, :] + tl.zeros((BN, 1), tl.int32)
     total = tl.zeros((BN, BK), tl.float32)
     for slot in tl.static_range(A + S):
         if slot < A:
