@@ -61,7 +61,6 @@ def about(
     ] = False,
 ) -> None:
     """Serve ERNIE 4.5 text models over an OpenAI-compatible API."""
-    config.require_known()
 
 
 def program() -> NoReturn:

@@ -149,3 +149,12 @@ def test_an_error_nobody_expects_still_shows_where_it_was() -> None:
     assert done.stderr.startswith("Traceback")
     assert done.stderr.rstrip().endswith("ValueError: odd")
     assert _leave("import sys\nleave_after(lambda: sys.exit('told'))").stderr == "told\n"
+
+
+def test_a_name_that_is_nearly_one_of_ours_makes_no_store_and_hides_no_help(tmp_path: Path) -> None:
+    wrong = {"ERNIE_SERVE_DATABASE_URI": f"sqlite:///{tmp_path}/mine.db", "XDG_DATA_HOME": str(tmp_path)}
+    done = _run("keys", "create", "me", **wrong)
+    assert done.returncode == 1
+    assert "did you mean 'ERNIE_SERVE_DATABASE_URL'?" in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert "--database-url" in _run("serve", "--help", COLUMNS="200", **wrong).stdout
