@@ -139,6 +139,7 @@ def _parameter(name: str) -> inspect.Parameter:
         told = [f"one of {', '.join(words)}"] if words else []  # no metavar: in a narrow terminal it would be torn
         told += [f"default: {default}"] if default is not None else []
         shown = f" [{'; '.join(told)}]" if told else ""
+        noun = "N" if field.annotation in (int, int | None) else "WORD" if words else "TEXT"
         opposite = f"--no-{flag[2:]}"
         if kind is bool:
             shown = f" [default: {'on' if field.default else 'off'}; {opposite} turns it off]"
@@ -147,13 +148,7 @@ def _parameter(name: str) -> inspect.Parameter:
             help=f"{field.description}{shown}".replace("[", r"\["),
             rich_help_panel=config.group_of(name),
             show_default=False,
-            metavar=None
-            if kind is bool
-            else "N"
-            if field.annotation in (int, int | None)
-            else "WORD"
-            if words
-            else "TEXT",
+            metavar=None if kind is bool else noun,
         )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

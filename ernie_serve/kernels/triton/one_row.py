@@ -139,7 +139,7 @@ def _launch(
 ) -> None:
     M, N = weight.shape
     rows = rows or _ROWS
-    first = min(power_of_two(N), 1 << (N.bit_length() - 1))
+    first = 1 << (N.bit_length() - 1)
     k_cache, v_cache = caches or (x, x)
     _one_row[(M // rows,)](
         x, x if norm is None else norm, eps, *parts_of(weight), out, x if added is None else added,
