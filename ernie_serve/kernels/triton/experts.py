@@ -260,16 +260,13 @@ def experts(
     first, second = tiles or tiles_of(len(x), gate_up, x.device)
     assert first.rows == second.rows, "both kernels read the same blocks"
     sizes = sizes_of(len(x), ids.shape[1], down, shared, x)
-    if sizes["DIRECT"]:
-        order = block_experts = ids
-        num_blocks = ids.numel() + sizes["S"]
-    else:
+    order = block_experts = ids
+    if not sizes["DIRECT"]:
         sort = align.align if ids.numel() <= _MOST_IN_ONE_PROGRAM else align.align_many
         order, block_experts = sort(ids, sizes["E"], sizes["S"], first.rows)
-        num_blocks = len(block_experts)
     blocks = (ids, order, block_experts)
-    hidden = launch_gate_up(x, blocks, num_blocks, gate_up, shared, sizes, first)
-    return launch_down(hidden, weights, blocks, num_blocks, down, shared, sizes, second)
+    hidden = launch_gate_up(x, blocks, gate_up, shared, sizes, first)
+    return launch_down(hidden, weights, blocks, down, shared, sizes, second)
 
 
 def tiles_of(T: int, gate_up: Weights, device: torch.device) -> tuple[Tile, Tile]:
@@ -289,7 +286,6 @@ def sizes_of(T: int, A: int, down: Weights, shared: tuple[Weights, Weights] | No
 def launch_gate_up(
     x: Tensor,
     blocks: tuple[Tensor, Tensor, Tensor],
-    num_blocks: int,
     gate_up: Weights,
     shared: tuple[Weights, Weights] | None,
     sizes: dict[str, int],
@@ -303,7 +299,7 @@ def launch_gate_up(
     """
     T, width, slots = len(x), sizes["I"], sizes["A"] + sizes["S"]
     hidden = torch.empty((T * slots, width), dtype=torch.float16 if sizes["HALF"] else x.dtype, device=x.device)
-    _gate_up[(num_blocks, triton.cdiv(width, tile.columns))](
+    _gate_up[(_num_blocks(blocks, sizes), triton.cdiv(width, tile.columns))](
         x, *blocks, *(scored or (x, x, 0.0, x)), *parts_of(gate_up), *parts_of(shared[0] if shared else gate_up),
         hidden, T, CHOOSES=scored is not None, WARPS=tile.warps, BE=max(32, power_of_two(sizes["E"])),
         BA=power_of_two(sizes["A"]), **sizes, FORMAT=format_of(gate_up), UPCAST=UPCAST, **tile.options(sizes["N"]),
@@ -315,7 +311,6 @@ def launch_down(
     hidden: Tensor,
     weights: Tensor,
     blocks: tuple[Tensor, Tensor, Tensor],
-    num_blocks: int,
     down: Weights,
     shared: tuple[Weights, Weights] | None,
     sizes: dict[str, int],
@@ -325,11 +320,16 @@ def launch_down(
     N, slots = sizes["N"], sizes["A"] + sizes["S"]
     T = len(hidden) // slots
     out = torch.empty((T, slots, N), dtype=weights.dtype, device=hidden.device)
-    _down[(num_blocks, triton.cdiv(N, tile.columns))](
+    _down[(_num_blocks(blocks, sizes), triton.cdiv(N, tile.columns))](
         hidden, weights, *blocks, *parts_of(down), *parts_of(shared[1] if shared else down), out, T, **sizes,
         FORMAT=format_of(down), UPCAST=UPCAST, **tile.options(sizes["I"]),
     )  # fmt: skip
     return out
+
+
+def _num_blocks(blocks: tuple[Tensor, Tensor, Tensor], sizes: dict[str, int]) -> int:
+    ids, _, block_experts = blocks
+    return ids.numel() + sizes["S"] if sizes["DIRECT"] else len(block_experts)
 
 
 _MOST_IN_ONE_PROGRAM = 8192  # pairs

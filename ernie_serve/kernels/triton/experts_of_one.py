@@ -101,12 +101,10 @@ def experts_of_one(
     sizes = sizes_of(1, top_k, down, shared, x)
     ids = torch.empty((1, top_k), dtype=torch.int32, device=x.device)
     weights = torch.empty((1, top_k), dtype=stream.dtype, device=x.device)
-    blocks, num_blocks = (ids, ids, ids), top_k + sizes["S"]
-    hidden = launch_gate_up(
-        x, blocks, num_blocks, gate_up, shared, sizes, first, scored=(scores, bias, norm_min, weights)
-    )
+    blocks = (ids, ids, ids)
+    hidden = launch_gate_up(x, blocks, gate_up, shared, sizes, first, scored=(scores, bias, norm_min, weights))
     if format_of(down) == "int4":
-        return stream, launch_down(hidden, weights, blocks, num_blocks, down, shared, sizes, second)
+        return stream, launch_down(hidden, weights, blocks, down, shared, sizes, second)
     return sum_down(hidden, weights, ids, down, shared, sizes, stream), None
 
 
