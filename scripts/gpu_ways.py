@@ -25,7 +25,7 @@ def measure_ways(report: Report, machine: Machine) -> None:
     report.values["ways"] = []
     for format in ("plain", "fp8" if machine.reads_fp8 else "int8"):
         for kernel, launch, moved in kernels(machine, c, format):
-            for way in ways(kernel, format, machine.dry):
+            for way in ways(kernel, machine.dry):
                 found = {"kernel": kernel, "format": format} | way
                 try:
                     with as_told(way):
@@ -37,12 +37,15 @@ def measure_ways(report: Report, machine: Machine) -> None:
                 print(f"   {report.values['ways'][-1]}", flush=True)
 
 
-def ways(kernel: str, format: str, is_short: bool) -> list[dict[str, Any]]:
-    """Constants to try, those of now first."""
+def ways(kernel: str, is_short: bool) -> list[dict[str, Any]]:
+    """Constants to try, those of now first; a score has a program of its own in any case."""
     if kernel == "down":
         now = {"_COLUMNS": experts_of_one._COLUMNS, "_DEPTH": experts_of_one._DEPTH, "_WARPS": experts_of_one._WARPS}
         columns = [dict.fromkeys(now["_COLUMNS"], n) for n in (4, 8, 16)]
         tried = (dict(zip(now, each, strict=True)) for each in itertools.product(columns, (256, 512), (2, 4, 8)))
+    elif kernel == "scores":
+        now = {"_WARPS": one_row._WARPS}
+        tried = ({"_WARPS": warps} for warps in (1, 2, 4, 8))
     else:
         now = {"_ROWS": one_row._ROWS, "_WARPS": one_row._WARPS}
         tried = (dict(zip(now, each, strict=True)) for each in itertools.product((2, 4, 8, 16), (2, 4, 8)))
@@ -86,7 +89,7 @@ def kernels(machine: Machine, c: ModelConfig, format: str) -> list[tuple[str, La
     sizes = experts.sizes_of(1, A, down, None, stream)
     hidden = torch.randn(A, width, device=machine.device).to(torch.float16 if sizes["HALF"] else machine.dtype)
     each = 2 if format == "plain" else 1
-    return [
+    found: list[tuple[str, Launch, int]] = [
         (
             "qkv",
             lambda i: one_row.linear_and_turn(stream, qkv[i], norm, 1e-5, rotary, cache, cache, slot, H),
@@ -98,8 +101,10 @@ def kernels(machine: Machine, c: ModelConfig, format: str) -> list[tuple[str, La
             lambda i: experts_of_one.sum_down(hidden, chances, picks[i], down, None, sizes, stream),
             A * N * width * each,
         ),
-        ("scores", lambda i: one_row.scores(stream, router[i], norm, 1e-5, machine.dtype), 4 * E * N),
     ]
+    if format == "plain":  # the router's weights have one form
+        found.append(("scores", lambda i: one_row.scores(stream, router[i], norm, 1e-5, machine.dtype), 4 * E * N))
+    return found
 
 
 def microseconds(machine: Machine, launch: Launch) -> float:

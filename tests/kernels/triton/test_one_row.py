@@ -1,5 +1,7 @@
 """A step of one row: what its fused kernels give is what the reference's verbs give one after the other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -81,37 +83,40 @@ def test_a_product_is_added_to_the_stream(generator, dtype, format):
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("dtype", "cache_dtype"), [(d, c) for d in DTYPES for c in (d, torch.float8_e4m3fn)])
-@pytest.mark.parametrize("slot", [37, -1])
-def test_attention_turns_and_writes_what_it_multiplies(generator, dtype, cache_dtype, format, slot):
-    N, H, K, D, page, length = 48, 4, 2, 16, 8, 38
-    x, scale = row(generator, N, dtype), row(generator, N, dtype)[0]
-    weight = matrix(generator, format, dtype, (H + 2 * K) * D, N)
-    rotary = ReferenceKernels().rotary(torch.tensor([length - 1]), torch.rand(D // 2, generator=generator))
-    layout = one_token(length, page, slot)
-    before = torch.randn(2, 5, page, K, D, generator=generator).to(dtype)
+def test_attention_turns_and_writes_what_it_multiplies(generator, dtype, cache_dtype, format):
+    args, caches, layout = one_attention(generator, dtype, cache_dtype, format)
     found = []
     for kernels in (ReferenceKernels(), FusedCudaKernels()):
-        caches = kernels.empty_cache(5, page, K, D, cache_dtype, CPU)
-        for cache, numbers in zip(caches, before, strict=True):
-            cache.copy_(numbers)
-        if (
-            slot < 0 and type(kernels) is ReferenceKernels
-        ):  # writes there anyway: what it would have written is put back
-            kept = [cache.clone() for cache in caches]
-            stream, _ = kernels.norm_attend(x, None, scale, EPS, weight, rotary, *caches, layout, H)
-            for cache, each in zip(caches, kept, strict=True):
-                cache.copy_(each)
-            q = kernels.rope_and_write(
-                kernels.norm_linear(x, None, scale, EPS, weight)[1], rotary,
-                *(cache.clone() for cache in caches), torch.tensor([0]), H,
-            )  # fmt: skip
-            heads = kernels.attention(q, *caches, layout)
-        else:
-            stream, heads = kernels.norm_attend(x, None, scale, EPS, weight, rotary, *caches, layout, H)
-        assert stream is x
-        found.append((heads, *(cache.float() for cache in caches)))
+        own = [cache.clone() for cache in caches]
+        stream, heads = kernels.norm_attend(*args, *own, layout, 4)
+        assert stream is args[0]
+        found.append((heads, *(cache.float() for cache in own)))
     for got, want in zip(*reversed(found), strict=True):
         torch.testing.assert_close(got, want, **(near(dtype) if cache_dtype == dtype else {"rtol": 0.13, "atol": 0.03}))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float8_e4m3fn])
+def test_a_row_that_is_none_writes_nothing_and_attends_to_nothing(generator, cache_dtype):
+    """As a step is recorded."""
+    args, caches, layout = one_attention(generator, torch.float32, cache_dtype, None)
+    nobody = replace(layout, slots=torch.tensor([-1]), context_lens=torch.tensor([0], dtype=torch.int32))
+    own = [cache.clone() for cache in caches]
+    _, heads = FusedCudaKernels().norm_attend(*args, *own, nobody, 4)
+    assert not heads.any()
+    for cache, before in zip(own, caches, strict=True):
+        assert torch.equal(cache.view(torch.uint8), before.view(torch.uint8))
+
+
+def one_attention(generator, dtype, cache_dtype, format, N=48, H=4, K=2, D=16, page=8, length=38):
+    """What comes before the caches, two of them with numbers in them, and where the one token stands."""
+    x, scale = row(generator, N, dtype), row(generator, N, dtype, 0.5)[0]  # so that no score decides alone
+    rotary = ReferenceKernels().rotary(torch.tensor([length - 1]), torch.rand(D // 2, generator=generator))
+    weight = matrix(generator, format, dtype, (H + 2 * K) * D, N)
+    caches = ReferenceKernels().empty_cache(5, page, K, D, cache_dtype, CPU)
+    for cache in caches:
+        cache.copy_(torch.randn(cache.shape, generator=generator))
+    return (x, None, scale, EPS, weight, rotary), caches, one_token(length, page, length - 1)
 
 
 def test_a_scale_for_a_whole_head_is_written_by_a_kernel_that_has_it(generator):
