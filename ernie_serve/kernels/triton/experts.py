@@ -3,7 +3,7 @@
 A program has one block of rows that all go to one expert, and one piece of that expert's columns. Two ways to a block:
 - direct, up to 16 tokens: program p belongs to pair p, finds the tokens that share its expert, and leaves at once if an
   earlier pair has the same. Row t of the tile is token t. No expert is read twice, nothing has to be sorted. Of one
-  token there is nothing to find.
+  token there is nothing to find, and gate and up may choose the experts by the router's scores (`experts_of_one.py`).
 - aligned, above: blocks come from `align`.
 
 The shared MLP [2 S I, N] and [N, S I] is S more experts of width I that every token takes with weight 1, read in place.

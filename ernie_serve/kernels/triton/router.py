@@ -6,7 +6,8 @@ is, and a weight of 24 bits is the sum of three numbers of 8. The second, one pr
 takes the softmax and chooses A times the largest biased probability, the lower id of equals. Rows from `num_live` on
 are padding and go to expert -1.
 
-The first kernel reads all of x once, so it also writes it in half precision for quantized experts, where that is asked.
+Of a single stream others make the scores (`one_row.py`) and call `choice` (`experts.py`). Of more rows the first kernel
+reads all of x once, so it also writes it in half precision for quantized experts, where that is asked.
 
 Bytes moved: 4 E N read once for every 16 rows (64 of a prompt), 8 P T E between the two. At E = 64, N = 2560: 0.66 MB.
 Source: own.
