@@ -42,3 +42,12 @@ def poison(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(11)
+
+
+@pytest.fixture(autouse=True)
+def _sanitized():
+    """Every launch is checked for what a card would not forgive."""
+    from kernels.triton.sanitizer import watched  # imports Triton, which other jobs must not
+
+    with watched():
+        yield
