@@ -139,13 +139,15 @@ class CudaKernels(ReferenceKernels):
         """The experts' outputs, summed, or one beside the other, [T, P, N], for `add_rms_norm` to sum.
 
         Few tokens, and all with quantized weights, go through Triton. A prompt in 16 bit goes through grouped GEMMs,
-        which alone sum. A shared MLP in another format than the experts is computed by itself. `half` is `x` in half
-        precision, where somebody has it already.
+        which alone sum, and which wait for the host where torch has no kernel for them (before Hopper, and of all but
+        bfloat16), so that no recorded step takes them. A shared MLP in another format than the experts is computed by
+        itself. `half` is `x` in half precision, where somebody has it already.
         """
         if not isinstance(gate_up, Tensor | Quantized) or not isinstance(down, Tensor | Quantized):
             return super().experts(x, weights, ids, gate_up, down, shared)
         inside = beside(shared, gate_up, down)
-        if len(x) > _MOST_BY_TRITON and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        is_recorded = self._num_live is not None
+        if len(x) > _MOST_BY_TRITON and not is_recorded and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
             return self._grouped(x, weights, ids, gate_up, down, None if shared is None else self._mlp(x, *shared))
         slots = experts.experts(x if half is None else half, weights, ids, gate_up, down, inside)
         if shared is not None and inside is None:

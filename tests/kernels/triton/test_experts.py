@@ -69,6 +69,17 @@ def test_a_prompt_goes_through_grouped_gemms(generator, monkeypatch, shared):
     check(inputs(generator, 24, 2, 4, 64, 32, shared, torch.bfloat16), 0.03, 0.03)
 
 
+def test_a_recorded_step_of_many_rows_takes_no_grouped_gemms_for_torchs_may_wait_for_the_host(generator, monkeypatch):
+    monkeypatch.setattr("ernie_serve.kernels.cuda._MOST_BY_TRITON", 8)
+    monkeypatch.setattr("torch.nn.functional.grouped_mm", lambda *_, **__: pytest.fail("no step with it is recorded"))
+    args = inputs(generator, 24, 2, 4, 64, 32, 2, torch.bfloat16)
+    want = ReferenceKernels().experts(*args)
+    kernels = CudaKernels()
+    with kernels.padded(torch.tensor([23], dtype=torch.int32)):
+        got = kernels.experts(*args).float().sum(1)
+    torch.testing.assert_close(got, want.float(), rtol=0.03, atol=0.03)
+
+
 def test_a_prompt_with_quantized_weights_leaves_the_sum_to_the_norm(generator, monkeypatch):
     monkeypatch.setattr("ernie_serve.kernels.cuda._MOST_BY_TRITON", 8)
     args = inputs(generator, 10, 2, 4, 128, 128, 2, torch.bfloat16, "int8")
