@@ -42,6 +42,10 @@ def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, s
         return Tile(16, columns, 128, warps=4, stages=3)
     if num_tokens <= 256:
         return Tile(32, 64 if kernel == "gate_up" else 128, 128, warps=4, stages=3)
+    if format == "int4":  # a half's product lies beside the sums: of larger tiles the compiler keeps both in memory
+        if kernel == "down":
+            return Tile(64, 128, 128, warps=8, stages=3)
+        return Tile(64, 32, 128, warps=4, stages=3) if small else Tile(64, 64, 128, warps=8, stages=3)
     rows = 64 if num_tokens <= 1024 or small else 128
     columns = 64 if small and kernel == "gate_up" else 128
-    return Tile(rows, columns, 128 if format == "int4" else 64, warps=8 if rows == 128 else 4, stages=3)
+    return Tile(rows, columns, 64, warps=8 if rows == 128 else 4, stages=3)

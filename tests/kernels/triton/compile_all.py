@@ -123,7 +123,7 @@ for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
     if format:
         made, both = ([quantize(each, format) for each in some] for some in (made, both))
-    for tokens in (1, 128, 512) if format is None else (64,):
+    for tokens in (1, 128, 512) if format is None else (64, 512, 1200) if format == "int4" else (64,):
         rows = torch.empty(tokens, N, dtype=torch.float16 if format else torch.bfloat16)
         chances, picked = torch.empty(tokens, A, dtype=torch.bfloat16), torch.empty(tokens, A, dtype=torch.int32)
         experts.experts(rows, chances, picked, *made, tuple(both))
