@@ -158,9 +158,10 @@ def decode_attention(
     parts = torch.empty((R, H, splits, D) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     logs = torch.empty((R, H, splits) if splits > 1 else (1,), dtype=torch.float32, device=q.device)
     bd = max(16, power_of_two(D))
-    eight_bits = k_cache.dtype.itemsize == 1
+    size = k_cache.dtype.itemsize
     few = R * K * splits <= 2 * num_processors(q.device)
-    stages = 2 + few + eight_bits  # few programs, or small numbers, want more steps under way in each
+    # few programs, or small numbers, want more steps under way in each; of 32 bits no card of 99 KiB has room for them
+    stages = 2 + (few and size < 4) + (size == 1)
     if k_cache.shape[1] % _STEP:
         stages += 2  # blocks are looked up on the way
     _attend[(R, K, splits)](

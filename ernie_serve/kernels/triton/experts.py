@@ -257,7 +257,7 @@ def experts(
     The result has the dtype of `weights`; `x` may be in half precision already where the matrices are quantized.
     `gate_up` is [E, 2I, N], `down` [E, N, I], `shared` one of each with a width of S I, all in one format.
     """
-    first, second = tiles or tiles_of(len(x), gate_up, x.device)
+    first, second = tiles or tiles_of(x, gate_up)
     assert first.rows == second.rows, "both kernels read the same blocks"
     sizes = sizes_of(len(x), ids.shape[1], down, shared, x)
     order = block_experts = ids
@@ -269,10 +269,10 @@ def experts(
     return launch_down(hidden, weights, blocks, down, shared, sizes, second)
 
 
-def tiles_of(T: int, gate_up: Weights, device: torch.device) -> tuple[Tile, Tile]:
+def tiles_of(x: Tensor, gate_up: Weights) -> tuple[Tile, Tile]:
     """The tile of gate and up, and that of down."""
-    small, format = not has_large_tiles(device), format_of(gate_up)
-    return tile_for("gate_up", T, format, small), tile_for("down", T, format, small)
+    known = len(x), format_of(gate_up), not has_large_tiles(x.device), x.dtype == torch.float32
+    return tile_for("gate_up", *known), tile_for("down", *known)
 
 
 def sizes_of(T: int, A: int, down: Weights, shared: tuple[Weights, Weights] | None, x: Tensor) -> dict[str, int]:

@@ -97,7 +97,7 @@ def experts_of_one(
 
     The first kernel chooses the experts by the router's `scores` [1, E].
     """
-    first, second = tiles_of(1, gate_up, x.device)
+    first, second = tiles_of(x, gate_up)
     sizes = sizes_of(1, top_k, down, shared, x)
     ids = torch.empty((1, top_k), dtype=torch.int32, device=x.device)
     weights = torch.empty((1, top_k), dtype=stream.dtype, device=x.device)

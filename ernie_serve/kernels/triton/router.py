@@ -114,7 +114,7 @@ def route(
 ) -> tuple[Tensor, Tensor]:
     """Weights in x's dtype and ids in int32 of the experts of `x` [T, N], both [T, A]; `half` [T, N] becomes x."""
     (T, N), E = x.shape, weight.shape[0]
-    rows = 16 if T <= 256 else 64
+    rows = 16 if T <= 256 or x.dtype == torch.float32 else 64  # of 32 bits 64 rows would not fit every card
     tiles = -(-T // rows)
     P = next((n for n in reversed(_PIECES) if n * tiles >= _PROGRAMS), _PIECES[0])
     bk = min(128, power_of_two(N))

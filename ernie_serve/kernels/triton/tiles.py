@@ -4,7 +4,7 @@ For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 at 1
 `scripts/gpu_tiles` does it; for more tokens, and for cards with less shared memory, they are starting points.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ernie_serve.kernels.triton.launching import power_of_two
@@ -31,8 +31,20 @@ class Tile:
         }
 
 
-def tile_for(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, small: bool = False) -> Tile:
-    """The tile for so many tokens; of int4 a step is always 128 deep, as its units are. `small` is for 99 KiB."""
+def tile_for(
+    kernel: Literal["gate_up", "down"], num_tokens: int, format: str, small: bool = False, wide: bool = False
+) -> Tile:
+    """The tile for so many tokens; of int4 a step is always 128 deep, as its units are. `small` is for 99 KiB.
+
+    `wide` is for numbers of 32 bits, of which a step has half the depth, or of int4 half the columns.
+    """
+    tile = _tile(kernel, num_tokens, format, small)
+    if not wide:
+        return tile
+    return replace(tile, columns=tile.columns // 2) if format == "int4" else replace(tile, depth=tile.depth // 2)
+
+
+def _tile(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, small: bool) -> Tile:
     if num_tokens <= 64:
         columns = 32 if kernel == "gate_up" else 64
         if format == "int4":

@@ -154,3 +154,13 @@ one_row.scores(x_row, torch.empty(E, N), g_row, 1e-5, torch.float16)
 prompt.swiglu(torch.empty(T, 2 * WIDTH, dtype=torch.bfloat16))
 prompt.combine(x, torch.empty(T, A, dtype=torch.int64), chances[:T], x)
 sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)
+small, experts.has_large_tiles = "float32 ", lambda device: False
+cache = torch.empty(100, 64, K, D)
+attention.decode_attention(torch.empty(1, H, D), cache, cache, tables[:1], lens[:1], 16)
+router.route(torch.empty(512, N), torch.empty(E, N), torch.empty(E), A, 1e-12)
+for format, tokens in ((None, 128), ("int8", 1), ("int4", 512)):
+    made = [torch.empty(shape) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
+    if format:
+        made = [quantize(each, format) for each in made]
+    chances, picked = torch.empty(tokens, A), torch.empty(tokens, A, dtype=torch.int32)
+    experts.experts(torch.empty(tokens, N), chances, picked, *made, None)
