@@ -15,8 +15,9 @@ from ernie_serve.api.telling import Reader
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.tools import ToolFraming, tool_grammar
 from ernie_serve.messages import Grammar
+from ernie_serve.text.content import END_OF_RESPONSE
 from ernie_serve.text.formats import OutputFormat
-from ernie_serve.text.stream import Start
+from ernie_serve.text.stream import RESPONSE, Start
 
 EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 8192}
 """Tokens of reasoning that an effort allows; more effort has no bound of its own."""
@@ -54,11 +55,12 @@ def shape_chat(
     form = services.format
     if form is None:
         return shape_text(grammar, param)
-    bound = grammar is not None and use.mode != "required"  # to a form of the client's, which knows no frames
+    otherwise = grammar if use.mode == "auto" else None
+    framed = otherwise is not None and form.frames_words and form.start(prompt_ids) in ("reasoning", "answer")
+    bound = grammar is not None and use.mode != "required" and not framed  # to a form of the client's, without frames
     start = form.start(prompt_ids, bound=bound)
     if use.mode != "none":
-        otherwise = grammar if use.mode == "auto" else None
-        grammar, param = _call_grammar(form, use, otherwise), "tools" if otherwise is None else param
+        grammar, param = _call_grammar(form, use, otherwise, framed=framed), "tools" if otherwise is None else param
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar
@@ -80,8 +82,11 @@ def shape_chat(
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 
-def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None) -> Grammar:
-    """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form."""
+def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None, *, framed: bool) -> Grammar:
+    """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form.
+
+    That form is `framed` where the model begins its words with a frame: without it a call would be all it can begin.
+    """
     after = "\n" if form.framed else ""
     framing = ToolFraming(begin_id=form.begin_call_id, end_id=form.end_call_id, seen_ids=form.seen_ids, after=after)
     return tool_grammar(
@@ -91,6 +96,13 @@ def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None) -
         names=use.names,
         parallel=use.parallel,
         otherwise=otherwise,
+        words=_word_framing(form) if framed else None,
+    )
+
+
+def _word_framing(form: OutputFormat) -> ToolFraming:
+    return ToolFraming(
+        begin=RESPONSE, end=END_OF_RESPONSE, begin_id=form.begin_words_id, end_id=form.end_words_id, before=""
     )
 
 

@@ -126,10 +126,17 @@ def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     more = f"({_terminal(f.before)} call)*" if spec.parallel else ""
     start = f"start: /\\n{{0,3}}/ call {more}"
     if spec.otherwise is not None:
+        form = _beside_calls(spec.otherwise)
         start += " | answer"
-        rules.append(f"answer: {_beside_calls(spec.otherwise)}")
+        rules.append(f"answer: {form if spec.words is None else _framed(form, spec.words)}")
     call = f"call: {_mark(f.begin, f.begin_id)} body end {_terminal(f.after)}"
     return "\n".join([start, call, *rules])
+
+
+def _framed(form: str, f: tools.ToolFraming) -> str:
+    """Words as the model would have written them, which begin and end as its other answers do."""
+    begin, end = f"{_mark(f.begin, f.begin_id)} {_terminal(f.after_begin)}", _mark(f.end, f.end_id)
+    return f"/\\n{{0,3}}/ {begin} {form} {_terminal(f.before_end)} {end} {_terminal(f.after)}"
 
 
 def _beside_calls(form: Grammar) -> str:

@@ -18,7 +18,7 @@ ToolMode = Literal["required", "auto"]
 
 
 class ToolFraming(Struct, frozen=True, kw_only=True):
-    r"""What stands around a call: `before begin after_begin {…} before_end end after`.
+    r"""What stands around a call, or around words: `before begin after_begin {…} before_end end after`.
 
     `begin` and `end` are control tokens where they have ids, plain text otherwise. The defaults are the family's,
     `\n<tool_call>\n{…}\n</tool_call>\n`, in plain text. Of the control tokens, who reads the answer sees
@@ -46,7 +46,7 @@ class CallableTool(Struct, frozen=True):
 class ToolGrammar(Struct, frozen=True, kw_only=True):
     """What a grammar of the kind "tools" holds. `free_text` lets text stand around calls, and have none.
 
-    With `otherwise` the answer is calls, or a text of that form and no call.
+    With `otherwise` the answer is calls, or a text of that form and no call; `words` then stands around that text.
     """
 
     tools: list[CallableTool]
@@ -54,6 +54,7 @@ class ToolGrammar(Struct, frozen=True, kw_only=True):
     free_text: bool
     parallel: bool
     otherwise: Grammar | None = None
+    words: ToolFraming | None = None
 
 
 def tool_grammar(
@@ -64,14 +65,16 @@ def tool_grammar(
     names: Collection[str] | None = None,
     parallel: bool = True,
     otherwise: Grammar | None = None,
+    words: ToolFraming | None = None,
 ) -> Grammar:
     """The grammar of an answer that calls some of these tools, which are OpenAI's `{"type": "function", …}`.
 
     With mode "required" the answer is one call, or several if `parallel`, and nothing else. With "auto" it is any text
     and any number of calls, but after a call's beginning a call must follow; where `otherwise` is given it is calls, or
-    a text of that form, and nothing else. `names` are the tools that may be called (a named tool, or `allowed_tools`);
-    all by default. Arguments satisfy their tool's `parameters`; with "auto" only for tools that are `strict`, and for
-    others they are any object.
+    a text of that form, and nothing else. Where the model frames its words, `words` must say how: it could not begin
+    them otherwise, and would call a tool instead. `names` are the tools that may be called (a named tool, or
+    `allowed_tools`); all by default. Arguments satisfy their tool's `parameters`; with "auto" only for tools that are
+    `strict`, and for others they are any object.
 
     Raises `InvalidRequest`, which names the tool, for what cannot be promised.
     """
@@ -87,6 +90,7 @@ def tool_grammar(
         free_text=mode == "auto" and otherwise is None,
         parallel=parallel,
         otherwise=otherwise,
+        words=words,
     )
     return Grammar("tools", msgspec.json.encode(spec).decode())
 

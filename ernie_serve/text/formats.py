@@ -5,6 +5,7 @@ Knows templates, tokenizers, and the tags of the family. Knows nothing of reques
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from ernie_serve.text.content import END_OF_RESPONSE
 from ernie_serve.text.stream import (
     END_OF_THINK,
     END_OF_TOOL_CALL,
@@ -30,6 +31,8 @@ class OutputFormat:
         """Whether answers may hold reasoning."""
         self.framed = template.thinks or RESPONSE in template.source
         """Whether answers are in the family's newer form; the others are plain text, but for tool calls."""
+        self.frames_words = RESPONSE in template.source
+        """Whether `<response>` stands around an answer in words."""
         self._tokenizer = tokenizer
         ids = {tag: tokenizer.token_id(tag) for tag in TAGS}
         self._control_ids = {tag: i for tag, i in ids.items() if i is not None and i in tokenizer.control_ids}
@@ -50,6 +53,9 @@ class OutputFormat:
         self.begin_call_id: int | None = self._control_ids.get(TOOL_CALL)
         self.end_call_id: int | None = self._control_ids.get(END_OF_TOOL_CALL)
         """`<tool_call>` and `</tool_call>`, each where it is one control token."""
+        self.begin_words_id: int | None = self._control_ids.get(RESPONSE)
+        self.end_words_id: int | None = self._control_ids.get(END_OF_RESPONSE)
+        """`<response>` and `</response>`, each where it is one control token."""
 
     def start(self, prompt_ids: Sequence[int], *, bound: bool = False) -> Start:
         """Where an answer to this prompt begins; `bound` tells that it is of a form of the client's, without frames.

@@ -220,10 +220,19 @@ def test_choice_comes_back_as_the_client_spelled_it(
 ) -> None:
     engine.reply = [*tagged("Hm.\n</think>"), *choice.encode()]
     form = {"structured_outputs": {"choice": [choice]}}
-    assert think(**form).json()["choices"][0]["message"]["content"] == choice
-    assert think(**form, tools=[WEATHER]).json()["choices"][0]["message"]["content"] == choice
-    deltas = [event["choices"][0]["delta"] for event in read_events(think(**form, stream=True).text)[:-1]]
-    assert "".join(delta.get("content") or "" for delta in deltas) == choice
+    assert message(think(**form))["content"] == choice
+    assert fold(read_events(think(**form, stream=True).text))["content"] == choice
+    engine.reply = [*tagged("Hm.\n</think>\n\n<response>\n"), *choice.encode(), *tagged("\n</response>\n")]
+    assert message(think(**form, tools=[WEATHER]))["content"] == choice
+    assert fold(read_events(think(**form, tools=[WEATHER], stream=True).text))["content"] == choice
+
+
+def test_form_beside_tools_is_framed_as_words_are(think: Any, engine: Any, tagged: Any) -> None:
+    """A model that begins its words with `<response>` could begin nothing but a call without it."""
+    engine.reply = tagged('Hm.\n</think>\n\n<response>\n{"a": 1}\n</response>\n')
+    assert message(think(response_format={"type": "json_object"}, tools=[WEATHER]))["content"] == '{"a": 1}'
+    words = read(engine.requests[-1].sampling.grammar.text).words
+    assert (words.begin_id, words.end_id) == (259, 260)
 
 
 def test_text_is_any_text(chat: Any, engine: Any) -> None:

@@ -5,6 +5,7 @@ import pytest
 from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.shaping import reasoning_budget, shape_chat, shape_text
 from ernie_serve.errors import InvalidRequest
+from ernie_serve.grammar.tools import read
 from ernie_serve.messages import Grammar
 
 FORM = Grammar("json_object")
@@ -42,6 +43,14 @@ def test_answer_is_bound_behind_its_reasoning(thinking_services: Any) -> None:
     assert shape.constraints["max_reasoning_tokens"] == 7
     shape = shape_chat(thinking_services, ANSWERING, ToolUse(), FORM, "response_format", 7)
     assert (shape.start, shape.constraints, shape.read) == ("text", {"grammar": FORM}, None)
+
+
+def test_form_beside_tools_has_the_frame_that_words_have(services: Any, thinking_services: Any) -> None:
+    """Where the prompt ends inside `<response>`, or no answer has it, the form begins at once."""
+    for prompt_ids, is_framed in ((THINKING, True), (ANSWERING, True), ([*ANSWERING, 259, 10], False)):
+        grammar = shape_chat(thinking_services, prompt_ids, TOOLS, FORM, "", None).constraints["grammar"]
+        assert (read(grammar.text).words is not None) is is_framed, prompt_ids
+    assert read(shape_chat(services, [97], TOOLS, FORM, "", None).constraints["grammar"].text).words is None
 
 
 def test_end_of_reasoning_that_is_forced_says_nothing_of_the_bound_answer(thinking_services: Any) -> None:

@@ -121,6 +121,18 @@ def test_answers_in_words_when_no_tool_fits(client):
         assert not message.tool_calls
 
 
+@pytest.mark.parametrize("more", [{}, {"extra_body": THINKING}])
+def test_a_schema_beside_tools_makes_no_calls_that_do_not_fit(client, more):
+    said = {"type": "string", "maxLength": 30}
+    schema = {"type": "object", "properties": {"said": said}, "required": ["said"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "words", "schema": schema}}
+    message = ask(client, "Hello, how are you?", tools=[WEATHER], response_format=form, **more)
+    assert not message.tool_calls
+    assert list(json.loads(message.content)) == ["said"]
+    message = ask(client, "What is the weather in Paris?", tools=[WEATHER], response_format=form, **more)
+    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Paris"}
+
+
 def test_puts_a_result_into_words(client):
     first = ask(client, "What is the weather in Paris?", tools=[WEATHER])
     messages = [

@@ -18,14 +18,16 @@ TOOLS: list[dict[str, Any]] = [
 ]
 FORM = Grammar("json_schema", json.dumps({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}))
 FRAMING = ToolFraming()
-TAGS = {256: "<tool_call>", 257: "</tool_call>"}
+TAGS = {256: "<tool_call>", 257: "</tool_call>", 258: "<response>", 259: "</response>"}
 COMPILER = GrammarCompiler(
     Vocabulary([*(bytes([byte]) for byte in range(256)), *(tag.encode() for tag in TAGS.values())], frozenset(TAGS))
 )
 
 
-def calls_or(form: Grammar, framing: ToolFraming = FRAMING, *, parallel: bool = True) -> Grammar:
-    return tool_grammar(TOOLS, framing, mode="auto", names=("f", "g"), parallel=parallel, otherwise=form)
+def calls_or(
+    form: Grammar, framing: ToolFraming = FRAMING, *, parallel: bool = True, words: ToolFraming | None = None
+) -> Grammar:
+    return tool_grammar(TOOLS, framing, mode="auto", names=("f", "g"), parallel=parallel, otherwise=form, words=words)
 
 
 def call(name: str, arguments: str) -> str:
@@ -65,6 +67,21 @@ def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
     for text in ALLOWED:
         assert allows(grammar, ids_of(text, as_tokens=as_tokens)), text
     for text in REFUSED:
+        assert not allows(grammar, ids_of(text, as_tokens=as_tokens)), text
+
+
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_form_is_framed_where_words_are(as_tokens: bool) -> None:
+    framing = ToolFraming(begin_id=256, end_id=257) if as_tokens else FRAMING
+    words = ToolFraming(begin="<response>", end="</response>")
+    if as_tokens:
+        words = ToolFraming(begin="<response>", end="</response>", begin_id=258, end_id=259)
+    grammar = calls_or(FORM, framing, words=words)
+    COMPILER.check(grammar)
+    framed = '<response>\n{"x": 1}\n</response>\n'
+    for text in (framed, "\n\n" + framed, *ALLOWED[1:]):
+        assert allows(grammar, ids_of(text, as_tokens=as_tokens)), text
+    for text in ('{"x": 1}', framed[:-12], "<response>\ntext\n</response>\n", framed + ALLOWED[2], *REFUSED):
         assert not allows(grammar, ids_of(text, as_tokens=as_tokens)), text
 
 
