@@ -50,10 +50,11 @@ def unexpected(error: BaseException, where: str) -> RequestError:
 
 
 def unknown_url(method: str, path: str) -> UnknownUrl:
-    """What is told where there is nothing."""
-    return UnknownUrl(
-        f"Unknown request URL: {method} {path[:200]}. The API lives under /v1; /v1/models is a part of it."
-    )
+    """What is told where there is nothing; who forgot /v1 is told that, who did not where the list is."""
+    hint = "/openapi.json lists those that are served."
+    if not path.startswith("/v1/"):
+        hint = "The API lives under /v1; /v1/models is a part of it."
+    return UnknownUrl(f"Unknown request URL: {method} {path[:200]}. {hint}")
 
 
 async def handle_request_error(request: Request, error: Exception) -> Response:

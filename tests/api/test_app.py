@@ -51,6 +51,14 @@ def test_every_error_has_openais_body(
     assert response.headers["openai-processing-ms"].isdecimal()
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"), [("/chat/completions", "lives under /v1"), ("/v1/embeddings", "/openapi.json lists")]
+)
+def test_unknown_url_says_what_helps(call: Any, path: str, hint: str) -> None:
+    """Who is under /v1 already is not sent there."""
+    assert hint in call("POST", path, json={}).json()["error"]["message"]
+
+
 def test_wrong_method_names_the_right_one(call: Any) -> None:
     response = call("GET", "/v1/completions")
     assert response.headers["allow"] == "POST"
