@@ -83,7 +83,7 @@ inline void store(bf16* p, f8 v) {  // to the nearest, ties to even; what is no 
   std::memcpy(p, &out, sizeof(out));
 }
 
-inline f8 all(float x) { return f8{} + x; }
+inline f8 all(float x) { return f8{x, x, x, x, x, x, x, x}; }
 // Where one of the two is no number, the second is taken.
 #ifdef ERNIE_AVX2
 inline f8 largest(f8 a, f8 b) { return (f8)_mm256_max_ps((__m256)a, (__m256)b); }
