@@ -423,7 +423,7 @@ inline Bytes high(const Bytes& w) {
 #endif
 
 constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
-constexpr int64_t AHEAD = 1024;  // bytes that are asked for before they are needed: the machine's own guess is shorter
+constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed: the machine's own guess is shorter
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
 constexpr int RUN = 8;           // blocks of 8 rows at once, at most: 64 rows
 
@@ -562,7 +562,7 @@ __attribute__((noinline)) void multiply_panels(const uint16_t* data, int64_t col
   for (int64_t c = 0; c < columns; c++)
     for (int p = 0; p < P; p++) {
       const uint16_t* at = data + (p * columns + c) * PANEL;
-      if constexpr (T <= 2) __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + AHEAD);
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + AHEAD);
       const u8 pairs = read<u8>(at);
       const f8 first = (f8)(pairs << 16), second = (f8)(pairs & 0xffff0000u);
       for (int t = 0; t < T; t++) {
