@@ -93,19 +93,58 @@ inline f8 largest(f8 a, f8 b) { return a > b ? a : b; }
 inline f8 smallest(f8 a, f8 b) { return a < b ? a : b; }
 #endif
 inline f8 magnitude(f8 v) { return (f8)((i8)v & 0x7fffffff); }
+inline f8 add_product(f8 sum, f8 a, f8 b) {
+#if defined(ERNIE_AVX2) && defined(__FMA__)
+  return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;  // fused in every instance or in none, as the processor is
+#endif
+}
 
+// Eight numbers in the order in which `sum` adds those of a vector.
+template <class V>
+inline V sum_of(const V& a, const V& b, const V& c, const V& d, const V& e, const V& f, const V& g, const V& h) {
+  return ((a + e) + (b + f)) + ((c + g) + (d + h));
+}
 inline float sum(f8 v) {
 #ifdef ERNIE_AVX2
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehdup_ps(four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehl_ps(two, two)));
 #else
-  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+  return sum_of(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
 #endif
 }
 inline float largest(f8 v) {
   return std::max(std::max(std::max(v[0], v[4]), std::max(v[1], v[5])),
                   std::max(std::max(v[2], v[6]), std::max(v[3], v[7])));
+}
+
+// Row i becomes column i.
+inline void transpose(f8 (&v)[8]) {
+#ifdef ERNIE_AVX2
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + 2 + j], 0x44);
+      b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + 2 + j], 0xee);
+    }
+  for (int i = 0; i < 4; i++) {
+    v[i] = (f8)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    v[i + 4] = (f8)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+#else
+  for (int i = 0; i < 8; i++)
+    for (int j = 0; j < i; j++) {
+      const float x = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = x;
+    }
+#endif
 }
 
 constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number, ties to even
@@ -543,14 +582,6 @@ struct Matrix {
 // A panel is 16 rows: for each column 8 pairs, row i beside row 8 + i, so that one load brings 16 rows their next
 // column, and a shift and a mask make floats of them: with 6 tokens that costs nothing beside their products. Every sum
 // is one chain in the order of the columns, so that it has the same bits whatever is computed beside it.
-
-inline f8 add_product(f8 sum, f8 a, f8 b) {
-#if defined(ERNIE_AVX2) && defined(__FMA__)
-  return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#else
-  return sum + a * b;  // fused in every instance or in none, as the processor is
-#endif
-}
 
 constexpr int64_t PANEL = 16;
 
@@ -1197,12 +1228,16 @@ Tensor panel_embedding(const Tensor& ids_, const Tensor& data, int64_t rows, at:
 // A row is one query token; its H / K heads that share a key are taken together, up to HEADS at once. Its context is
 // cut into parts at fixed places, each part is a softmax of its own, and the parts are joined in order: so a row's
 // numbers do not depend on how many threads share its parts, nor on whether it came alone or in a long prompt.
+//
+// A few rows read keys where they lie, a vector of 8 numbers at a time. Rows of a prompt come in tiles, for which keys
+// are turned so that a vector is 8 tokens. Sums are in the same order both ways: a chain for each of 8 lanes, then
+// these.
 
 constexpr int HEADS = 5;         // query heads at once, for the registers hold no more
 constexpr int64_t STRETCH = 64;  // tokens between two looks at the largest score; they stay in the cache
 constexpr int64_t PARTS = 32;    // at most, in a context
 constexpr int64_t FEW = 4;       // up to so many rows of a request, its threads share the parts of each; else the rows
-constexpr int64_t TILE = 16;     // rows that pass over a stretch together
+constexpr int64_t TILE = 32;     // rows that pass over a stretch together
 
 // Parts are as long as this: a function of the row's own context, and of nothing else.
 inline int64_t part_length(int64_t context) {
@@ -1256,7 +1291,7 @@ inline void add_values(const S* const* rows, int64_t count, const float* shares,
     f8 v[W];
     for (int i = 0; i < W; i++) v[i] = load(rows[j] + d + 8 * i);
     for (int h = 0; h < G; h++)
-      for (int i = 0; i < W; i++) sums[h][i] += v[i] * shares[j * G + h];
+      for (int i = 0; i < W; i++) sums[h][i] = add_product(sums[h][i], v[i], all(shares[j * G + h]));
   }
   for (int h = 0; h < G; h++)
     for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
@@ -1278,7 +1313,7 @@ inline void score(const float* q, const S* const* keys, int64_t D, float root, f
     for (int j = 0; j < J; j++) k[j] = load(keys[j] + d);
     for (int h = 0; h < G; h++) {
       const f8 own = load(q + h * D + d);
-      for (int j = 0; j < J; j++) sums[j][h] += k[j] * own;
+      for (int j = 0; j < J; j++) sums[j][h] = add_product(sums[j][h], k[j], own);
     }
   }
   for (int j = 0; j < J; j++) {
@@ -1287,21 +1322,10 @@ inline void score(const float* q, const S* const* keys, int64_t D, float root, f
   }
 }
 
-// One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
-template <class S, int G>
-__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count,
-                                      int64_t D, Softmax& state) {
-  alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
-  const float root = 1.0f / std::sqrt(static_cast<float>(D));
-  for (int64_t j = 0; j < count; j += 2) {
-    const int64_t pair = std::min<int64_t>(2, count - j);
-    for (int64_t i = j; i < j + pair; i++) {
-      ask_for(keys[std::min(i + 8, count - 1)], D);
-      ask_for(values[i], D);
-    }
-    auto* out = reinterpret_cast<float (*)[STRETCH]>(&scores[0][j]);
-    pair == 2 ? score<S, G, 2>(q, keys + j, D, root, out) : score<S, G, 1>(q, keys + j, D, root, out);
-  }
+// The scores of `count` tokens become their part in the softmax, and `scale(token)` times that is their share. There is
+// room for scores up to a multiple of 8.
+template <int G, class F>
+inline void weigh(float (*scores)[STRETCH], int64_t count, const F& scale, int64_t D, Softmax& state, float* shares) {
   const int64_t even = (count + 7) / 8 * 8;
   for (int h = 0; h < G; h++) {
     for (int64_t j = count; j < even; j++) scores[h][j] = -std::numeric_limits<float>::infinity();
@@ -1319,13 +1343,136 @@ __attribute__((noinline)) void attend(const float* q, const S* const* keys, cons
     if (fade != 1.0f)
       for (int64_t d = h * D; d < (h + 1) * D; d += 8) store(state.values + d, load(state.values + d) * fade);
   }
-  for (int64_t j = 0; j < count; j++) {
-    const float scale = Kept<S>::scale(values[j], D);
-    for (int h = 0; h < G; h++) shares[j * G + h] = scores[h][j] * scale;
+  for (int64_t j = 0; j < count; j++)
+    for (int h = 0; h < G; h++) shares[j * G + h] = scores[h][j] * scale(j);
+}
+
+// One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
+template <class S, int G>
+__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count,
+                                      int64_t D, Softmax& state) {
+  alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
+  const float root = 1.0f / std::sqrt(static_cast<float>(D));
+  for (int64_t j = 0; j < count; j += 2) {
+    const int64_t pair = std::min<int64_t>(2, count - j);
+    for (int64_t i = j; i < j + pair; i++) {
+      ask_for(keys[std::min(i + 8, count - 1)], D);
+      ask_for(values[i], D);
+    }
+    auto* out = reinterpret_cast<float (*)[STRETCH]>(&scores[0][j]);
+    pair == 2 ? score<S, G, 2>(q, keys + j, D, root, out) : score<S, G, 1>(q, keys + j, D, root, out);
   }
+  weigh<G>(scores, count, [&](int64_t j) { return Kept<S>::scale(values[j], D); }, D, state, shares);
   int64_t d = 0;
   for (; d + 16 <= D; d += 16) add_values<S, G, 2>(values, count, shares, d, D, state.values);
   if (d < D) add_values<S, G, 1>(values, count, shares, d, D, state.values);
+}
+
+// A stretch that a tile of rows passes over, in float32: one load brings 8 tokens the next number of their keys, or 8
+// numbers of the next token's value.
+struct Wide {
+  std::unique_ptr<float[]> keys;    // [STRETCH / 16, 8, D / 8, 16]: number 8 i + l of a token is number i of its lane l
+  std::unique_ptr<float[]> values;  // [D / 16, STRETCH, 16], the last half empty where D is no multiple of 16
+  float key_scales[STRETCH] = {}, value_scales[STRETCH] = {};
+
+  explicit Wide(int64_t D) : keys(room<float>(STRETCH * D)), values(room<float>(STRETCH * (D + 8))) {}
+
+  template <class S>
+  void take(const S* const* k, const S* const* v, int64_t count, int64_t D) {
+    for (int64_t j = 0; j < count; j++) {
+      ask_for(k[std::min(j + 8, count - 1)], D);
+      ask_for(v[std::min(j + 8, count - 1)], D);
+      key_scales[j] = Kept<S>::scale(k[j], D);
+      value_scales[j] = Kept<S>::scale(v[j], D);
+      for (int64_t d = 0; d < D; d += 8)
+        store(values.get() + (d / 16 * STRETCH + j) * 16 + d % 16, load(v[j] + d));
+    }
+    for (int64_t j = 0; j < (count + 15) / 16 * 16; j += 8)
+      for (int64_t i = 0; i < D / 8; i++) {
+        f8 some[8];
+        for (int64_t t = 0; t < 8; t++) some[t] = j + t < count ? load(k[j + t] + 8 * i) : f8{};
+        transpose(some);
+        float* to = keys.get() + j / 16 * 16 * D + j % 16;
+        for (int64_t lane = 0; lane < 8; lane++) store(to + (lane * (D / 8) + i) * 16, some[lane]);
+      }
+  }
+};
+
+// 16 tokens' numbers times those of q [G, D] that are 8 apart: what a lane of `score` adds up.
+template <int G>
+inline void add_lane(const float* q, const float* keys, int64_t D, f8 (&sums)[G][2]) {
+  f8 chain[G][2] = {};
+  for (int64_t i = 0; i < D / 8; i++) {
+    const f8 first = load(keys + 16 * i), second = load(keys + 16 * i + 8);
+    for (int h = 0; h < G; h++) {
+      const f8 own = all(q[h * D + 8 * i]);
+      chain[h][0] = add_product(chain[h][0], first, own);
+      chain[h][1] = add_product(chain[h][1], second, own);
+    }
+  }
+  for (int h = 0; h < G; h++) sums[h][0] = chain[h][0], sums[h][1] = chain[h][1];
+}
+
+// The scores of 16 tokens, from `at` of a stretch on.
+template <int G>
+__attribute__((noinline)) void score_wide(const float* q, const Wide& wide, int64_t at, int64_t D, float root,
+                                          float (*scores)[STRETCH]) {
+  f8 lanes[8][G][2];
+  for (int64_t lane = 0; lane < 8; lane++)
+    add_lane<G>(q + lane, wide.keys.get() + (at / 2 + lane) * (D / 8) * 16, D, lanes[lane]);
+  for (int i = 0; i < 2; i++) {
+    const f8 scales = load(wide.key_scales + at + 8 * i) * root;
+    for (int h = 0; h < G; h++)
+      store(scores[h] + at + 8 * i, sum_of(lanes[0][h][i], lanes[1][h][i], lanes[2][h][i], lanes[3][h][i],
+                                           lanes[4][h][i], lanes[5][h][i], lanes[6][h][i], lanes[7][h][i]) *
+                                        scales);
+  }
+}
+
+// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d
+template <int G, int W>
+__attribute__((noinline)) void add_wide(const float* rows, int64_t count, const float* shares, int64_t d, int64_t D,
+                                        float* values) {
+  f8 sums[G][W];
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) sums[h][i] = load(values + h * D + d + 8 * i);
+  for (int64_t j = 0; j < count; j++) {
+    f8 v[W];
+    for (int i = 0; i < W; i++) v[i] = load(rows + 16 * j + 8 * i);
+    for (int h = 0; h < G; h++)
+      for (int i = 0; i < W; i++) sums[h][i] = add_product(sums[h][i], v[i], all(shares[j * G + h]));
+  }
+  for (int h = 0; h < G; h++)
+    for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
+}
+
+// The same as `attend`, to the last bit, for some rows: row i has `counts[i]` of the stretch's tokens.
+template <int G>
+void attend_tile(const float* const* q, const Wide& wide, const int64_t* counts, int64_t n, int64_t D,
+                 Softmax* states) {
+  alignas(32) float scores[TILE][G][STRETCH], shares[TILE][STRETCH * G];
+  const float root = 1.0f / std::sqrt(static_cast<float>(D));
+  for (int64_t at = 0; at < STRETCH; at += 16)
+    for (int64_t i = 0; i < n; i++)
+      if (at < counts[i]) score_wide<G>(q[i], wide, at, D, root, scores[i]);
+  for (int64_t i = 0; i < n; i++)
+    if (counts[i] > 0)
+      weigh<G>(scores[i], counts[i], [&](int64_t j) { return wide.value_scales[j]; }, D, states[i], shares[i]);
+  for (int64_t d = 0; d < D; d += 16)
+    for (int64_t i = 0; i < n; i++) {
+      const float* rows = wide.values.get() + d * STRETCH;
+      if (d + 16 <= D)
+        add_wide<G, 2>(rows, counts[i], shares[i], d, D, states[i].values);
+      else
+        add_wide<G, 1>(rows, counts[i], shares[i], d, D, states[i].values);
+    }
+}
+
+template <int G = HEADS>
+void attend_tile_of(int heads, const float* const* q, const Wide& wide, const int64_t* counts, int64_t n, int64_t D,
+                    Softmax* states) {
+  if (heads == G) return attend_tile<G>(q, wide, counts, n, D, states);
+  if constexpr (G > 1) return attend_tile_of<G - 1>(heads, q, wide, counts, n, D, states);
 }
 
 template <class S, int G = HEADS>
@@ -1384,27 +1531,32 @@ struct Attention {
   void tile(const Row* rows, int64_t n, int64_t k, int64_t first_head, int heads) const {
     const int64_t size = HEADS * D;
     const auto memory = room<float>(3 * n * size);
-    std::vector<Softmax> whole(n), part(n);
+    Softmax whole[TILE], part[TILE];
+    const float* queries_of[TILE];
     for (int64_t i = 0; i < n; i++) {
-      whole[i].values = memory.get() + (3 * i) * size;
-      part[i].values = memory.get() + (3 * i + 1) * size;
+      float* own = memory.get() + 3 * i * size;
+      whole[i].values = own;
+      part[i].values = own + size;
       whole[i].clear(D);
       part[i].clear(D);
-      queries(rows[i], first_head, heads, memory.get() + (3 * i + 2) * size);
+      queries(rows[i], first_head, heads, own + 2 * size);
+      queries_of[i] = own + 2 * size;
     }
+    Wide wide(D);
     const S *keys[STRETCH], *values[STRETCH];
     const int64_t longest = rows[n - 1].context;  // rows come in the order of their positions
     for (int64_t at = 0; at < longest; at += STRETCH) {
-      cache.find(at, std::min(STRETCH, longest - at), k, keys, values);
-      for (int64_t i = 0; i < n; i++) {
-        const int64_t seen = std::min(STRETCH, rows[i].context - at);
-        if (seen <= 0) continue;
-        attend_some<S>(heads, memory.get() + (3 * i + 2) * size, keys, values, seen, D, part[i]);
-        if ((at + STRETCH) % part_length(rows[i].context) == 0 || at + STRETCH >= rows[i].context) {
+      const int64_t count = std::min(STRETCH, longest - at);
+      cache.find(at, count, k, keys, values);
+      wide.take<S>(keys, values, count, D);
+      int64_t counts[TILE];
+      for (int64_t i = 0; i < n; i++) counts[i] = std::min(STRETCH, rows[i].context - at);
+      attend_tile_of(heads, queries_of, wide, counts, n, D, part);
+      for (int64_t i = 0; i < n; i++)
+        if (counts[i] > 0 && ((at + STRETCH) % part_length(rows[i].context) == 0 || at + STRETCH >= rows[i].context)) {
           whole[i].join(part[i], heads, D);
           part[i].clear(D);
         }
-      }
     }
     for (int64_t i = 0; i < n; i++) finish(rows[i], first_head, heads, whole[i]);
   }
