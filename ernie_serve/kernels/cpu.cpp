@@ -2,7 +2,8 @@
 //
 // Knows tensors and the formats of packed.py and panels.py. Knows no layer, no request and no page of Python. One
 // source for every processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the
-// products of 8-bit integers, a screen below, are written for AVX2, for VNNI, for Arm's dot products, and plainly.
+// products of 8-bit integers, a screen below, are written for AVX2, for VNNI (twice as wide with AVX-512), for Arm's dot
+// products, and plainly.
 //
 // What is computed for a token never depends on the tokens beside it, nor on how many threads there are: each row's
 // sums run in one order. So the same text comes out however requests are batched.
@@ -33,6 +34,9 @@
 #define ERNIE_AVX2 1
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #define ERNIE_DPBUSD _mm256_dpbusd_epi32
+#if defined(__AVX512BW__)
+#define ERNIE_AVX512 1
+#endif
 #elif defined(__AVXVNNI__)
 #define ERNIE_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
@@ -463,7 +467,12 @@ inline Bytes high(const Bytes& w) {
 
 constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed: the machine's own guess is shorter
-constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more; with 8 bits it is 4
+constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more
+#ifdef ERNIE_AVX512
+constexpr int BYTES_AT_ONCE = TOKENS;  // the same of weights in 8 bits
+#else
+constexpr int BYTES_AT_ONCE = 4;
+#endif
 constexpr int RUN = 8;           // blocks of 8 rows at once, at most: 64 rows
 
 using Sums = f8[TOKENS];  // of one block of 8 rows, for each token
@@ -500,6 +509,54 @@ inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, 
   }
   for (int t = 0; t < T; t++) out[t] = sums[t];
 }
+
+#ifdef ERNIE_AVX512
+typedef float f16 __attribute__((vector_size(64)));
+
+inline __m512i two(__m256i first, __m256i second) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+// The same, to the last bit, of two blocks at once, `data` and the one `next` bytes behind it, in vectors of 512 bits:
+// what is spread of a token is spread for both.
+template <int BITS, int T>
+inline void multiply_two(const uint8_t* data, int64_t next, int64_t units, const Group* const* x, f8* out, f8* second) {
+  const __m512i nibble = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
+  f16 sums[T] = {};
+  for (int64_t g = 0; g < 2 * units; g++) {
+    const uint8_t* unit = data + (g >> 1) * unit_bytes(BITS);
+    const uint8_t* w = unit + 16 + (g & 1) * 32 * BITS;
+    for (int i = 0; i < 32 * BITS; i += 64) {
+      __builtin_prefetch(w + AHEAD + i);
+      __builtin_prefetch(w + next + AHEAD + i);
+    }
+    __m512i dots[T];
+    for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(BITS == 4 ? x[t][g].start4 : x[t][g].start8);
+    for (int i = 0; i < BITS; i++) {
+      const __m512i v = two(vector(w + 32 * i), vector(w + next + 32 * i));
+      if constexpr (BITS == 4) {
+        const __m512i low = _mm512_and_si512(v, nibble), high = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+        for (int t = 0; t < T; t++)
+          dots[t] = _mm512_dpbusd_epi32(dots[t], low, _mm512_set1_epi32(four(x[t][g].q + 8 * i)));
+        for (int t = 0; t < T; t++)
+          dots[t] = _mm512_dpbusd_epi32(dots[t], high, _mm512_set1_epi32(four(x[t][g].q + 8 * i + 4)));
+      } else {
+        const __m512i raised = _mm512_xor_si512(v, sign);
+        for (int t = 0; t < T; t++)
+          dots[t] = _mm512_dpbusd_epi32(dots[t], raised, _mm512_set1_epi32(four(x[t][g].q + 4 * i)));
+      }
+    }
+    const uint8_t* code = unit + 8 * (g & 1);
+    const f16 codes = (f16)_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_set_epi64x(read<int64_t>(code + next), read<int64_t>(code))));
+    for (int t = 0; t < T; t++) sums[t] += (f16)_mm512_cvtepi32_ps(dots[t]) * codes * x[t][g].scale;
+  }
+  for (int t = 0; t < T; t++) {
+    std::memcpy(&out[t], &sums[t], sizeof(f8));
+    std::memcpy(&second[t], reinterpret_cast<const char*>(&sums[t]) + sizeof(f8), sizeof(f8));
+  }
+}
+#endif
 
 constexpr int64_t PIECE = 48 << 10;  // bytes of weights that a thread takes at a time, and keeps while tokens pass
 
@@ -541,12 +598,16 @@ struct Matrix {
   const uint8_t* block(int64_t member, int64_t b) const { return data + (member * blocks + b) * block_bytes(); }
   f8 scale(int64_t member, int64_t b) const { return load(scales + (member * blocks + b) * 8); }
 
-  int64_t at_once() const { return bits == 4 ? TOKENS : 4; }
+  int64_t at_once() const { return bits == 4 ? TOKENS : BYTES_AT_ONCE; }
   int64_t piece() const { return std::max<int64_t>(1, PIECE / block_bytes()); }
 
   // Rows 8b .. 8(b + n) - 1 of a member times `count` tokens, at most at_once().
   void times(int64_t member, int64_t b, int64_t n, const Group* const* x, int64_t count, Sums* out) const {
-    for (int64_t i = 0; i < n; i++) times_block(member, b + i, x, count, out[i]);
+    int64_t i = 0;
+#ifdef ERNIE_AVX512
+    for (; count > 4 && i + 2 <= n; i += 2) times_two(member, b + i, x, count, out[i], out[i + 1]);
+#endif
+    for (; i < n; i++) times_block(member, b + i, x, count, out[i]);
   }
 
   // x [T, C] in 8 bits, a row of groups for each token
@@ -565,10 +626,26 @@ struct Matrix {
   __attribute__((noinline)) void times_block(int64_t member, int64_t b, const Group* const* x, int64_t count,
                                              f8* out) const {
     const uint8_t* at = block(member, b);
-    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, 4>(at, x, count, out);
+    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, BYTES_AT_ONCE>(at, x, count, out);
     const f8 s = scale(member, b);
     for (int64_t t = 0; t < count; t++) out[t] *= s;
   }
+
+#ifdef ERNIE_AVX512
+  __attribute__((noinline)) void times_two(int64_t member, int64_t b, const Group* const* x, int64_t count, f8* out,
+                                           f8* second) const {
+    const uint8_t* at = block(member, b);
+    bits == 4 ? dispatch_two<4, TOKENS>(at, x, count, out, second) : dispatch_two<8, TOKENS>(at, x, count, out, second);
+    const f8 s = scale(member, b), s2 = scale(member, b + 1);
+    for (int64_t t = 0; t < count; t++) out[t] *= s, second[t] *= s2;
+  }
+
+  template <int BITS, int T>
+  void dispatch_two(const uint8_t* at, const Group* const* x, int64_t count, f8* out, f8* second) const {
+    if (count == T) return multiply_two<BITS, T>(at, block_bytes(), units, x, out, second);
+    if constexpr (T > 1) return dispatch_two<BITS, T - 1>(at, x, count, out, second);
+  }
+#endif
 
   template <int BITS, int T>
   void dispatch(const uint8_t* at, const Group* const* x, int64_t count, f8* out) const {
