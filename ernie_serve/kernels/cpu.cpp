@@ -2,8 +2,8 @@
 //
 // Knows tensors and the formats of packed.py and panels.py. Knows no layer, no request and no page of Python. One
 // source for every processor: float arithmetic is in vectors of 8 that the compiler maps to what there is, and only the
-// products of 8-bit integers, a screen below, are written for AVX2, for VNNI (twice as wide with AVX-512), for Arm's dot
-// products, and plainly.
+// products of 8-bit integers, a screen below, are written for AVX2, for VNNI (twice as wide with AVX-512), for Arm's
+// dot products, and plainly.
 //
 // What is computed for a token never depends on the tokens beside it, nor on how many threads there are: each row's
 // sums run in one order. So the same text comes out however requests are batched.
@@ -1315,6 +1315,8 @@ constexpr int64_t STRETCH = 64;  // tokens between two looks at the largest scor
 constexpr int64_t PARTS = 32;    // at most, in a context
 constexpr int64_t FEW = 4;       // up to so many rows of a request, its threads share the parts of each; else the rows
 constexpr int64_t TILE = 32;     // rows that pass over a stretch together
+constexpr int64_t NEAR = 4;      // tokens of which all heads are read before the next
+constexpr int64_t SOON = 8;      // tokens ahead of which a key or a value is asked for
 
 // Parts are as long as this: a function of the row's own context, and of nothing else.
 inline int64_t part_length(int64_t context) {
@@ -1358,15 +1360,17 @@ struct Softmax {
   }
 };
 
-// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d
+// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d. `head` is where the
+// key head lies in a token's row.
 template <class S, int G, int W>
-inline void add_values(const S* const* rows, int64_t count, const float* shares, int64_t d, int64_t D, float* values) {
+inline void add_values(const S* const* rows, int64_t head, int64_t count, const float* shares, int64_t d, int64_t D,
+                       float* values) {
   f8 sums[G][W];
   for (int h = 0; h < G; h++)
     for (int i = 0; i < W; i++) sums[h][i] = load(values + h * D + d + 8 * i);
   for (int64_t j = 0; j < count; j++) {
     f8 v[W];
-    for (int i = 0; i < W; i++) v[i] = load(rows[j] + d + 8 * i);
+    for (int i = 0; i < W; i++) v[i] = load(rows[j] + head + d + 8 * i);
     for (int h = 0; h < G; h++)
       for (int i = 0; i < W; i++) sums[h][i] = add_product(sums[h][i], v[i], all(shares[j * G + h]));
   }
@@ -1374,27 +1378,27 @@ inline void add_values(const S* const* rows, int64_t count, const float* shares,
     for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
 }
 
-// Asks for a row before it is needed: rows of one head lie apart, so that the machine does not guess them.
+// Asks for `size` numbers of a row before they are needed.
 template <class S>
-inline void ask_for(const S* row, int64_t D) {
+inline void ask_for(const S* row, int64_t size) {
   const char* at = reinterpret_cast<const char*>(row);
-  for (int64_t i = 0; i < Kept<S>::width(D) * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(at + i);
+  for (int64_t i = 0; i < size * static_cast<int64_t>(sizeof(S)); i += 64) __builtin_prefetch(at + i);
 }
 
 // The scores of J tokens and G heads; each is summed in the same order whatever J is.
 template <class S, int G, int J>
-inline void score(const float* q, const S* const* keys, int64_t D, float root, float (*scores)[STRETCH]) {
+inline void score(const float* q, const S* const* keys, int64_t head, int64_t D, float root, float (*scores)[STRETCH]) {
   f8 sums[J][G] = {};
   for (int64_t d = 0; d < D; d += 8) {
     f8 k[J];
-    for (int j = 0; j < J; j++) k[j] = load(keys[j] + d);
+    for (int j = 0; j < J; j++) k[j] = load(keys[j] + head + d);
     for (int h = 0; h < G; h++) {
       const f8 own = load(q + h * D + d);
       for (int j = 0; j < J; j++) sums[j][h] = add_product(sums[j][h], k[j], own);
     }
   }
   for (int j = 0; j < J; j++) {
-    const float scale = Kept<S>::scale(keys[j], D) * root;
+    const float scale = Kept<S>::scale(keys[j] + head, D) * root;
     for (int h = 0; h < G; h++) scores[h][j] = sum(sums[j][h]) * scale;
   }
 }
@@ -1424,27 +1428,6 @@ inline void weigh(float (*scores)[STRETCH], int64_t count, const F& scale, int64
     for (int h = 0; h < G; h++) shares[j * G + h] = scores[h][j] * scale(j);
 }
 
-// One stretch of up to STRETCH tokens, whose keys and values are at `keys` and `values`, for G heads of `q` [G, D].
-template <class S, int G>
-__attribute__((noinline)) void attend(const float* q, const S* const* keys, const S* const* values, int64_t count,
-                                      int64_t D, Softmax& state) {
-  alignas(32) float scores[G][STRETCH], shares[STRETCH * G];
-  const float root = 1.0f / std::sqrt(static_cast<float>(D));
-  for (int64_t j = 0; j < count; j += 2) {
-    const int64_t pair = std::min<int64_t>(2, count - j);
-    for (int64_t i = j; i < j + pair; i++) {
-      ask_for(keys[std::min(i + 8, count - 1)], D);
-      ask_for(values[i], D);
-    }
-    auto* out = reinterpret_cast<float (*)[STRETCH]>(&scores[0][j]);
-    pair == 2 ? score<S, G, 2>(q, keys + j, D, root, out) : score<S, G, 1>(q, keys + j, D, root, out);
-  }
-  weigh<G>(scores, count, [&](int64_t j) { return Kept<S>::scale(values[j], D); }, D, state, shares);
-  int64_t d = 0;
-  for (; d + 16 <= D; d += 16) add_values<S, G, 2>(values, count, shares, d, D, state.values);
-  if (d < D) add_values<S, G, 1>(values, count, shares, d, D, state.values);
-}
-
 // A stretch that a tile of rows passes over, in float32: one load brings 8 tokens the next number of their keys, or 8
 // numbers of the next token's value.
 struct Wide {
@@ -1457,8 +1440,8 @@ struct Wide {
   template <class S>
   void take(const S* const* k, const S* const* v, int64_t count, int64_t D) {
     for (int64_t j = 0; j < count; j++) {
-      ask_for(k[std::min(j + 8, count - 1)], D);
-      ask_for(v[std::min(j + 8, count - 1)], D);
+      ask_for(k[std::min(j + SOON, count - 1)], Kept<S>::width(D));
+      ask_for(v[std::min(j + SOON, count - 1)], Kept<S>::width(D));
       key_scales[j] = Kept<S>::scale(k[j], D);
       value_scales[j] = Kept<S>::scale(v[j], D);
       for (int64_t d = 0; d < D; d += 8)
@@ -1545,18 +1528,11 @@ void attend_tile(const float* const* q, const Wide& wide, const int64_t* counts,
     }
 }
 
-template <int G = HEADS>
-void attend_tile_of(int heads, const float* const* q, const Wide& wide, const int64_t* counts, int64_t n, int64_t D,
-                    Softmax* states) {
-  if (heads == G) return attend_tile<G>(q, wide, counts, n, D, states);
-  if constexpr (G > 1) return attend_tile_of<G - 1>(heads, q, wide, counts, n, D, states);
-}
-
-template <class S, int G = HEADS>
-void attend_some(int heads, const float* q, const S* const* keys, const S* const* values, int64_t count, int64_t D,
-                 Softmax& state) {
-  if (heads == G) return attend<S, G>(q, keys, values, count, D, state);
-  if constexpr (G > 1) return attend_some<S, G - 1>(heads, q, keys, values, count, D, state);
+// f(the number of heads, as a constant)
+template <int G = HEADS, class F>
+void with_heads(int heads, const F& f) {
+  if (heads == G) return f(std::integral_constant<int, G>());
+  if constexpr (G > 1) return with_heads<G - 1>(heads, f);
 }
 
 // The cache of one layer, and which heads are taken together.
@@ -1628,7 +1604,7 @@ struct Attention {
       wide.take<S>(keys, values, count, D);
       int64_t counts[TILE];
       for (int64_t i = 0; i < n; i++) counts[i] = std::min(STRETCH, rows[i].context - at);
-      attend_tile_of(heads, queries_of, wide, counts, n, D, part);
+      with_heads(heads, [&](auto G) { attend_tile<G()>(queries_of, wide, counts, n, D, part); });
       for (int64_t i = 0; i < n; i++)
         if (counts[i] > 0 && ((at + STRETCH) % part_length(rows[i].context) == 0 || at + STRETCH >= rows[i].context)) {
           whole[i].join(part[i], heads, D);
@@ -1638,6 +1614,59 @@ struct Attention {
     for (int64_t i = 0; i < n; i++) finish(rows[i], first_head, heads, whole[i]);
   }
 };
+
+// Query heads that share a key, on their way through a part of a row's context.
+struct Lane {
+  int heads;
+  int64_t head;                // where their key lies in a token's row
+  float *q, *scores, *shares;  // [heads, D], [heads, STRETCH], [STRETCH, heads]
+  Softmax* state;
+};
+
+// Tokens from `at` to `end` for lanes of neighbouring key heads, the first of which is `key_head`. All lanes pass over a
+// few tokens before the next ones: memory gives rows whole faster than it gives a piece of each.
+template <class S>
+void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t key_head, int64_t at, int64_t end) {
+  const int64_t D = cache.D, width = Kept<S>::width(D);
+  const float root = 1.0f / std::sqrt(static_cast<float>(D));
+  const S *keys[STRETCH], *values[STRETCH];
+  for (; at < end; at += STRETCH) {
+    const int64_t count = std::min(STRETCH, end - at);
+    cache.find(at, count, key_head, keys, values);
+    for (int64_t first = 0; first < count; first += NEAR)
+      for (const Lane* lane = lanes; lane < lanes + n; lane++)
+        with_heads(lane->heads, [&](auto G) {
+          for (int64_t j = first; j < std::min(count, first + NEAR); j += 2) {
+            for (int64_t i = j + SOON; i < std::min(count, j + SOON + 2); i++)
+              ask_for(keys[i] + lane->head, width);
+            auto* out = reinterpret_cast<float (*)[STRETCH]>(lane->scores + j);
+            if (j + 1 < count)
+              score<S, G(), 2>(lane->q, keys + j, lane->head, D, root, out);
+            else
+              score<S, G(), 1>(lane->q, keys + j, lane->head, D, root, out);
+          }
+        });
+    for (const Lane* lane = lanes; lane < lanes + n; lane++)
+      with_heads(lane->heads, [&](auto G) {
+        for (int64_t j = 0; j < std::min(count, SOON); j++) ask_for(values[j] + lane->head, width);
+        auto* scores = reinterpret_cast<float (*)[STRETCH]>(lane->scores);
+        auto scale = [&](int64_t j) { return Kept<S>::scale(values[j] + lane->head, D); };
+        weigh<G()>(scores, count, scale, D, *lane->state, lane->shares);
+      });
+    for (int64_t first = 0; first < count; first += NEAR)
+      for (const Lane* lane = lanes; lane < lanes + n; lane++)
+        with_heads(lane->heads, [&](auto G) {
+          const int64_t some = std::min(NEAR, count - first), last = std::min(count, first + SOON + NEAR);
+          const float* shares = lane->shares + first * G();
+          int64_t next = first + SOON, d = 0;
+          for (; d + 16 <= D; d += 16) {
+            if (next < last) ask_for(values[next++] + lane->head, width);
+            add_values<S, G(), 2>(values + first, lane->head, some, shares, d, D, lane->state->values);
+          }
+          if (d < D) add_values<S, G(), 1>(values + first, lane->head, some, shares, d, D, lane->state->values);
+        });
+  }
+}
 
 struct Piece {  // of the work: one part of one row, or some rows
   int64_t request, row, rows, part, slot;
@@ -1675,34 +1704,37 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   const int64_t size = HEADS * D;
   const auto memory = room<float>(slots * lanes * size);
   const auto states = room<Softmax>(slots * lanes);
-  share(static_cast<int64_t>(work.size()) * K, products, [&](int64_t index) {
-    const Piece& w = work[index / K];
-    const int64_t k = index % K;
+  const int64_t items = static_cast<int64_t>(work.size());
+  const int64_t threads = at::get_num_threads();
+  const bool whole_rows = items >= 4 * threads || items % threads == 0;  // else threads would wait for one another
+  const int64_t together = whole_rows ? K : 1, each_item = K / together;  // key heads
+  share(items * each_item, products, [&](int64_t index) {
+    const Piece& w = work[index / each_item];
+    const int64_t first = index % each_item * together, last = first + together;
     const Attention<S, Q> a = of(w.request);
-    for (int64_t piece = 0; piece < pieces; piece++) {
-      const int heads = heads_of(piece);
-      const int64_t first_head = k * group + piece * each;
-      if (w.part < 0) {
-        Row rows[TILE];
-        for (int64_t i = 0; i < w.rows; i++) rows[i] = row(w.request, w.row + i);
-        a.tile(rows, w.rows, k, first_head, heads);
-        continue;
-      }
-      const int64_t lane = w.slot * lanes + k * pieces + piece;
-      Softmax& state = states[lane];
-      state.values = memory.get() + lane * size;
-      state.clear(D);
-      const Row mine = row(w.request, w.row);
-      const auto queries = room<float>(size);
-      a.queries(mine, first_head, heads, queries.get());
-      const int64_t length = part_length(mine.context), end = std::min(mine.context, (w.part + 1) * length);
-      const S *keys[STRETCH], *values[STRETCH];
-      for (int64_t at = w.part * length; at < end; at += STRETCH) {
-        const int64_t count = std::min(STRETCH, end - at);
-        a.cache.find(at, count, k, keys, values);
-        attend_some<S>(heads, queries.get(), keys, values, count, D, state);
-      }
+    if (w.part < 0) {
+      Row rows[TILE];
+      for (int64_t i = 0; i < w.rows; i++) rows[i] = row(w.request, w.row + i);
+      for (int64_t k = first; k < last; k++)
+        for (int64_t piece = 0; piece < pieces; piece++)
+          a.tile(rows, w.rows, k, k * group + piece * each, heads_of(piece));
+      return;
     }
+    const Row mine = row(w.request, w.row);
+    const int64_t n = together * pieces, own = size + 2 * HEADS * STRETCH;
+    const auto passing = room<float>(n * own);
+    const auto some = room<Lane>(n);
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t k = first + i / pieces, piece = i % pieces, lane = w.slot * lanes + k * pieces + piece;
+      float* at = passing.get() + i * own;
+      states[lane].values = memory.get() + lane * size;
+      states[lane].clear(D);
+      a.queries(mine, k * group + piece * each, heads_of(piece), at);
+      at += size;
+      some[i] = {heads_of(piece), (k - first) * Kept<S>::width(D), at - size, at, at + HEADS * STRETCH, &states[lane]};
+    }
+    const int64_t length = part_length(mine.context), end = std::min(mine.context, (w.part + 1) * length);
+    attend_part<S>(some.get(), n, a.cache, first, w.part * length, end);
   });
   const auto values = room<float>(size);
   for (size_t first = 0; first < work.size(); first++) {
