@@ -7,6 +7,7 @@ only where the engine is to run in this process.
 import asyncio
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,8 @@ from ernie_serve.worker.cores import wait_shortly
 
 _MOST_FILES = 65_536
 """So many connections and files are taken where the system lets us; each connection is one."""
+_HELD_BACK = (signal.SIGINT, signal.SIGHUP)
+"""A terminal sends them to the whole group; the engine process holds them back until it ignores them."""
 _NICE = 5
 """How far this process steps back for an engine on the same cores, all of whose threads wait for the slowest."""
 
@@ -199,7 +202,11 @@ def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
     wait_shortly(os.environ)
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "ernie_serve.engine_process", str(theirs.fileno())]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)  # inherited, from the first instruction on
+    try:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     theirs.close()
     connection = Connection(ours.detach())
     told = settings.model_copy(update={"api_key": (), "database_url": None})  # secrets that are not the engine's

@@ -226,6 +226,20 @@ def _end_amid_a_stream(server: Server, how: signal.Signals) -> None:
     assert not Path(f"/proc/{engine}").exists()
 
 
+def test_ctrl_c_while_the_engine_process_is_still_importing_ends_without_its_traceback(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text().split():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)  # Python is up, torch is not
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode in (0, 130), said
+    assert "Traceback" not in said
+
+
 def test_a_killed_engine_ends_its_streams_and_the_server_with_a_reason(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint) as server:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 10_000, "ignore_eos": True, "stream": True}
