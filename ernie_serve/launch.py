@@ -35,7 +35,7 @@ from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, S
 from ernie_serve.grammar.checker import GrammarChecker
 from ernie_serve.grammar.compiler import Vocabulary
 from ernie_serve.http_server import Server, address_told, listen, url_of, web_config
-from ernie_serve.logs import log_to_stderr
+from ernie_serve.logs import fill_standard_files, log_to_stderr
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
@@ -114,6 +114,7 @@ def names_of(settings: Settings) -> tuple[str, ...]:
 def serve(settings: Settings) -> None:
     """Serve until a signal says stop. Raises `StartupError` when the engine ends before that."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread: the engine has the other cores
+    fill_standard_files()
     log_to_stderr(settings.log_level)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):

@@ -240,6 +240,31 @@ def test_ctrl_c_while_the_engine_process_is_still_importing_ends_without_its_tra
     assert "Traceback" not in said
 
 
+def test_a_server_that_was_started_with_its_standard_files_closed_ends_with_0(tiny_checkpoint: Path) -> None:
+    shell = 'exec "$@" <&- >&-'
+    command = [
+        "sh",
+        "-c",
+        shell,
+        "sh",
+        sys.executable,
+        "-m",
+        "ernie_serve",
+        "serve",
+        str(tiny_checkpoint),
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("Try it" in line for line in process.stderr)
+    held = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1)]
+    process.terminate()
+    _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0, said
+    assert held == [os.devnull, os.devnull]
+
+
 def test_a_killed_engine_ends_its_streams_and_the_server_with_a_reason(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint) as server:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 10_000, "ignore_eos": True, "stream": True}
