@@ -19,6 +19,8 @@ SCORED_TOKENS = 256
 """Tokens of prompts that are scored in a step: each holds the logits of a whole vocabulary."""
 _USUAL_TOKENS = 2048
 """A step of so many is enough where memory is short."""
+_PREPARED = 256 << 20
+"""Of a CPU's memory: what oneDNN comes to remember while it serves (`worker/onednn.py`; 186 MiB were measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ def plan_cache(
     a step makes wide, and for that of a recorded step.
 
     A given `kv_cache_memory_bytes` is taken at its word, as far as there is so much. Otherwise the cache gets what the
-    device has left beside the largest step, on a CPU at most 4 GiB. On a GPU parts of a step that follow one another
-    are added up, since torch keeps what one gave back in pieces that need not suit the next; what CUDA takes for itself
-    is for the share that `gpu_memory_utilization` leaves. Without `max_model_len` texts may be as long as the
-    checkpoint allows and the cache holds. Raises `NotEnoughMemory` with the numbers and the flag to change; `smaller`
-    are flags that would make the weights smaller.
+    device has left beside the largest step, on a CPU at most 4 GiB and not what is remembered there while serving. On a
+    GPU parts of a step that follow one another are added up, since torch keeps what one gave back in pieces that need
+    not suit the next; what CUDA takes for itself is for the share that `gpu_memory_utilization` leaves. Without
+    `max_model_len` texts may be as long as the checkpoint allows and the cache holds. Raises `NotEnoughMemory` with the
+    numbers and the flag to change; `smaller` are flags that would make the weights smaller.
     """
     limit = config.max_position_embeddings
     kept = cache_dtype or dtype
@@ -113,7 +115,7 @@ def plan_cache(
         fitting = budget // (each // block_size + beside)  # of the longest text, with what is gathered of it
         budget = max(0, budget - (max_model_len or min(limit, fitting)) * beside)
         if device.type == "cpu":
-            budget = min(4 * GIB, int(0.9 * budget))
+            budget = min(4 * GIB, budget - max(budget // 10, min(_PREPARED, budget // 4)))
     instead = None
     if device.type == "cuda" and kv_cache_memory_bytes is None:
         needed = blocks_for(max_model_len or 1, block_size)

@@ -121,6 +121,12 @@ def test_on_a_cpu_at_most_4_gib_are_taken_unasked(tiny_config, monkeypatch):
     assert cache.max_model_len == 131072
 
 
+def test_on_a_cpu_the_cache_leaves_room_for_what_is_remembered_later(tiny_config, monkeypatch):
+    for free, left in ((1 << 30, 256 << 20), (200 << 20, 45 << 20), (4 << 30, 407 << 20)):
+        cache = plan(tiny_config, free, monkeypatch, max_num_seqs=10_000)
+        assert left < free - cache.num_bytes < left + (32 << 20)  # and the largest step
+
+
 def test_texts_are_as_long_as_the_checkpoint_allows_or_the_cache_holds(tiny_config):
     assert plan(tiny_config, kv_cache_memory_bytes=10 * BLOCK).max_model_len == 40
     short = replace(tiny_config, max_position_embeddings=12)
