@@ -40,9 +40,9 @@ def require_room(weight_bytes: int, device: torch.device, passing_bytes: int, ad
     """
     free = free_bytes(device)
     if weight_bytes + passing_bytes > free:
-        loading = f", and loading them {_gib(passing_bytes)} more for a while" if passing_bytes else ""
+        loading = f", and loading them {_size(passing_bytes)} more for a while" if passing_bytes else ""
         raise NotEnoughMemory(
-            f"The weights need {_gib(weight_bytes)}{loading}; {_gib(free)} are free on {device}. {advice}"
+            f"The weights need {_size(weight_bytes)}{loading}; {_size(free)} are free on {device}. {advice}"
         )
 
 
@@ -90,7 +90,7 @@ def plan_cache(
     free = max(0, free_bytes(device) - mapped_bytes)
     if budget is not None and budget > free:
         raise NotEnoughMemory(
-            f"--kv-cache-memory-bytes asks for {_gib(budget)}; beside the weights {_gib(free)} are free on {device}. "
+            f"--kv-cache-memory-bytes asks for {_size(budget)}; beside the weights {_size(free)} are free on {device}. "
             "Lower it, or leave it out."
         )
     if budget is None:
@@ -102,10 +102,10 @@ def plan_cache(
             beside = gathered_bytes(config, dtype)
         if step >= free - held:
             raise NotEnoughMemory(
-                f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_gib(step)} "
-                f"beside the weights; {_gib(free - held)} are free"
+                f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_size(step)} "
+                f"beside the weights; {_size(free - held)} are free"
                 + (
-                    f", {_gib(held)} more are kept free by --gpu-memory-utilization {gpu_memory_utilization}"
+                    f", {_size(held)} more are kept free by --gpu-memory-utilization {gpu_memory_utilization}"
                     if held
                     else ""
                 )
@@ -170,8 +170,8 @@ def blocks_that_fit(
         if instead is not None:
             remedy = f"Set {' or '.join(instead or ('a higher --gpu-memory-utilization',))}."
         raise NotEnoughMemory(
-            f"The KV cache of one text of {max_model_len or block_size} tokens needs {_gib(needed * each)}; "
-            f"{_gib(num_bytes)} are there for it. {remedy}"
+            f"The KV cache of one text of {max_model_len or block_size} tokens needs {_size(needed * each)}; "
+            f"{_size(num_bytes)} are there for it. {remedy}"
         )
     return num_blocks
 
@@ -292,5 +292,5 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / (1 << 20):.1f} MiB"

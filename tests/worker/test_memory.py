@@ -88,6 +88,11 @@ def test_a_text_that_does_not_fit_is_refused_with_both_numbers_and_the_flags(tin
     assert "--max-model-len to 20" in message
 
 
+def test_sizes_below_a_gib_are_told_in_mib(tiny_config):
+    with pytest.raises(NotEnoughMemory, match=r"needs 11\.7 MiB; 5\.9 MiB are there"):
+        memory.blocks_that_fit(tiny_config, F32, 2000 * BLOCK, block_size=4, max_model_len=16_000)
+
+
 def test_not_even_one_block_is_refused(tiny_config):
     with pytest.raises(NotEnoughMemory, match="--kv-cache-memory-bytes"):
         memory.blocks_that_fit(tiny_config, F32, BLOCK - 1, block_size=4)
@@ -255,7 +260,7 @@ def test_a_step_without_room_on_a_gpu_is_told_what_is_kept_free(monkeypatch):
     with pytest.raises(NotEnoughMemory) as caught:
         on_a_card(monkeypatch, None, gib=44)
     assert (
-        "0.00 GiB are free, 2.84 GiB more are kept free by --gpu-memory-utilization 0.92. "
+        "0.0 MiB are free, 2.84 GiB more are kept free by --gpu-memory-utilization 0.92. "
         "Raise --gpu-memory-utilization, or set --quantization int4." in str(caught.value)
     )
     on_a_card(monkeypatch, None, gib=44, gpu_memory_utilization=0.98)
