@@ -101,7 +101,7 @@ inline f8 add_product(f8 sum, f8 a, f8 b) {
 #if defined(ERNIE_AVX2) && defined(__FMA__)
   return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
 #else
-  return sum + a * b;  // fused in every instance or in none, as the processor is
+  return sum + a * b;  // the compiler's choice, which has to be one for all instances
 #endif
 }
 
@@ -470,6 +470,7 @@ constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are nee
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more
 #ifdef ERNIE_AVX512
 constexpr int BYTES_AT_ONCE = TOKENS;  // the same of weights in 8 bits
+constexpr int FEW_TOKENS = 4;          // so many wait for memory, which one block alone asks for sooner
 #else
 constexpr int BYTES_AT_ONCE = 4;
 #endif
@@ -505,14 +506,12 @@ inline void multiply(const uint8_t* data, int64_t units, const Group* const* x, 
       }
     }
     const auto c = codes<typename Dot::Codes>(unit + 8 * (g & 1));
-    for (int t = 0; t < T; t++) sums[t] += dots[t].end(c) * x[t][g].scale;
+    for (int t = 0; t < T; t++) sums[t] = add_product(sums[t], dots[t].end(c), all(x[t][g].scale));
   }
   for (int t = 0; t < T; t++) out[t] = sums[t];
 }
 
 #ifdef ERNIE_AVX512
-typedef float f16 __attribute__((vector_size(64)));
-
 inline __m512i two(__m256i first, __m256i second) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
 }
@@ -522,13 +521,15 @@ inline __m512i two(__m256i first, __m256i second) {
 template <int BITS, int T>
 inline void multiply_two(const uint8_t* data, int64_t next, int64_t units, const Group* const* x, f8* out, f8* second) {
   const __m512i nibble = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
-  f16 sums[T] = {};
+  __m512 sums[T] = {};
   for (int64_t g = 0; g < 2 * units; g++) {
     const uint8_t* unit = data + (g >> 1) * unit_bytes(BITS);
     const uint8_t* w = unit + 16 + (g & 1) * 32 * BITS;
+    const uint8_t* ahead = w + AHEAD;
+    if (ahead >= data + next) ahead += next;  // the first block's end is followed by the next pair, not by the second
     for (int i = 0; i < 32 * BITS; i += 64) {
-      __builtin_prefetch(w + AHEAD + i);
-      __builtin_prefetch(w + next + AHEAD + i);
+      __builtin_prefetch(ahead + i);
+      __builtin_prefetch(ahead + next + i);
     }
     __m512i dots[T];
     for (int t = 0; t < T; t++) dots[t] = _mm512_set1_epi32(BITS == 4 ? x[t][g].start4 : x[t][g].start8);
@@ -547,9 +548,12 @@ inline void multiply_two(const uint8_t* data, int64_t next, int64_t units, const
       }
     }
     const uint8_t* code = unit + 8 * (g & 1);
-    const f16 codes = (f16)_mm512_cvtepi32_ps(
+    const __m512 codes = _mm512_cvtepi32_ps(
         _mm512_cvtepi8_epi32(_mm_set_epi64x(read<int64_t>(code + next), read<int64_t>(code))));
-    for (int t = 0; t < T; t++) sums[t] += (f16)_mm512_cvtepi32_ps(dots[t]) * codes * x[t][g].scale;
+    for (int t = 0; t < T; t++) {
+      const __m512 whole = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[t]), codes);
+      sums[t] = _mm512_fmadd_ps(whole, _mm512_set1_ps(x[t][g].scale), sums[t]);
+    }
   }
   for (int t = 0; t < T; t++) {
     std::memcpy(&out[t], &sums[t], sizeof(f8));
@@ -605,7 +609,7 @@ struct Matrix {
   void times(int64_t member, int64_t b, int64_t n, const Group* const* x, int64_t count, Sums* out) const {
     int64_t i = 0;
 #ifdef ERNIE_AVX512
-    for (; count > 4 && i + 2 <= n; i += 2) times_two(member, b + i, x, count, out[i], out[i + 1]);
+    for (; count > FEW_TOKENS && i + 2 <= n; i += 2) times_two(member, b + i, x, count, out[i], out[i + 1]);
 #endif
     for (; i < n; i++) times_block(member, b + i, x, count, out[i]);
   }
@@ -643,7 +647,7 @@ struct Matrix {
   template <int BITS, int T>
   void dispatch_two(const uint8_t* at, const Group* const* x, int64_t count, f8* out, f8* second) const {
     if (count == T) return multiply_two<BITS, T>(at, block_bytes(), units, x, out, second);
-    if constexpr (T > 1) return dispatch_two<BITS, T - 1>(at, x, count, out, second);
+    if constexpr (T - 1 > FEW_TOKENS) return dispatch_two<BITS, T - 1>(at, x, count, out, second);
   }
 #endif
 
