@@ -1319,7 +1319,6 @@ constexpr int64_t STRETCH = 64;  // tokens between two looks at the largest scor
 constexpr int64_t PARTS = 32;    // at most, in a context
 constexpr int64_t FEW = 4;       // up to so many rows of a request, its threads share the parts of each; else the rows
 constexpr int64_t TILE = 32;     // rows that pass over a stretch together
-constexpr int64_t NEAR = 4;      // tokens of which all heads are read before the next
 constexpr int64_t SOON = 8;      // tokens ahead of which a key or a value is asked for
 
 // Parts are as long as this: a function of the row's own context, and of nothing else.
@@ -1510,7 +1509,7 @@ __attribute__((noinline)) void add_wide(const float* rows, int64_t count, const 
     for (int i = 0; i < W; i++) store(values + h * D + d + 8 * i, sums[h][i]);
 }
 
-// The same as `attend`, to the last bit, for some rows: row i has `counts[i]` of the stretch's tokens.
+// The same as `attend_part`, to the last bit, for some rows: row i has `counts[i]` of the stretch's tokens.
 template <int G>
 void attend_tile(const float* const* q, const Wide& wide, const int64_t* counts, int64_t n, int64_t D,
                  Softmax* states) {
@@ -1623,15 +1622,25 @@ struct Attention {
 struct Lane {
   int heads;
   int64_t head;                // where their key lies in a token's row
+  int64_t asks;                // numbers of it that are asked for ahead; by the first of its lanes
   float *q, *scores, *shares;  // [heads, D], [heads, STRETCH], [STRETCH, heads]
   Softmax* state;
 };
 
-// Tokens from `at` to `end` for lanes of neighbouring key heads, the first of which is `key_head`. All lanes pass over a
-// few tokens before the next ones: memory gives rows whole faster than it gives a piece of each.
+// How lanes go through a part. Memory gives rows whole faster than it gives a piece of each, so all heads pass over a
+// few tokens before the next ones; then sums of values are loaded and stored more often, for which rows of 8 bits, which
+// wait less for memory, have no time.
+template <class S>
+struct Way {
+  static constexpr bool whole_rows = sizeof(S) > 1;
+  static constexpr int64_t near = whole_rows ? 4 : STRETCH;  // tokens
+};
+
+// Tokens from `at` to `end` for lanes of neighbouring key heads, the first of which is `key_head`.
 template <class S>
 void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t key_head, int64_t at, int64_t end) {
-  const int64_t D = cache.D, width = Kept<S>::width(D);
+  constexpr int64_t NEAR = Way<S>::near;
+  const int64_t D = cache.D;
   const float root = 1.0f / std::sqrt(static_cast<float>(D));
   const S *keys[STRETCH], *values[STRETCH];
   for (; at < end; at += STRETCH) {
@@ -1641,8 +1650,10 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
       for (const Lane* lane = lanes; lane < lanes + n; lane++)
         with_heads(lane->heads, [&](auto G) {
           for (int64_t j = first; j < std::min(count, first + NEAR); j += 2) {
-            for (int64_t i = j + SOON; i < std::min(count, j + SOON + 2); i++)
-              ask_for(keys[i] + lane->head, width);
+            for (int64_t i = j; i < std::min(count, j + 2); i++) {
+              ask_for(keys[std::min(i + SOON, count - 1)] + lane->head, lane->asks);
+              if (!Way<S>::whole_rows) ask_for(values[i] + lane->head, lane->asks);
+            }
             auto* out = reinterpret_cast<float (*)[STRETCH]>(lane->scores + j);
             if (j + 1 < count)
               score<S, G(), 2>(lane->q, keys + j, lane->head, D, root, out);
@@ -1652,7 +1663,8 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
         });
     for (const Lane* lane = lanes; lane < lanes + n; lane++)
       with_heads(lane->heads, [&](auto G) {
-        for (int64_t j = 0; j < std::min(count, SOON); j++) ask_for(values[j] + lane->head, width);
+        for (int64_t j = 0; Way<S>::whole_rows && j < std::min(count, SOON); j++)
+          ask_for(values[j] + lane->head, lane->asks);
         auto* scores = reinterpret_cast<float (*)[STRETCH]>(lane->scores);
         auto scale = [&](int64_t j) { return Kept<S>::scale(values[j] + lane->head, D); };
         weigh<G()>(scores, count, scale, D, *lane->state, lane->shares);
@@ -1664,7 +1676,7 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
           const float* shares = lane->shares + first * G();
           int64_t next = first + SOON, d = 0;
           for (; d + 16 <= D; d += 16) {
-            if (next < last) ask_for(values[next++] + lane->head, width);
+            if (Way<S>::whole_rows && next < last) ask_for(values[next++] + lane->head, lane->asks);
             add_values<S, G(), 2>(values + first, lane->head, some, shares, d, D, lane->state->values);
           }
           if (d < D) add_values<S, G(), 1>(values + first, lane->head, some, shares, d, D, lane->state->values);
@@ -1672,8 +1684,11 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
   }
 }
 
-struct Piece {  // of the work: one part of one row, or some rows
-  int64_t request, row, rows, part, slot;
+struct Part {  // of the context of one row
+  int64_t request, row, part;
+};
+struct Tile {
+  int64_t request, row, rows;
 };
 
 template <class S, class Q>
@@ -1692,67 +1707,73 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   const int64_t pieces = any.pieces(), each = any.per_piece(), lanes = K * pieces, group = any.group();
   auto heads_of = [&](int64_t piece) { return static_cast<int>(std::min(each, group - piece * each)); };
 
-  std::vector<Piece> work;
-  int64_t slots = 0, products = 0;
+  const int64_t threads = at::get_num_threads();
+  std::vector<Part> parts;
+  int64_t prompt_rows = 0, products = 0;
   for (int64_t r = 0; r < R; r++) {
     const int64_t n = starts[r + 1] - starts[r];
     products += 2 * n * contexts[r] * H * D;
-    if (n <= FEW)
-      for (int64_t i = 0; i < n; i++) {
-        const int64_t context = row(r, i).context, length = part_length(context);
-        for (int64_t part = 0; part * length < context; part++) work.push_back({r, i, 1, part, slots++});
-      }
-    else
-      for (int64_t i = 0; i < n; i += TILE) work.push_back({r, i, std::min(TILE, n - i), -1, -1});
+    if (n > FEW) prompt_rows += n;
+    for (int64_t i = 0; n <= FEW && i < n; i++) {
+      const int64_t context = row(r, i).context, length = part_length(context);
+      for (int64_t part = 0; part * length < context; part++) parts.push_back({r, i, part});
+    }
   }
+  int64_t most = TILE;  // rows of a tile: fewer where threads would have none
+  while (most > 8 && prompt_rows / most * K < threads) most /= 2;
+  std::vector<Tile> tiles;
+  for (int64_t r = 0; r < R; r++) {
+    const int64_t n = starts[r + 1] - starts[r];
+    for (int64_t i = 0; n > FEW && i < n; i += most) tiles.push_back({r, i, std::min(most, n - i)});
+  }
+  // Key heads that go through a part together: all, unless threads would wait for one another
+  const int64_t num_parts = static_cast<int64_t>(parts.size()), num_tiles = static_cast<int64_t>(tiles.size());
+  const bool whole_rows = Way<S>::whole_rows && (num_parts >= 4 * threads || threads == 1);
+  const int64_t together = whole_rows ? K : 1, times = K / together;
   const int64_t size = HEADS * D;
-  const auto memory = room<float>(slots * lanes * size);
-  const auto states = room<Softmax>(slots * lanes);
-  const int64_t items = static_cast<int64_t>(work.size());
-  const int64_t threads = at::get_num_threads();
-  const bool whole_rows = items >= 4 * threads || items % threads == 0;  // else threads would wait for one another
-  const int64_t together = whole_rows ? K : 1, each_item = K / together;  // key heads
-  share(items * each_item, products, [&](int64_t index) {
-    const Piece& w = work[index / each_item];
-    const int64_t first = index % each_item * together, last = first + together;
-    const Attention<S, Q> a = of(w.request);
-    if (w.part < 0) {
+  const auto memory = room<float>(num_parts * lanes * size);
+  const auto states = room<Softmax>(num_parts * lanes);
+  share(num_parts * times + num_tiles * K, products, [&](int64_t index) {
+    if (index >= num_parts * times) {
+      const int64_t k = (index - num_parts * times) % K;
+      const Tile& tile = tiles[(index - num_parts * times) / K];
       Row rows[TILE];
-      for (int64_t i = 0; i < w.rows; i++) rows[i] = row(w.request, w.row + i);
-      for (int64_t k = first; k < last; k++)
-        for (int64_t piece = 0; piece < pieces; piece++)
-          a.tile(rows, w.rows, k, k * group + piece * each, heads_of(piece));
+      for (int64_t i = 0; i < tile.rows; i++) rows[i] = row(tile.request, tile.row + i);
+      for (int64_t piece = 0; piece < pieces; piece++)
+        of(tile.request).tile(rows, tile.rows, k, k * group + piece * each, heads_of(piece));
       return;
     }
-    const Row mine = row(w.request, w.row);
+    const int64_t slot = index / times, first = index % times * together;
+    const Part& part = parts[slot];
+    const Attention<S, Q> a = of(part.request);
+    const Row mine = row(part.request, part.row);
     const int64_t n = together * pieces, own = size + 2 * HEADS * STRETCH;
     const auto passing = room<float>(n * own);
     const auto some = room<Lane>(n);
     for (int64_t i = 0; i < n; i++) {
-      const int64_t k = first + i / pieces, piece = i % pieces, lane = w.slot * lanes + k * pieces + piece;
-      float* at = passing.get() + i * own;
+      const int64_t k = first + i / pieces, piece = i % pieces, lane = slot * lanes + k * pieces + piece;
+      float* q = passing.get() + i * own;
       states[lane].values = memory.get() + lane * size;
       states[lane].clear(D);
-      a.queries(mine, k * group + piece * each, heads_of(piece), at);
-      at += size;
-      some[i] = {heads_of(piece), (k - first) * Kept<S>::width(D), at - size, at, at + HEADS * STRETCH, &states[lane]};
+      a.queries(mine, k * group + piece * each, heads_of(piece), q);
+      const int64_t width = Kept<S>::width(D), asks = piece == 0 ? width : 0;
+      float* scores = q + size;
+      some[i] = {heads_of(piece), (k - first) * width, asks, q, scores, scores + HEADS * STRETCH, &states[lane]};
     }
-    const int64_t length = part_length(mine.context), end = std::min(mine.context, (w.part + 1) * length);
-    attend_part<S>(some.get(), n, a.cache, first, w.part * length, end);
+    const int64_t length = part_length(mine.context), end = std::min(mine.context, (part.part + 1) * length);
+    attend_part<S>(some.get(), n, a.cache, first, part.part * length, end);
   });
   const auto values = room<float>(size);
-  for (size_t first = 0; first < work.size(); first++) {
-    if (work[first].part != 0) continue;
-    size_t last = first + 1;
-    while (last < work.size() && work[last].part > 0) last++;
+  for (int64_t first = 0, last; first < num_parts; first = last) {
+    for (last = first + 1; last < num_parts && parts[last].part > 0;) last++;
     for (int64_t lane = 0; lane < lanes; lane++) {
       const int64_t k = lane / pieces, piece = lane % pieces;
       Softmax whole;
       whole.values = values.get();
       whole.clear(D);
-      for (size_t i = first; i < last; i++) whole.join(states[work[i].slot * lanes + lane], heads_of(piece), D);
-      of(work[first].request)
-          .finish(row(work[first].request, work[first].row), k * group + piece * each, heads_of(piece), whole);
+      for (int64_t i = first; i < last; i++) whole.join(states[i * lanes + lane], heads_of(piece), D);
+      const Row mine = row(parts[first].request, parts[first].row);
+      of(parts[first].request).finish(mine, k * group + piece * each, heads_of(piece), whole);
     }
   }
 }
