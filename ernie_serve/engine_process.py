@@ -139,13 +139,13 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     passing_bytes = loading_bytes(shapes, config, quantization) if quantization and not config.quantization else 0
     advice = advice_for(config, shapes, quantization, dtype, device)
     if quantization and is_repacked(quantization, kernels):
-        packed_size = f"{weight_bytes / memory.GIB:.2f}"
+        packed_size = memory.told(weight_bytes)
         weight_bytes, mapped_bytes = weight_bytes + repacking_bytes(shapes, quantization), 0
         passing_bytes += copying_bytes(shapes, quantization)
-        advice = f"{ADVICE} Then they need {packed_size} GiB."
+        advice = f"{ADVICE} Then they need {packed_size}."
         logger.warning(
-            "Quantized matrices are copied for torch's own product: %.2f GiB, of this process alone, instead of %s.",
-            weight_bytes / memory.GIB,
+            "Quantized matrices are copied for torch's own product: %s, of this process alone, instead of %s.",
+            memory.told(weight_bytes),
             packed_size,
         )
     memory.require_room(weight_bytes, device, passing_bytes, advice)
@@ -273,7 +273,7 @@ def advice_for(
     small = model_bytes(shapes, Quantization.of(recipe, layout), dtype if layout == "cuda" else torch.float32)
     original = " of the original checkpoint" if config.quantization else ""
     return (
-        f"With --quantization {recipe}{original} they need {small / memory.GIB:.2f} GiB; or use a "
+        f"With --quantization {recipe}{original} they need {memory.told(small)}; or use a "
         f"{'GPU' if layout == 'cuda' else 'machine'} with more memory."
     )
 

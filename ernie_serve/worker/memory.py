@@ -19,8 +19,8 @@ SCORED_TOKENS = 256
 """Tokens of prompts that are scored in a step: each holds the logits of a whole vocabulary."""
 _USUAL_TOKENS = 2048
 """A step of so many is enough where memory is short."""
-_PREPARED = 256 << 20
-"""Of a CPU's memory: what oneDNN comes to remember while it serves (`worker/onednn.py`; 186 MiB were measured)."""
+_ONEDNN_BYTES = 256 << 20
+"""What oneDNN comes to remember on a CPU while it serves (`worker/onednn.py`; 186 MiB were measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ def require_room(weight_bytes: int, device: torch.device, passing_bytes: int, ad
     """
     free = free_bytes(device)
     if weight_bytes + passing_bytes > free:
-        loading = f", and loading them {_size(passing_bytes)} more for a while" if passing_bytes else ""
+        loading = f", and loading them {told(passing_bytes)} more for a while" if passing_bytes else ""
         raise NotEnoughMemory(
-            f"The weights need {_size(weight_bytes)}{loading}; {_size(free)} are free on {device}. {advice}"
+            f"The weights need {told(weight_bytes)}{loading}; {told(free)} are free on {device}. {advice}"
         )
 
 
@@ -77,7 +77,7 @@ def plan_cache(
     a step makes wide, and for that of a recorded step.
 
     A given `kv_cache_memory_bytes` is taken at its word, as far as there is so much. Otherwise the cache gets what the
-    device has left beside the largest step, on a CPU at most 4 GiB and not what is remembered there while serving. On a
+    device has left beside the largest step, on a CPU at most 4 GiB and not what oneDNN will remember. On a
     GPU parts of a step that follow one another are added up, since torch keeps what one gave back in pieces that need
     not suit the next; what CUDA takes for itself is for the share that `gpu_memory_utilization` leaves. Without
     `max_model_len` texts may be as long as the checkpoint allows and the cache holds. Raises `NotEnoughMemory` with the
@@ -90,7 +90,7 @@ def plan_cache(
     free = max(0, free_bytes(device) - mapped_bytes)
     if budget is not None and budget > free:
         raise NotEnoughMemory(
-            f"--kv-cache-memory-bytes asks for {_size(budget)}; beside the weights {_size(free)} are free on {device}. "
+            f"--kv-cache-memory-bytes asks for {told(budget)}; beside the weights {told(free)} are free on {device}. "
             "Lower it, or leave it out."
         )
     if budget is None:
@@ -102,10 +102,10 @@ def plan_cache(
             beside = gathered_bytes(config, dtype)
         if step >= free - held:
             raise NotEnoughMemory(
-                f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {_size(step)} "
-                f"beside the weights; {_size(free - held)} are free"
+                f"One step of {max_num_batched_tokens} tokens and {max_num_seqs} requests needs about {told(step)} "
+                f"beside the weights; {told(free - held)} are free"
                 + (
-                    f", {_size(held)} more are kept free by --gpu-memory-utilization {gpu_memory_utilization}"
+                    f", {told(held)} more are kept free by --gpu-memory-utilization {gpu_memory_utilization}"
                     if held
                     else ""
                 )
@@ -115,7 +115,8 @@ def plan_cache(
         fitting = budget // (each // block_size + beside)  # of the longest text, with what is gathered of it
         budget = max(0, budget - (max_model_len or min(limit, fitting)) * beside)
         if device.type == "cpu":
-            budget = min(4 * GIB, budget - max(budget // 10, min(_PREPARED, budget // 4)))
+            # a tenth for what nobody counts, or oneDNN's, of which a small machine has to do with less
+            budget = min(4 * GIB, budget - max(budget // 10, min(_ONEDNN_BYTES, budget // 4)))
     instead = None
     if device.type == "cuda" and kv_cache_memory_bytes is None:
         needed = blocks_for(max_model_len or 1, block_size)
@@ -170,8 +171,8 @@ def blocks_that_fit(
         if instead is not None:
             remedy = f"Set {' or '.join(instead or ('a higher --gpu-memory-utilization',))}."
         raise NotEnoughMemory(
-            f"The KV cache of one text of {max_model_len or block_size} tokens needs {_size(needed * each)}; "
-            f"{_size(num_bytes)} are there for it. {remedy}"
+            f"The KV cache of one text of {max_model_len or block_size} tokens needs {told(needed * each)}; "
+            f"{told(num_bytes)} are there for it. {remedy}"
         )
     return num_blocks
 
@@ -292,5 +293,6 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _size(num_bytes: int) -> str:
+def told(num_bytes: int) -> str:
+    """In GiB, or in MiB below one."""
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / (1 << 20):.1f} MiB"

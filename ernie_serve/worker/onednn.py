@@ -1,6 +1,6 @@
 """How much oneDNN, which torch brings for a CPU, may remember of the products it has prepared.
 
-Knows the names of two bounds. Knows nothing of who multiplies what.
+Knows the names of its bounds. Knows nothing of who multiplies what.
 """
 
 from collections.abc import MutableMapping
