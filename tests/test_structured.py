@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import build_engine
-from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 from ernie_serve.model.random_checkpoint import write_random_checkpoint
 from ernie_serve.text.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def sampling(temperature: float, seed: int, **options: Any) -> SamplingParams:
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 8.0])
 def test_bound_answers_are_right_beside_free_ones(engine: EngineCore, tokenizer: Tokenizer, temperature: float) -> None:
     ids = {name: tokenizer.token_id(tag) for name, tag in (("begin_id", "<tool_call>"), ("end_id", "</tool_call>"))}
-    calls = tool_grammar([TOOL], ToolFraming(**ids), parallel=False)
+    calls = tool_grammar([TOOL], Framing(**ids), parallel=False)
     bound = {
         "schema": Grammar("json_schema", json.dumps(SCHEMA)),
         "regex": Grammar("regex", "[0-9]{3}-[0-9]{2}"),

@@ -13,7 +13,7 @@ from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.services import Services
 from ernie_serve.api.telling import Reader
 from ernie_serve.errors import InvalidRequest
-from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import Grammar
 from ernie_serve.text.content import END_OF_RESPONSE
 from ernie_serve.text.formats import OutputFormat
@@ -56,11 +56,16 @@ def shape_chat(
     if form is None:
         return shape_text(grammar, param)
     otherwise = grammar if use.mode == "auto" else None
-    framed = otherwise is not None and form.frames_words and form.start(prompt_ids) in ("reasoning", "answer")
-    bound = grammar is not None and use.mode != "required" and not framed  # to a form of the client's, without frames
+    frames_form = otherwise is not None and form.frames_words and form.start(prompt_ids) in ("reasoning", "answer")
+    bound = (
+        grammar is not None and use.mode != "required" and not frames_form
+    )  # to a form of the client's, without frames
     start = form.start(prompt_ids, bound=bound)
     if use.mode != "none":
-        grammar, param = _call_grammar(form, use, otherwise, framed=framed), "tools" if otherwise is None else param
+        grammar, param = (
+            _call_grammar(form, use, otherwise, frames_form=frames_form),
+            "tools" if otherwise is None else param,
+        )
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar
@@ -82,13 +87,13 @@ def shape_chat(
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 
-def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None, *, framed: bool) -> Grammar:
+def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None, *, frames_form: bool) -> Grammar:
     """What keeps calls well-formed, and makes them where they are required; else the answer is of its own form.
 
-    That form is `framed` where the model begins its words with a frame: without it a call would be all it can begin.
+    `frames_form` where the model begins its words with a frame: without one a call would be all it can begin.
     """
     after = "\n" if form.framed else ""
-    framing = ToolFraming(begin_id=form.begin_call_id, end_id=form.end_call_id, seen_ids=form.seen_ids, after=after)
+    framing = Framing(begin_id=form.begin_call_id, end_id=form.end_call_id, seen_ids=form.seen_ids, after=after)
     return tool_grammar(
         use.tools,
         framing,
@@ -96,14 +101,12 @@ def _call_grammar(form: OutputFormat, use: ToolUse, otherwise: Grammar | None, *
         names=use.names,
         parallel=use.parallel,
         otherwise=otherwise,
-        words=_word_framing(form) if framed else None,
+        words=_word_framing(form) if frames_form else None,
     )
 
 
-def _word_framing(form: OutputFormat) -> ToolFraming:
-    return ToolFraming(
-        begin=RESPONSE, end=END_OF_RESPONSE, begin_id=form.begin_words_id, end_id=form.end_words_id, before=""
-    )
+def _word_framing(form: OutputFormat) -> Framing:
+    return Framing(begin=RESPONSE, end=END_OF_RESPONSE, begin_id=form.begin_words_id, end_id=form.end_words_id)
 
 
 def _end_of_think(form: OutputFormat, param: str) -> int:

@@ -133,7 +133,7 @@ def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     return "\n".join([start, call, *rules])
 
 
-def _framed(form: str, f: tools.ToolFraming) -> str:
+def _framed(form: str, f: tools.Framing) -> str:
     """Words as the model would have written them, which begin and end as its other answers do."""
     begin, end = f"{_mark(f.begin, f.begin_id)} {_terminal(f.after_begin)}", _mark(f.end, f.end_id)
     return f"/\\n{{0,3}}/ {begin} {form} {_terminal(f.before_end)} {end} {_terminal(f.after)}"

@@ -17,8 +17,10 @@ from ernie_serve.messages import Grammar
 ToolMode = Literal["required", "auto"]
 
 
-class ToolFraming(Struct, frozen=True, kw_only=True):
+class Framing(Struct, frozen=True, kw_only=True):
     r"""What stands around a call, or around words: `before begin after_begin {…} before_end end after`.
+
+    The first thing in an answer may have up to three line breaks before it instead of `before`.
 
     `begin` and `end` are control tokens where they have ids, plain text otherwise. The defaults are the family's,
     `\n<tool_call>\n{…}\n</tool_call>\n`, in plain text. Of the control tokens, who reads the answer sees
@@ -50,22 +52,22 @@ class ToolGrammar(Struct, frozen=True, kw_only=True):
     """
 
     tools: list[CallableTool]
-    framing: ToolFraming
+    framing: Framing
     free_text: bool
     parallel: bool
     otherwise: Grammar | None = None
-    words: ToolFraming | None = None
+    words: Framing | None = None
 
 
 def tool_grammar(
     tools: Sequence[dict[str, Any]],
-    framing: ToolFraming,
+    framing: Framing,
     *,
     mode: ToolMode = "required",
     names: Collection[str] | None = None,
     parallel: bool = True,
     otherwise: Grammar | None = None,
-    words: ToolFraming | None = None,
+    words: Framing | None = None,
 ) -> Grammar:
     """The grammar of an answer that calls some of these tools, which are OpenAI's `{"type": "function", …}`.
 

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
-from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import Grammar
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -321,7 +321,7 @@ def test_what_is_wrong_is_told_without_what_the_client_did_not_write(vocabulary,
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "a(?=b)"}}}
     grammar = Grammar("json_schema", json.dumps(schema))
     if framed:
-        grammar = tool_grammar([{"type": "function", "function": {"name": "f", "parameters": schema}}], ToolFraming())
+        grammar = tool_grammar([{"type": "function", "function": {"name": "f", "parameters": schema}}], Framing())
     with pytest.raises(InvalidRequest) as raised:
         GrammarCompiler(vocabulary).check(grammar)
     assert "look-around" in raised.value.message

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar import limits
-from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import Grammar
 
 NAMES = [
@@ -38,7 +38,7 @@ def json_schema(schema):
 
 def call_of(schema):
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    return tool_grammar([tool], ToolFraming(), parallel=False)
+    return tool_grammar([tool], Framing(), parallel=False)
 
 
 def call(arguments):

@@ -7,7 +7,7 @@ import pytest
 
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.compiler import GrammarCompiler, Vocabulary
-from ernie_serve.grammar.tools import ToolFraming, tool_grammar
+from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import Grammar
 
 STRICT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -17,7 +17,7 @@ TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "h"}},
 ]
 FORM = Grammar("json_schema", json.dumps({"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}))
-FRAMING = ToolFraming()
+FRAMING = Framing()
 TAGS = {256: "<tool_call>", 257: "</tool_call>", 258: "<response>", 259: "</response>"}
 COMPILER = GrammarCompiler(
     Vocabulary([*(bytes([byte]) for byte in range(256)), *(tag.encode() for tag in TAGS.values())], frozenset(TAGS))
@@ -25,7 +25,7 @@ COMPILER = GrammarCompiler(
 
 
 def calls_or(
-    form: Grammar, framing: ToolFraming = FRAMING, *, parallel: bool = True, words: ToolFraming | None = None
+    form: Grammar, framing: Framing = FRAMING, *, parallel: bool = True, words: Framing | None = None
 ) -> Grammar:
     return tool_grammar(TOOLS, framing, mode="auto", names=("f", "g"), parallel=parallel, otherwise=form, words=words)
 
@@ -62,7 +62,7 @@ REFUSED = ["", "text", '{"x": 3}', call("h", "{}"), call("f", '{"b": 1}'), call(
 
 @pytest.mark.parametrize("as_tokens", [False, True])
 def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
-    grammar = calls_or(FORM, ToolFraming(begin_id=256, end_id=257) if as_tokens else FRAMING)
+    grammar = calls_or(FORM, Framing(begin_id=256, end_id=257) if as_tokens else FRAMING)
     COMPILER.check(grammar)
     for text in ALLOWED:
         assert allows(grammar, ids_of(text, as_tokens=as_tokens)), text
@@ -72,10 +72,10 @@ def test_answer_is_calls_or_of_its_form(as_tokens: bool) -> None:
 
 @pytest.mark.parametrize("as_tokens", [False, True])
 def test_form_is_framed_where_words_are(as_tokens: bool) -> None:
-    framing = ToolFraming(begin_id=256, end_id=257) if as_tokens else FRAMING
-    words = ToolFraming(begin="<response>", end="</response>")
+    framing = Framing(begin_id=256, end_id=257) if as_tokens else FRAMING
+    words = Framing(begin="<response>", end="</response>")
     if as_tokens:
-        words = ToolFraming(begin="<response>", end="</response>", begin_id=258, end_id=259)
+        words = Framing(begin="<response>", end="</response>", begin_id=258, end_id=259)
     grammar = calls_or(FORM, framing, words=words)
     COMPILER.check(grammar)
     framed = '<response>\n{"x": 1}\n</response>\n'

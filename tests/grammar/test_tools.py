@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ernie_serve.errors import InvalidRequest
-from ernie_serve.grammar.tools import ToolFraming, read, tool_grammar
+from ernie_serve.grammar.tools import Framing, read, tool_grammar
 from ernie_serve.messages import Grammar
 
 CITY = {
@@ -27,8 +27,8 @@ CALL = re.compile(r'<tool_call>\n(\{"name": .*?\}\})\n</tool_call>', re.DOTALL)
 @pytest.fixture(params=["control tokens", "plain text"])
 def framing(request, tokenizer):
     if request.param == "plain text":
-        return ToolFraming()
-    return ToolFraming(begin_id=tokenizer.token_id("<tool_call>"), end_id=tokenizer.token_id("</tool_call>"))
+        return Framing()
+    return Framing(begin_id=tokenizer.token_id("<tool_call>"), end_id=tokenizer.token_id("</tool_call>"))
 
 
 def check_call(text, schemas=SCHEMAS):
@@ -55,7 +55,7 @@ def test_required_calls_are_all_there_is_and_satisfy_their_schemas(compiler, ans
 
 def test_control_tokens_frame_a_call_as_tokens(answer, tokenizer):
     begin, end = tokenizer.token_id("<tool_call>"), tokenizer.token_id("</tool_call>")
-    said = answer(tool_grammar(TOOLS[:1], ToolFraming(begin_id=begin, end_id=end), parallel=False), 3)
+    said = answer(tool_grammar(TOOLS[:1], Framing(begin_id=begin, end_id=end), parallel=False), 3)
     assert said.is_whole
     assert [i for i in said.ids if i in tokenizer.control_ids] == [begin, end]
 
@@ -123,7 +123,7 @@ def test_among_text_control_tokens_are_free_and_one_call_may_be_all(compiler, to
 def test_among_text_no_hidden_token_parts_the_letters_of_a_tag(compiler, tokenizer, is_token):
     hidden, seen = tokenizer.token_id("<s>"), tokenizer.token_id("<response>")
     begin_id, end_id = (tokenizer.token_id(tag) if is_token else None for tag in ("<tool_call>", "</tool_call>"))
-    framing = ToolFraming(begin_id=begin_id, end_id=end_id, seen_ids=(seen,))
+    framing = Framing(begin_id=begin_id, end_id=end_id, seen_ids=(seen,))
     grammar = tool_grammar(TOOLS, framing, mode="auto")
 
     def allows(*pieces):
@@ -141,10 +141,10 @@ def test_among_text_no_hidden_token_parts_the_letters_of_a_tag(compiler, tokeniz
 
 def test_among_text_only_strict_tools_are_held_to_their_schemas(compiler):
     loose = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
-    compiler.check(tool_grammar([loose], ToolFraming(), mode="auto"))
+    compiler.check(tool_grammar([loose], Framing(), mode="auto"))
     loose["function"]["strict"] = True
     with pytest.raises(InvalidRequest, match="`not`"):
-        tool_grammar([loose], ToolFraming(), mode="auto")
+        tool_grammar([loose], Framing(), mode="auto")
 
 
 @pytest.mark.parametrize(
@@ -158,20 +158,20 @@ def test_among_text_only_strict_tools_are_held_to_their_schemas(compiler):
 )
 def test_parameters_that_cannot_be_promised_are_refused_with_the_name_of_the_tool(parameters, name):
     with pytest.raises(InvalidRequest, match=name) as caught:
-        tool_grammar([{"type": "function", "function": {"name": "my_tool", "parameters": parameters}}], ToolFraming())
+        tool_grammar([{"type": "function", "function": {"name": "my_tool", "parameters": parameters}}], Framing())
     assert "my_tool" in caught.value.message
     assert caught.value.param == "tools"
 
 
 def test_a_tool_that_is_not_there_cannot_be_chosen():
     with pytest.raises(InvalidRequest, match="nothing"):
-        tool_grammar(TOOLS, ToolFraming(), names=["get", "nothing"])
+        tool_grammar(TOOLS, Framing(), names=["get", "nothing"])
     with pytest.raises(InvalidRequest, match="no tool"):
-        tool_grammar([], ToolFraming())
+        tool_grammar([], Framing())
 
 
 def test_what_is_read_back_is_held_to_the_limits_again():
-    grammar = tool_grammar(TOOLS[:1], ToolFraming())
+    grammar = tool_grammar(TOOLS[:1], Framing())
     assert read(grammar.text).tools[0].arguments == CITY
     with pytest.raises(InvalidRequest, match="contains"):
         read(grammar.text.replace('"properties"', '"contains"'))
@@ -179,7 +179,7 @@ def test_what_is_read_back_is_held_to_the_limits_again():
 
 def test_many_tools_with_like_names_compile(compiler, answer):
     tools = [{"type": "function", "function": {"name": "t" * (n + 1), "parameters": CITY}} for n in range(60)]
-    grammar = tool_grammar(tools, ToolFraming())
+    grammar = tool_grammar(tools, Framing())
     compiler.check(grammar)
     schemas = {tool["function"]["name"]: CITY for tool in tools}
     for seed in range(3):
@@ -188,12 +188,12 @@ def test_many_tools_with_like_names_compile(compiler, answer):
 
 
 def test_the_grammar_is_plain_data():
-    assert isinstance(tool_grammar(TOOLS, ToolFraming()), Grammar)
+    assert isinstance(tool_grammar(TOOLS, Framing()), Grammar)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"parameters": None}])
 def test_a_tool_without_parameters_takes_none(parameters, answer):
     tool = {"type": "function", "function": {"name": "now", **parameters}}
     for seed in range(5):
-        said = answer(tool_grammar([tool], ToolFraming(), parallel=False), seed)
+        said = answer(tool_grammar([tool], Framing(), parallel=False), seed)
         assert '"arguments": {}' in said.text

@@ -6,7 +6,7 @@ import pytest
 from folded import fold
 
 import ernie_serve
-from ernie_serve.grammar.tools import ToolFraming
+from ernie_serve.grammar.tools import Framing
 from ernie_serve.text.detokenize import Detokenizer
 from ernie_serve.text.formats import OutputFormat, ReasoningTokens
 from ernie_serve.text.stream import TAGS
@@ -118,7 +118,7 @@ def test_what_ends_reasoning_is_known_in_tokens(tokenizer, thinking):
 def test_forced_calls_are_framed_as_the_templates_frame_them(tokenizer, thinking, plain):
     turns = [QUESTION, {"role": "assistant", "content": "", "tool_calls": CALLS}]
     text = tokenizer.decode(thinking.render(turns, add_generation_prompt=False), skip_special_tokens=False)
-    form, frame = OutputFormat(thinking, tokenizer), ToolFraming()
+    form, frame = OutputFormat(thinking, tokenizer), Framing()
     assert (form.begin_call_id, form.end_call_id) == (
         tokenizer.token_id("<tool_call>"),
         tokenizer.token_id("</tool_call>"),
