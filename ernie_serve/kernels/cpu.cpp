@@ -101,7 +101,7 @@ inline f8 add_product(f8 sum, f8 a, f8 b) {
 #if defined(ERNIE_AVX2) && defined(__FMA__)
   return (f8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
 #else
-  return sum + a * b;  // the compiler's choice, which has to be one for all instances
+  return sum + a * b;  // fused or not is the compiler's choice, one for all instances in GCC 11, 12 and clang 14
 #endif
 }
 
@@ -469,10 +469,10 @@ constexpr int64_t unit_bytes(int bits) { return 16 + 64 * bits; }
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed: the machine's own guess is shorter
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more
 #ifdef ERNIE_AVX512
-constexpr int BYTES_AT_ONCE = TOKENS;  // the same of weights in 8 bits
+constexpr int EIGHT_BIT_TOKENS = TOKENS;  // the same of weights in 8 bits
 constexpr int FEW_TOKENS = 4;          // so many wait for memory, which one block alone asks for sooner
 #else
-constexpr int BYTES_AT_ONCE = 4;
+constexpr int EIGHT_BIT_TOKENS = 4;
 #endif
 constexpr int RUN = 8;           // blocks of 8 rows at once, at most: 64 rows
 
@@ -602,7 +602,7 @@ struct Matrix {
   const uint8_t* block(int64_t member, int64_t b) const { return data + (member * blocks + b) * block_bytes(); }
   f8 scale(int64_t member, int64_t b) const { return load(scales + (member * blocks + b) * 8); }
 
-  int64_t at_once() const { return bits == 4 ? TOKENS : BYTES_AT_ONCE; }
+  int64_t at_once() const { return bits == 4 ? TOKENS : EIGHT_BIT_TOKENS; }
   int64_t piece() const { return std::max<int64_t>(1, PIECE / block_bytes()); }
 
   // Rows 8b .. 8(b + n) - 1 of a member times `count` tokens, at most at_once().
@@ -630,7 +630,7 @@ struct Matrix {
   __attribute__((noinline)) void times_block(int64_t member, int64_t b, const Group* const* x, int64_t count,
                                              f8* out) const {
     const uint8_t* at = block(member, b);
-    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, BYTES_AT_ONCE>(at, x, count, out);
+    bits == 4 ? dispatch<4, TOKENS>(at, x, count, out) : dispatch<8, EIGHT_BIT_TOKENS>(at, x, count, out);
     const f8 s = scale(member, b);
     for (int64_t t = 0; t < count; t++) out[t] *= s;
   }
@@ -1619,7 +1619,7 @@ struct Attention {
 };
 
 // Query heads that share a key, on their way through a part of a row's context.
-struct Lane {
+struct HeadGroup {
   int heads;
   int64_t head;                // where their key lies in a token's row
   int64_t asks;                // numbers of it that are asked for ahead; by the first of its lanes
@@ -1627,18 +1627,18 @@ struct Lane {
   Softmax* state;
 };
 
-// How lanes go through a part. Memory gives rows whole faster than it gives a piece of each, so all heads pass over a
-// few tokens before the next ones; then sums of values are loaded and stored more often, for which rows of 8 bits, which
-// wait less for memory, have no time.
+// How heads go through a part. Memory gives rows whole faster than it gives a piece of each, so all heads pass over a
+// few tokens before the next ones. Sums of values are then loaded and stored more often, for which rows of 8 bits have no
+// time: they wait less.
 template <class S>
 struct Way {
   static constexpr bool whole_rows = sizeof(S) > 1;
   static constexpr int64_t near = whole_rows ? 4 : STRETCH;  // tokens
 };
 
-// Tokens from `at` to `end` for lanes of neighbouring key heads, the first of which is `key_head`.
+// Tokens from `at` to `end` for lanes of neighbouring key heads, of which `key_head` is the first.
 template <class S>
-void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t key_head, int64_t at, int64_t end) {
+void attend_part(const HeadGroup* lanes, int64_t n, const Cache<S>& cache, int64_t key_head, int64_t at, int64_t end) {
   constexpr int64_t NEAR = Way<S>::near;
   const int64_t D = cache.D;
   const float root = 1.0f / std::sqrt(static_cast<float>(D));
@@ -1647,7 +1647,7 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
     const int64_t count = std::min(STRETCH, end - at);
     cache.find(at, count, key_head, keys, values);
     for (int64_t first = 0; first < count; first += NEAR)
-      for (const Lane* lane = lanes; lane < lanes + n; lane++)
+      for (const HeadGroup* lane = lanes; lane < lanes + n; lane++)
         with_heads(lane->heads, [&](auto G) {
           for (int64_t j = first; j < std::min(count, first + NEAR); j += 2) {
             for (int64_t i = j; i < std::min(count, j + 2); i++) {
@@ -1661,7 +1661,7 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
               score<S, G(), 1>(lane->q, keys + j, lane->head, D, root, out);
           }
         });
-    for (const Lane* lane = lanes; lane < lanes + n; lane++)
+    for (const HeadGroup* lane = lanes; lane < lanes + n; lane++)
       with_heads(lane->heads, [&](auto G) {
         for (int64_t j = 0; Way<S>::whole_rows && j < std::min(count, SOON); j++)
           ask_for(values[j] + lane->head, lane->asks);
@@ -1670,7 +1670,7 @@ void attend_part(const Lane* lanes, int64_t n, const Cache<S>& cache, int64_t ke
         weigh<G()>(scores, count, scale, D, *lane->state, lane->shares);
       });
     for (int64_t first = 0; first < count; first += NEAR)
-      for (const Lane* lane = lanes; lane < lanes + n; lane++)
+      for (const HeadGroup* lane = lanes; lane < lanes + n; lane++)
         with_heads(lane->heads, [&](auto G) {
           const int64_t some = std::min(NEAR, count - first), last = std::min(count, first + SOON + NEAR);
           const float* shares = lane->shares + first * G();
@@ -1728,28 +1728,28 @@ void attend_all(const Q* q, Q* out, Cache<S> cache, int64_t H, const int32_t* ta
   }
   // Key heads that go through a part together: all, unless threads would wait for one another
   const int64_t num_parts = static_cast<int64_t>(parts.size()), num_tiles = static_cast<int64_t>(tiles.size());
-  const bool whole_rows = Way<S>::whole_rows && (num_parts >= 4 * threads || threads == 1);
-  const int64_t together = whole_rows ? K : 1, times = K / together;
+  const bool all_heads = Way<S>::whole_rows && (num_parts >= 4 * threads || threads == 1);
+  const int64_t together = all_heads ? K : 1, shares = K / together;
   const int64_t size = HEADS * D;
   const auto memory = room<float>(num_parts * lanes * size);
   const auto states = room<Softmax>(num_parts * lanes);
-  share(num_parts * times + num_tiles * K, products, [&](int64_t index) {
-    if (index >= num_parts * times) {
-      const int64_t k = (index - num_parts * times) % K;
-      const Tile& tile = tiles[(index - num_parts * times) / K];
+  share(num_parts * shares + num_tiles * K, products, [&](int64_t index) {
+    if (index >= num_parts * shares) {
+      const int64_t k = (index - num_parts * shares) % K;
+      const Tile& tile = tiles[(index - num_parts * shares) / K];
       Row rows[TILE];
       for (int64_t i = 0; i < tile.rows; i++) rows[i] = row(tile.request, tile.row + i);
       for (int64_t piece = 0; piece < pieces; piece++)
         of(tile.request).tile(rows, tile.rows, k, k * group + piece * each, heads_of(piece));
       return;
     }
-    const int64_t slot = index / times, first = index % times * together;
+    const int64_t slot = index / shares, first = index % shares * together;
     const Part& part = parts[slot];
     const Attention<S, Q> a = of(part.request);
     const Row mine = row(part.request, part.row);
     const int64_t n = together * pieces, own = size + 2 * HEADS * STRETCH;
     const auto passing = room<float>(n * own);
-    const auto some = room<Lane>(n);
+    const auto some = room<HeadGroup>(n);
     for (int64_t i = 0; i < n; i++) {
       const int64_t k = first + i / pieces, piece = i % pieces, lane = slot * lanes + k * pieces + piece;
       float* q = passing.get() + i * own;
