@@ -46,7 +46,7 @@ T, N, E, A, WIDTH, H, K, D, VOCAB = 64, 2560, 64, 6, 1536, 20, 4, 128, 103424
 
 target = GPUTarget("cuda", int(sys.argv[1]), 32)
 seen: set[str] = set()
-small = ""  # what is said of kernels that are compiled for a card with less shared memory
+prefix = ""  # what is said of kernels that are compiled for a card with less shared memory
 
 
 def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
@@ -70,7 +70,7 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = F
     seen.add(name)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     built = triton.compile(source, target=target, options=options)
-    label = f"{small}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
+    label = f"{prefix}{kernel.fn.__name__}-{constants.get('FORMAT', '')}-{constants.get('BM', '')}-{len(seen)}"
     print(
         label, built.metadata.shared, built.asm["ptx"].count("cp.async.c"), *in_binary(built.asm["cubin"]), flush=True
     )
@@ -115,9 +115,9 @@ for format in ("int8", *(["fp8"] if READS_FP8 else [])):
     for tokens in (1, 64, 256):
         linear.linear(torch.empty(tokens, N, dtype=torch.bfloat16), matrix)
     linear.widened(matrix, torch.bfloat16)
-    small = "small "
+    prefix = "small "
     linear.linear(x[:16], matrix, linear._OF_8_BITS_ON_SMALL)
-    small = ""
+    prefix = ""
 for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
     made = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((E, 2 * WIDTH, N), (E, N, WIDTH))]
     both = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4 * WIDTH, N), (N, 2 * WIDTH))]
@@ -127,12 +127,12 @@ for format in (None, "int8", *(["fp8"] if READS_FP8 else []), "int4"):
         rows = torch.empty(tokens, N, dtype=torch.float16 if format else torch.bfloat16)
         chances, picked = torch.empty(tokens, A, dtype=torch.bfloat16), torch.empty(tokens, A, dtype=torch.int32)
         experts.experts(rows, chances, picked, *made, tuple(both))
-    small, rows = "small ", torch.empty(1200 if format else 512, N, dtype=torch.float16 if format else torch.bfloat16)
+    prefix, rows = "small ", torch.empty(1200 if format else 512, N, dtype=torch.float16 if format else torch.bfloat16)
     chances, picked = (torch.empty(len(rows), A, dtype=dtype) for dtype in (torch.bfloat16, torch.int32))
     kind = "plain" if format is None else "int4" if format == "int4" else "row"
     tiles = tuple(tile_for(kernel, len(rows), kind, small=True) for kernel in ("gate_up", "down"))
     experts.experts(rows, chances, picked, *made, tuple(both), tiles=tiles)
-    small = ""
+    prefix = ""
     one = torch.empty(1, N, dtype=torch.float16 if format else torch.bfloat16)
     experts_of_one.experts_of_one(one, torch.empty(1, E), torch.empty(E), A, 1e-12, *made, tuple(both), x[:1])
 x_row, g_row, one_slot = x[:1], weight.bfloat16(), torch.empty(1, dtype=torch.int64)
@@ -154,7 +154,7 @@ one_row.scores(x_row, torch.empty(E, N), g_row, 1e-5, torch.float16)
 prompt.swiglu(torch.empty(T, 2 * WIDTH, dtype=torch.bfloat16))
 prompt.combine(x, torch.empty(T, A, dtype=torch.int64), chances[:T], x)
 sampling.sample(torch.empty(T, VOCAB, dtype=torch.bfloat16), torch.empty(T, 4, dtype=torch.float64), live, VOCAB - 1)
-small, experts.has_large_tiles = "float32 ", lambda device: False
+prefix, experts.has_large_tiles = "float32 ", lambda device: False
 cache = torch.empty(100, 64, K, D)
 attention.decode_attention(torch.empty(1, H, D), cache, cache, tables[:1], lens[:1], 16)
 router.route(torch.empty(512, N), torch.empty(E, N), torch.empty(E), A, 1e-12)

@@ -42,7 +42,7 @@ def test_every_kernel_compiles_and_fits_a_processor(tmp_path, capability, num_fo
         if name.removeprefix("small ").startswith(("_gate_up-int4", "_down-int4"))
     }
     assert len(of_int4) >= 7
-    # an A100 has the tile of gate and up that suits an H100
+    # an A100 has the tile of gate and up that suits an H200
     most = {name: 512 if capability == "80" and name.startswith("_gate_up-int4-64") else 8 for name in of_int4}
     assert all(spilled <= most[name] for name, spilled in of_int4.items()), f"sums are kept in memory: {of_int4}"
     in_registers = [line for line in lines if line[0].startswith(IN_REGISTERS)]

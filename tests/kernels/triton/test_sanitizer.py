@@ -37,6 +37,11 @@ def _nothing(x):
     pass
 
 
+@triton.jit
+def _count(x):
+    tl.atomic_add(x, 1.0)
+
+
 def test_an_address_outside_of_all_tensors():
     memory = torch.zeros(64)
     _copy[(2,)](memory[:8], memory[32:40], SHIFT=0, BLOCK=4)
@@ -79,3 +84,8 @@ def test_a_grid_that_no_card_takes():
     _nothing[(70_000,)](torch.zeros(1))
     with pytest.raises(AssertionError, match="70000"):
         _nothing[(1, 70_000)](torch.zeros(1))
+
+
+def test_an_atomic():
+    with pytest.raises(InterpreterError, match="no atomic"):
+        _count[(2,)](torch.zeros(1))
