@@ -133,5 +133,5 @@ def test_what_is_advised_on_a_gpu_is_what_the_checkpoint_can_have() -> None:
     gpu, dense = torch.device("cuda:0"), ModelConfig.from_dict(GEOMETRIES["0.3b"])
     shapes = parameter_shapes(dense)
     said = advice_for(dense, shapes, None, torch.bfloat16, gpu)
-    assert said.startswith("With --quantization int8 they need 0.")
+    assert said.startswith("With --quantization int8 they need 445.8 MiB; or use a GPU")
     assert "smaller checkpoint" in advice_for(dense, shapes, Quantization.of("int8", "cuda"), torch.bfloat16, gpu)
