@@ -57,15 +57,12 @@ def shape_chat(
         return shape_text(grammar, param)
     otherwise = grammar if use.mode == "auto" else None
     frames_form = otherwise is not None and form.frames_words and form.start(prompt_ids) in ("reasoning", "answer")
-    bound = (
-        grammar is not None and use.mode != "required" and not frames_form
-    )  # to a form of the client's, without frames
+    # to a form of the client's, which knows no frames
+    bound = grammar is not None and use.mode != "required" and not frames_form
     start = form.start(prompt_ids, bound=bound)
     if use.mode != "none":
-        grammar, param = (
-            _call_grammar(form, use, otherwise, frames_form=frames_form),
-            "tools" if otherwise is None else param,
-        )
+        grammar = _call_grammar(form, use, otherwise, frames_form=frames_form)
+        param = "tools" if otherwise is None else param
     constraints: dict[str, Any] = {}
     if grammar is not None:
         constraints["grammar"] = grammar

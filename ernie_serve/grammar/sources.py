@@ -124,7 +124,7 @@ def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     if spec.free_text:
         return "\n".join(_among_text(spec, controls) + rules)
     more = f"({_terminal(f.before)} call)*" if spec.parallel else ""
-    start = f"start: /\\n{{0,3}}/ call {more}"
+    start = f"start: {_FIRST_BREAKS} call {more}"
     if spec.otherwise is not None:
         form = _beside_calls(spec.otherwise)
         start += " | answer"
@@ -133,10 +133,14 @@ def _tools(spec: tools.ToolGrammar, controls: Mapping[int, bytes]) -> str:
     return "\n".join([start, call, *rules])
 
 
+_FIRST_BREAKS = r"/\n{0,3}/"
+"""Line breaks before the first thing of an answer."""
+
+
 def _framed(form: str, f: tools.Framing) -> str:
     """Words as the model would have written them, which begin and end as its other answers do."""
     begin, end = f"{_mark(f.begin, f.begin_id)} {_terminal(f.after_begin)}", _mark(f.end, f.end_id)
-    return f"/\\n{{0,3}}/ {begin} {form} {_terminal(f.before_end)} {end} {_terminal(f.after)}"
+    return f"{_FIRST_BREAKS} {begin} {form} {_terminal(f.before_end)} {end} {_terminal(f.after)}"
 
 
 def _beside_calls(form: Grammar) -> str:
