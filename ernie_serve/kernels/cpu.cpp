@@ -470,11 +470,11 @@ constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are nee
 constexpr int TOKENS = 6;        // tokens at once, for the registers hold no more
 #ifdef ERNIE_AVX512
 constexpr int EIGHT_BIT_TOKENS = TOKENS;  // the same of weights in 8 bits
-constexpr int FEW_TOKENS = 4;          // so many wait for memory, which one block alone asks for sooner
+constexpr int FEW_TOKENS = 4;             // so many wait for memory, which one block alone asks for sooner
 #else
 constexpr int EIGHT_BIT_TOKENS = 4;
 #endif
-constexpr int RUN = 8;           // blocks of 8 rows at once, at most: 64 rows
+constexpr int RUN = 8;  // blocks of 8 rows at once, at most: 64 rows
 
 using Sums = f8[TOKENS];  // of one block of 8 rows, for each token
 
@@ -1492,7 +1492,7 @@ __attribute__((noinline)) void score_wide(const float* q, const Wide& wide, int6
   }
 }
 
-// values[h] += sum over the tokens of share[token][h] * value, W * 8 dimensions of them from d
+// As `add_values`, of values in the order of `Wide`: one function for both takes 2 to 4 % longer here.
 template <int G, int W>
 __attribute__((noinline)) void add_wide(const float* rows, int64_t count, const float* shares, int64_t d, int64_t D,
                                         float* values) {
