@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import cast
 
 import torch
 
@@ -51,6 +52,7 @@ from ernie_serve.worker.card import device_of, named, require_kernels, take
 from ernie_serve.worker.cores import usable_cores
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
+from ernie_serve.worker.self_check import Fusing, check_one_row
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +188,9 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         max_scored_tokens=memory.SCORED_TOKENS,
         pace=Pace(_step_seconds(settings, device)),
     )
+    if device.type == "cuda":
+        report(1.0, "comparing kernels")
+        check_one_row(model, cast("Fusing", kernels), runner.cache, block_size)
     if runner.graphs:
         runner.graphs.record_all(room.max_model_len, lambda share: report(share, "recording decode steps"))
     report(1.0, "preparing grammars")

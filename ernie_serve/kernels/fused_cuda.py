@@ -19,18 +19,21 @@ class FusedCudaKernels(CudaKernels):
     That a row is padding is not asked: a step of one row has none.
     """
 
+    fuses = True
+    """Whether one row has launches of its own at all."""
+
     def norm_linear(
         self, stream: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Matrix
     ) -> tuple[Tensor, Tensor]:
         """The stream, and its norm by a matrix; of one row in one kernel."""
-        if isinstance(weight, Tensor | Quantized) and one_row.suits(stream, weight):
+        if self.fuses and isinstance(weight, Tensor | Quantized) and one_row.suits(stream, weight):
             stream, x, unmade = self._norm_or_leave(stream, pending, norm, eps)
             return stream, one_row.linear(x, weight, unmade, eps)
         return super().norm_linear(stream, pending, norm, eps, weight)
 
     def add_linear(self, stream: Tensor, x: Tensor, weight: Matrix) -> tuple[Tensor, Tensor | None]:
         """The stream and what is pending; of one row it is added where it is made."""
-        if isinstance(weight, Tensor | Quantized) and one_row.suits(x, weight):
+        if self.fuses and isinstance(weight, Tensor | Quantized) and one_row.suits(x, weight):
             return one_row.add_linear(stream, x, weight), None
         return super().add_linear(stream, x, weight)
 
@@ -48,7 +51,12 @@ class FusedCudaKernels(CudaKernels):
         num_heads: int,
     ) -> tuple[Tensor, Tensor]:
         """The stream, and the attention of its norm; of one row all is turned and written as it is made."""
-        if isinstance(weight, Tensor | Quantized) and one_row.suits(stream, weight) and one_row.turns(k_cache):
+        if (
+            self.fuses
+            and isinstance(weight, Tensor | Quantized)
+            and one_row.suits(stream, weight)
+            and one_row.turns(k_cache)
+        ):
             stream, x, unmade = self._norm_or_leave(stream, pending, norm, eps)
             q = one_row.linear_and_turn(x, weight, unmade, eps, rotary, k_cache, v_cache, layout.slots, num_heads)
             return stream, self.attention(q, k_cache, v_cache, layout)
@@ -70,7 +78,8 @@ class FusedCudaKernels(CudaKernels):
     ) -> tuple[Tensor, Tensor | None]:
         """The stream, and what is pending; of one row gate and up choose their experts, and down adds to the stream."""
         if (
-            isinstance(gate_up, Tensor | Quantized)
+            self.fuses
+            and isinstance(gate_up, Tensor | Quantized)
             and isinstance(down, Tensor | Quantized)
             and one_row.suits(stream, weight, 1)
             and ((inside := beside(shared, gate_up, down)) or shared is None)

@@ -8,12 +8,14 @@ pytest.importorskip("triton")
 from ernie_serve.kernels.fused_cuda import FusedCudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
+from ernie_serve.kernels.triton import experts_of_one, one_row
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.quantize import load_quantized
 from ernie_serve.model.random_checkpoint import GEOMETRIES, write_random_checkpoint
 from ernie_serve.model.recipes import Quantization
 from ernie_serve.model.weights import load_weights
+from ernie_serve.worker.self_check import check_one_row
 
 SHAPE = {"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
 
@@ -52,3 +54,34 @@ def test_three_tokens_one_after_the_other(tmp_path, monkeypatch, geometry, recip
                 found.append(model(torch.tensor([token]), layout, cache, torch.tensor([0])))
     for want, got in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_start_leaves_them_out_where_they_fail(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(GEOMETRIES, "tiny", GEOMETRIES["tiny"] | SHAPE | {"moe_num_experts": 4, "moe_k": 2})
+    write_random_checkpoint(tmp_path / "out", "tiny")
+    config, kernels = ModelConfig.from_folder(tmp_path / "out"), FusedCudaKernels()
+    with torch.device("meta"):
+        model = Ernie(config, kernels, torch.float32)
+    load_weights(model, tmp_path / "out")
+    heads = config.num_key_value_heads, config.head_dim
+    cache = [kernels.empty_cache(1, 16, *heads, torch.float32, torch.device("cpu")) for _ in model.layers]
+    check_one_row(model, kernels, cache, 16)
+    assert kernels.fuses
+
+    def fails(*args, **named):
+        raise RuntimeError("out of resource")
+
+    for module, name in (
+        (one_row, "linear"),
+        (one_row, "linear_and_turn"),
+        (one_row, "add_linear"),
+        (one_row, "scores"),
+        (experts_of_one, "experts_of_one"),
+    ):
+        monkeypatch.setattr(module, name, fails)
+    check_one_row(model, kernels, cache, 16)
+    assert "RuntimeError: out of resource" in caplog.text
+    assert not kernels.fuses
+    caplog.clear()
+    check_one_row(model, kernels, cache, 16)
+    assert not caplog.records, "none of them is taken any more"
