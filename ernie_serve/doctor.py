@@ -21,6 +21,7 @@ from ernie_serve.errors import StartupError
 from ernie_serve.kernels.native import ADVICE, tools_path
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.loading import require_fp8
 from ernie_serve.model.quantize import loading_bytes, parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import RECIPES, Quantization
@@ -91,12 +92,17 @@ def disturbed_by(at_work: float, cores: int) -> str:
 
 
 def _examine_gpu(console: Console, model: str, config: ModelConfig, device: torch.device) -> None:
-    """Look at a GPU, and say of it what is said of a CPU."""
+    """Look at a GPU, and say of it what is said of a CPU.
+
+    Raises `SettingsError` where the checkpoint's own numbers are of a kind that this GPU does not read.
+    """
     take(device)
     card = card_of(device, PROBE_SECONDS)
     forms = [form for form in forms_of(config, device) if form.name != "fp8" or card.reads_fp8]
     for line in card_lines(card):
         console.print(line, soft_wrap=True)
+    if card.has_kernels:
+        require_fp8(config.quantization, torch.bfloat16, card.capability)
     console.print(f"\n{model}, {CONTEXT:,} tokens of context:")
     console.print(gpu_table(forms, card))
     console.print(f"- {gpu_advice(forms, config, card)}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """The doctor's figures follow from the config and the probe, and its advice from the figures."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from ernie_serve import doctor
 from ernie_serve.config import USUAL_NUM_SEQS, Settings
-from ernie_serve.errors import NotEnoughMemory, StartupError
+from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
+from ernie_serve.model.recipes import Quantization
 from ernie_serve.worker import fitting, memory
 from ernie_serve.worker.card import Card
 from ernie_serve.worker.cores import usable_cores
@@ -211,6 +213,25 @@ def test_a_model_without_experts_has_no_form_of_4_bits_on_a_gpu() -> None:
     assert [form.name for form in fitting.forms_of(dense, GPU)] == ["bfloat16", "int8", "fp8"]
     said = doctor.gpu_advice(fitting.forms_of(dense, GPU), dense, card(24, 23))
     assert said == "It can be served as it is; with --quantization fp8 it is faster and its cache larger."
+
+
+def test_a_folder_in_fp8_is_refused_by_a_gpu_that_does_not_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = {"quantization_config": Quantization.of("fp8", "cuda").as_config()}
+    (tmp_path / "config.json").write_text(json.dumps(GEOMETRIES["21b"] | stored))
+    monkeypatch.setattr(doctor, "device_of", lambda wanted: GPU)
+    monkeypatch.setattr(doctor, "take", lambda device: None)
+
+    def examined(capability: tuple[int, int]) -> str:
+        monkeypatch.setattr(doctor, "card_of", lambda device, seconds: card(24, 23.5, capability))
+        doctor.examine(str(tmp_path), revision=None, threads=None, device="cuda")
+        return capsys.readouterr().out
+
+    with pytest.raises(SettingsError, match=r"fp8 needs .* 8\.9; this one has 8\.6.*--quantization int8"):
+        examined((8, 6))
+    assert "another one, or --device cpu" in examined((7, 5))
+    assert "End what else uses the GPU" in examined((8, 9))
 
 
 def test_figures_that_others_disturbed_are_said_to_be_so() -> None:
