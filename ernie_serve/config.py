@@ -264,6 +264,17 @@ def device(word: str) -> str:
         raise SettingsError(f"--device {word}: it is auto, cpu, cuda or cuda:N.") from None
 
 
+def path_of(setting: str, text: str) -> Path:
+    """The path that a setting names, in which `~` is a home. Raises `SettingsError` where it is nobody's."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        home = text.partition("/")[0]
+        raise SettingsError(
+            f"{setting} {text}: {home} is nobody's home here. Give the path from the root on."
+        ) from None
+
+
 def flag_name(name: str) -> str:
     """The command-line spelling of a field."""
     return "MODEL" if name == "model" else "--" + name.replace("_", "-")

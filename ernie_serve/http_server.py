@@ -11,7 +11,6 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,7 +18,7 @@ from fastapi import FastAPI
 from ernie_serve import banner
 from ernie_serve.api.measures import Measures
 from ernie_serve.api.protocol import HttpProtocol
-from ernie_serve.config import Settings
+from ernie_serve.config import Settings, path_of
 from ernie_serve.errors import SettingsError
 
 
@@ -127,9 +126,9 @@ def address_told(listener: socket.socket, file: str | None) -> Generator[None, N
         return
     told = url_of(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "\n"
     try:
-        path = Path(file).expanduser()
+        path = path_of("--address-file", file)
         path.write_text(told, encoding="utf-8")
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise SettingsError(f"--address-file {file!r} cannot be written: {why}. Name another.") from None
     try:

@@ -28,7 +28,7 @@ from ernie_serve.billing.free import FreeMeter
 from ernie_serve.billing.meter import Meter
 from ernie_serve.billing.prices import prices_from_usd
 from ernie_serve.bundled import ERNIE_TINY
-from ernie_serve.config import Settings
+from ernie_serve.config import Settings, path_of
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, StartupError
@@ -169,7 +169,8 @@ def create_app(
 
 def open_responses(settings: Settings) -> KeptResponses:
     """Where responses are kept: in the file of the settings, otherwise in memory. Raises `StartupError`."""
-    return ResponseFile(Path(settings.responses_file).expanduser()) if settings.responses_file else ResponseStore()
+    file = settings.responses_file
+    return ResponseFile(path_of("--responses-file", file)) if file else ResponseStore()
 
 
 async def open_meter(settings: Settings, model: str) -> Meter:

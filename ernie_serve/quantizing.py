@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ernie_serve import launch
-from ernie_serve.config import Settings
+from ernie_serve.config import Settings, path_of
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -48,7 +48,7 @@ def quantize(
     signal.signal(signal.SIGTERM, _end)  # what is half written goes with us
     torch.set_num_threads(threads or usable_cores())
     console = Console(stderr=True, highlight=False)
-    folder = folder.expanduser()
+    folder = path_of("OUT", str(folder))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -70,9 +70,10 @@ def test_the_address_file_says_how_this_machine_reaches_the_server(tmp_path: Pat
         with http_server.address_told(listener, str(file)):
             file.write_text("another's")
         assert file.read_text() == "another's"
-        for wrong in (str(tmp_path / "none" / "url"), "~nobodyhere/url", "a\0b"):
+        none, unknown = "cannot be written", r"~nobodyhere/url: ~nobodyhere is nobody's home"
+        for wrong, told in ((str(tmp_path / "none" / "url"), none), ("~nobodyhere/url", unknown), ("a\0b", none)):
             with (
-                pytest.raises(SettingsError, match=r"--address-file .* cannot be written"),
+                pytest.raises(SettingsError, match=rf"--address-file .*{told}"),
                 http_server.address_told(listener, wrong),
             ):
                 pass

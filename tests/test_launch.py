@@ -91,6 +91,11 @@ def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, mon
         launch.open_text(launch.with_checkpoint(Settings()))
 
 
+def test_a_home_that_is_nobody_s_is_told() -> None:
+    with pytest.raises(SettingsError, match="--responses-file ~nobodyhere/kept: ~nobodyhere is nobody's home here"):
+        launch.open_responses(Settings(responses_file="~nobodyhere/kept"))
+
+
 def test_the_serving_preset_charges() -> None:
     assert load({}, config=CONFIGS / "ernie-4.5-21b-a3b.toml", environ={})[0].billing
     assert not Settings().billing

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ernie_serve.billing import boots
 from ernie_serve.billing.migrations import migrate
+from ernie_serve.config import path_of
 from ernie_serve.errors import SettingsError, StartupError
 
 STATEMENT_SECONDS = 2
@@ -175,7 +176,7 @@ class Database:
         if not found and not make:
             raise _no_store(str(path))
         if found is None:
-            if not (Path(name).expanduser().is_absolute() or path.parent.is_dir()):
+            if not (path_of("--database-url", name).is_absolute() or path.parent.is_dir()):
                 raise StartupError(
                     f"There is no folder {path.parent} for the billing database: sqlite:///{name} begins where the "
                     "command runs. Make the folder, or give the path from the root on, as sqlite:////absolute/path."
@@ -288,7 +289,7 @@ def store_told(url: str) -> str:
 
 
 def _file_of(url: URL) -> Path:
-    return Path(url.database or "").expanduser().absolute()
+    return path_of("--database-url", url.database or "").absolute()
 
 
 def without_password(url: str) -> str:

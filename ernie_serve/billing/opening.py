@@ -12,7 +12,7 @@ from ernie_serve.billing.database import Database, cause_of, without_password
 from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.store import Store
-from ernie_serve.config import require_known
+from ernie_serve.config import path_of, require_known
 from ernie_serve.errors import StartupError, StoreUnavailable
 
 DATABASE_VARIABLE = "ERNIE_SERVE_DATABASE_URL"
@@ -39,12 +39,13 @@ async def open_meter(url: str, model: str, prices: Prices, clock: Clock | None =
 def default_url() -> str:
     """The store that the environment names, or a file in the user's data folder.
 
-    Raises `SettingsError` where the environment has a name that is nearly that.
+    Raises `SettingsError` where the environment has a name that is nearly that, or the user has no home.
     """
     require_known()
-    named = os.environ.get(DATABASE_VARIABLE)
-    folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ernie_serve"
-    return named or f"sqlite:///{folder / 'billing.db'}"
+    if named := os.environ.get(DATABASE_VARIABLE):
+        return named
+    folder = os.environ.get("XDG_DATA_HOME") or path_of("--database-url", "~/.local/share")
+    return f"sqlite:///{Path(folder, 'ernie_serve', 'billing.db')}"
 
 
 def _open_store(url: str) -> Store:

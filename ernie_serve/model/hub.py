@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from ernie_serve.config import path_of
 from ernie_serve.errors import CheckpointError
 
 Progress = Callable[[float, str], None]
@@ -25,9 +26,9 @@ def resolve(
     subfolders. `progress` gets the share of the download and what is being done. The folder of a hub model is
     named for its commit.
 
-    Raises `CheckpointError` that says why the model is not to be had, and what to do.
+    Raises `StartupError` that says why the model is not to be had, and what to do.
     """
-    local = Path(model).expanduser()
+    local = path_of("MODEL", model)
     if local.is_dir():
         if revision is not None:
             raise CheckpointError(f"{model} is a local folder, which has no revision {revision!r}; leave it out.")

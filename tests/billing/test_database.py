@@ -43,6 +43,12 @@ def test_a_store_is_told_by_its_whole_path_and_without_secrets(tmp_path, monkeyp
     assert store_told("postgresql://user:secret@host/name") == "PostgreSQL"
 
 
+def test_a_home_that_is_nobody_s_is_told():
+    told = r"--database-url ~nobodyhere/billing\.db: ~nobodyhere is nobody's home here\. Give the path from the root on"
+    with pytest.raises(SettingsError, match=told):
+        Database("sqlite:///~nobodyhere/billing.db", make=True)
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot be made"):

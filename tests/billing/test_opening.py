@@ -10,13 +10,26 @@ from ernie_serve.billing.meter import Order
 from ernie_serve.billing.office import top_up
 from ernie_serve.billing.opening import default_url, open_meter
 from ernie_serve.billing.prices import Prices, Usage
-from ernie_serve.errors import StartupError
+from ernie_serve.errors import SettingsError, StartupError
 
 
 def test_the_environment_names_the_store(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.delenv("ERNIE_SERVE_DATABASE_URL", raising=False)
     assert default_url() == f"sqlite:///{tmp_path}/ernie_serve/billing.db"
+    monkeypatch.setenv("ERNIE_SERVE_DATABASE_URL", "postgresql://host/name")
+    assert default_url() == "postgresql://host/name"
+
+
+def test_who_has_no_home_has_to_say_where_the_store_is(monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_DATA_HOME", "ERNIE_SERVE_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match=r"--database-url ~/\.local/share: ~ is nobody's home"):
+        default_url()
     monkeypatch.setenv("ERNIE_SERVE_DATABASE_URL", "postgresql://host/name")
     assert default_url() == "postgresql://host/name"
 

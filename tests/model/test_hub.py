@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from ernie_serve.errors import CheckpointError
+from ernie_serve.errors import CheckpointError, SettingsError
 from ernie_serve.model import download, hub
 
 COMMIT, OLD_COMMIT = "a" * 40, "b" * 40
@@ -163,6 +163,11 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.gguf is a file; name the folder"):
         hub.resolve(str(tmp_path / "model.gguf"))
+
+
+def test_a_home_that_is_nobody_s_is_told() -> None:
+    with pytest.raises(SettingsError, match="MODEL ~nobodyhere/model: ~nobodyhere is nobody's home here"):
+        hub.resolve("~nobodyhere/model")
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere", "~/nowhere", "a/b/c", "C:\\models\\ernie"])
