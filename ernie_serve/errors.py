@@ -25,6 +25,7 @@
         ├── IdempotencyMismatch 422  an idempotency key came back with another body
         ├── RateLimited         429  the caller's own limit; try again after the seconds told
         ├── HeadersTooLarge     431
+        ├── Overloaded          503  no time for what comes before the engine, such as a schema; try again
         ├── EngineUnavailable   503  loading, or ended; try again later
         ├── StoreUnavailable    503  the billing store cannot be written; nothing was generated or charged
         └── EngineFailure       500  the engine failed this request; it is not charged

@@ -67,7 +67,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """A server and everything behind it. `name` is the model's name in answers, `url` the API's base."""
+    """A server and everything behind it. `names` are the model's, the first that of answers, `url` the API's base."""
 
     text: Text
     client: ProcessClient

@@ -58,11 +58,12 @@ class FreeMeter:
         ttft_us: int | None = None,
         total_us: int | None = None,
     ) -> Charging:
-        """Nothing."""
-        self.counters.settled += 1
-        charging = Charging()
-        charging.end(Charge(Nano(0), usage, 0))
-        return charging
+        """Charge nothing; see `Meter.settle`."""
+        if reservation.charge is None:
+            self.counters.settled += 1
+            reservation.charge = Charging()
+            reservation.charge.end(Charge(Nano(0), usage, 0))
+        return reservation.charge
 
     async def report(self, read: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """There is nothing to tell."""

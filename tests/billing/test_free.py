@@ -24,6 +24,8 @@ def test_everything_is_free_and_nothing_is_kept():
         usage = Usage(prompt_tokens=5, completion_tokens=6)
         charge = await meter.settle(reservation, usage, "ok")
         assert (charge.cost_nano, charge.cost_usd, charge.usage, meter.charges) == (0, "0", usage, False)
+        assert await meter.settle(reservation, Usage(prompt_tokens=7, completion_tokens=8), "failed") == charge
+        assert meter.counters.settled == 1, "the first charge is the only one"
         assert meter.rate_headers(caller) == {}
         for refused in (
             lambda: meter.report(usage_by_time, Scope(), start=0, end=1),
