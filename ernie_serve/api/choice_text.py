@@ -1,7 +1,7 @@
 """From the tokens of one choice to the text that may be shown, with the log-probabilities that belong to it.
 
 Knows detokenizing and stop strings, and holds back what either may still change. Knows nothing of engines or HTTP.
-Who tells reasoning and calls from content (`reading.py`) reads what this class shows.
+Who tells reasoning and calls from content (`telling.py`) reads what this class shows.
 """
 
 from collections.abc import Sequence

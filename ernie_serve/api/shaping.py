@@ -6,18 +6,17 @@ insides.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ernie_serve.api.reading import AnswerReader
 from ernie_serve.api.schema.tools import ToolUse
 from ernie_serve.api.services import Services
-from ernie_serve.api.telling import Reader
 from ernie_serve.errors import InvalidRequest
 from ernie_serve.grammar.tools import Framing, tool_grammar
 from ernie_serve.messages import Grammar
 from ernie_serve.text.content import END_OF_RESPONSE
 from ernie_serve.text.formats import OutputFormat
-from ernie_serve.text.stream import RESPONSE, Start
+from ernie_serve.text.stream import RESPONSE, AnswerStream, Start
 
 EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 8192}
 """Tokens of reasoning that an effort allows; more effort has no bound of its own."""
@@ -33,7 +32,7 @@ class Shape:
 
     constraints: dict[str, Any] = field(default_factory=dict)
     grammar_param: str = "response_format"
-    read: Callable[[int], Reader] | None = None
+    read: Callable[[], AnswerStream] | None = None
     start: Start = "text"
     hidden_ids: frozenset[int] = frozenset()
 
@@ -77,10 +76,7 @@ def shape_chat(
     if start == "text" and not use.names:
         return Shape(constraints=constraints, grammar_param=param)
     max_calls = None if use.parallel else 1
-
-    def read(index: int) -> Reader:
-        return AnswerReader(index, form.stream(prompt_ids, tools=use.names, max_calls=max_calls, bound=bound))
-
+    read = partial(form.stream, prompt_ids, tools=use.names, max_calls=max_calls, bound=bound)
     return Shape(constraints=constraints, grammar_param=param, read=read, start=start, hidden_ids=form.hidden_ids)
 
 

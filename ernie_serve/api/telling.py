@@ -1,44 +1,22 @@
 """What one choice asks of the engine, and how the engine's outputs for it become events.
 
-Knows the text of a choice, its end, and a reader that tells reasoning and calls from the answer; where there is one,
+Knows the text of a choice, its end, and the stream that tells reasoning and calls from the answer; where there is one,
 stop strings are looked for in the content alone. Knows nothing of other choices or of how events are spelled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import msgspec
 
 from ernie_serve.api.choice_text import ChoiceText, Placed, TextOptions
 from ernie_serve.api.content_stops import ContentStops
-from ernie_serve.api.events import Event, Finished, PromptScored, TextDelta
+from ernie_serve.api.events import CallBegun, CallDelta, Event, Finished, PromptScored, ReasoningDelta, TextDelta
 from ernie_serve.messages import EngineOutput, EngineRequest, TokenLogprobs
+from ernie_serve.text import events as text_events
 from ernie_serve.text.formats import ReasoningTokens
-from ernie_serve.text.stream import Start
+from ernie_serve.text.stream import AnswerStream, Start
 from ernie_serve.text.tokenizer import Tokenizer
-
-
-class Reader(Protocol):
-    """Tells reasoning and calls of functions from the text that is the answer. Each choice has one of its own."""
-
-    @property
-    def has_called(self) -> bool:
-        """Whether functions were called, and every call that has begun is whole."""
-
-    @property
-    def may_stop(self) -> bool:
-        """Whether it can be done before the engine is."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more need be made."""
-
-    def push(self, text: str) -> list[Event]:
-        """What more text lets us tell."""
-
-    def finish(self) -> list[Event]:
-        """What was held back, now that no more text comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +38,8 @@ class Choice:
 class Job:
     """Everything one HTTP request asks of the engine.
 
-    `read` makes the reader of a choice, whose answer begins at `start`; it is `None` where all text is the answer. Of
-    the choices of each prompt the likeliest `keep` are told, all of them where it is `None`. `grammar_param` names the
+    `read` makes what reads a choice, whose answer begins at `start`; it is `None` where all text is the answer. Of the
+    choices of each prompt the likeliest `keep` are told, all of them where it is `None`. `grammar_param` names the
     field that a wrong grammar comes from. `length_given` tells that the client, not the room, bounds the answers, which
     it would do in the field `length_param`.
     """
@@ -72,7 +50,7 @@ class Job:
     stream: bool
     include_usage: bool
     usage_in_chunks: bool = False
-    read: Callable[[int], Reader] | None = None
+    read: Callable[[], AnswerStream] | None = None
     start: Start = "text"
     keep: int | None = None
     grammar_param: str = "response_format"
@@ -95,11 +73,11 @@ class Telling:
         self._num_read = 0
         self._opening = choice.opening
         self._shift = len(choice.opening)
-        self._reader = job.read(choice.index) if job.read else None
+        self._reader = job.read() if job.read else None
         self._with_token_ids = job.with_token_ids
         self._reasoning = ReasoningTokens(tokenizer, job.start) if job.read else None
         is_parted = job.text.logprobs and self._reader is not None  # among items that each have their own tokens
-        may_stop = bool(job.text.stops) or (self._reader is not None and self._reader.may_stop)
+        may_stop = bool(job.text.stops) or (self._reader is not None and self._reader.max_calls is not None)
         self._by_token = is_parted or may_stop
         self._num_placed = 0
         self.num_tokens = 0  # told so far
@@ -182,8 +160,9 @@ class Telling:
         if self._reader is None:
             events: list[Event] = [TextDelta(self._index, text)] if text else []
         else:
-            events = self._reader.push(text) if text else []
-            events += self._reader.finish() if ended else []
+            read = self._reader.push(text) if text else []
+            read += self._reader.flush() if ended else []
+            events = of_choice(self._index, read)
         return events, self._of_answer(placed)
 
     def _of_answer(self, placed: Sequence[Placed]) -> list[Placed]:
@@ -195,6 +174,22 @@ class Telling:
     def _reason(self, output: EngineOutput) -> str:
         reason = "stop" if self._stopped else output.finish_reason or "stop"
         return "tool_calls" if reason == "stop" and self._reader and self._reader.has_called else reason
+
+
+def of_choice(index: int, read: Iterable[text_events.Event]) -> list[Event]:
+    """What was read of an answer's text, as events of its choice."""
+    told: list[Event] = []
+    for event in read:
+        match event:
+            case text_events.ContentDelta(text):
+                told.append(TextDelta(index, text))
+            case text_events.ReasoningDelta(text):
+                told.append(ReasoningDelta(index, text))
+            case text_events.CallBegin(call, call_id, name):
+                told.append(CallBegun(index, call, call_id, name))
+            case text_events.CallArguments(call, text):
+                told.append(CallDelta(index, call, text))
+    return told
 
 
 def stops_of_content(index: int, job: Job) -> ContentStops | None:

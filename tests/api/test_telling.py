@@ -6,7 +6,6 @@ import pytest
 
 from ernie_serve.api.choice_text import TextOptions
 from ernie_serve.api.events import Answer, CallBegun, Event, Finished, PromptScored, ReasoningDelta, TextDelta
-from ernie_serve.api.reading import AnswerReader
 from ernie_serve.api.telling import Choice, Job, Telling
 from ernie_serve.messages import EngineOutput, EngineRequest, SamplingParams, TokenLogprobs
 from ernie_serve.text.stream import AnswerStream
@@ -34,8 +33,8 @@ def tell(services: Any) -> Any:
         )
         max_calls = fields.pop("max_calls", None)
 
-        def read(index: int) -> AnswerReader:
-            return AnswerReader(index, AnswerStream("reasoning", tools=["f"], max_calls=max_calls))
+        def read() -> AnswerStream:
+            return AnswerStream("reasoning", tools=["f"], max_calls=max_calls)
 
         job = Job(
             id="j",
