@@ -1,4 +1,4 @@
-"""What `ernie-serve keys` and `topup` do: on the billing store, beside a running server or without one.
+"""What `ernie-serve keys`, `topup` and `audit` do: on the billing store, beside a running server or without one.
 
 Knows the store's office, and how amounts, times and tables are written for a person. Knows no flag.
 """
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
-from ernie_serve.billing import accounts, office
+from ernie_serve.billing import accounts, office, reports
 from ernie_serve.billing.accounts import KeyRecord
 from ernie_serve.billing.keys import KeyLimits, parse_scopes
 from ernie_serve.billing.money import MAX_NANO, format_usd, parse_usd
@@ -123,6 +123,15 @@ def top_up(url: str | None, account: str, amount: str, *, kind: str | None, refe
         balance = desk(office.top_up, account, nano, now=time_now(), kind=kind, ref=ref)
         record = desk.read(office.the_account, account)
     print(f"The account {record.name} ({record.id}) has {format_usd(balance)} USD.")
+
+
+def audit(url: str | None) -> bool:
+    """Print that the store adds up, or a line for whatever does not; whether it does."""
+    with opened(url) as desk:
+        found = desk.read(reports.problems)
+    for each in found or ("Every balance, every hold and every day's usage is the sum of its rows.",):
+        print(each)
+    return not found
 
 
 def parse_time(text: str, what: str, now: int, *, ahead: bool = False) -> int:

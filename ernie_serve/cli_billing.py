@@ -1,4 +1,4 @@
-"""The verbs of billing: keys, usage, topup.
+"""The verbs of billing: keys, usage, topup, audit.
 
 Knows their flags. Knows nothing of what they do.
 """
@@ -133,3 +133,11 @@ def usage(
         usage_table.export_usage(database_url, "csv" if csv else "jsonl", since=since, until=until, **whose)
     else:
         usage_table.show_usage(database_url, since=since, until=until, by=by, **whose)
+
+
+def audit(database_url: Store = None) -> None:
+    """Count the whole ledger again and say that it adds up, or what does not, with exit code 1."""
+    from ernie_serve import bookkeeping
+
+    if not bookkeeping.audit(database_url):
+        raise typer.Exit(1)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from command import Run
+from sqlalchemy import Connection
 from stores import Shop
 
+from ernie_serve.billing.accounts import list_keys
 from ernie_serve.billing.meter import Order
+from ernie_serve.billing.office import office, open_key
 from ernie_serve.billing.prices import Usage
 from ernie_serve.bookkeeping import parse_time
 from ernie_serve.errors import PaymentRequired, RateLimited, SettingsError, Unauthorized
@@ -185,6 +188,31 @@ def test_usage_is_a_table_or_every_request(run: Run, shop: Shop) -> None:
     lines = run("usage", *span, "--json", "--key", "a")[1].splitlines()
     assert {json.loads(line)["request_id"] for line in lines} == {"a-0", "a-1", "a-2"}
     assert {json.loads(line)["cost_usd"] for line in lines} == {"0.0000021"}
+
+
+def test_an_audit_says_that_all_adds_up_or_what_does_not(run: Run, shop: Shop) -> None:
+    spend(shop, {"a": last_line(run("keys", "create", "a", "--credit", "1")[1])}, 2)
+    assert run("audit") == (0, "Every balance, every hold and every day's usage is the sum of its rows.\n", "")
+    with office(shop.url) as desk:
+        desk(Connection.exec_driver_sql, "UPDATE account SET balance_nano = balance_nano + 1")
+        desk(Connection.exec_driver_sql, "UPDATE usage_day SET requests = requests + 1")
+    code, out, err = run("audit")
+    assert (code, err) == (1, "")
+    balance, *days = out.splitlines()
+    assert balance.endswith(": balance is 999995801, counted 999995800 nano-USD")
+    assert [line.startswith("usage_day differs") for line in days] == [True, True], "as it is, and as it was counted"
+
+
+def test_an_audit_looks_at_one_moment(shop: Shop) -> None:
+    with office(shop.url) as desk, office(shop.url) as other:
+
+        def look(connection: Connection) -> list[int]:
+            counts = [len(list_keys(connection))]
+            other(open_key, "another", now=NOW)
+            return [*counts, len(list_keys(connection))]
+
+        assert desk.read(look) == [0, 0]
+        assert desk.read(look) == [1, 1]
 
 
 def command(url: str, *arguments: str) -> str:

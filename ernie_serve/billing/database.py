@@ -102,6 +102,15 @@ class Database:
             yield connection
 
     @contextmanager
+    def moment(self) -> Iterator[Connection]:
+        """A transaction that only reads, and sees what was there when it began, for as long as that takes."""
+        level = {} if self.embedded else {"isolation_level": "REPEATABLE READ"}
+        with self.reader.connect().execution_options(**level) as connection, connection.begin():
+            if not self.embedded:
+                connection.execute(_UNHURRIED)
+            yield connection
+
+    @contextmanager
     def _embedded_transaction(self, level: str) -> Iterator[Connection]:
         """One transaction on the connection that is kept for them, begun and ended by the driver itself.
 
@@ -225,6 +234,7 @@ _OURS = frozenset({"alembic_version", "account", "project", "api_key"})
 """Tables by which a store of any version is known."""
 
 _EXAMPLES = "Give sqlite:////absolute/path/billing.db or postgresql://user:password@host/name."
+_UNHURRIED = text("SELECT set_config('statement_timeout', '0', true)")
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
 _TAKE = text("SELECT 1 FROM account WHERE id = :id FOR UPDATE")
 _TAKE_QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true) FROM account WHERE id = :id FOR UPDATE")

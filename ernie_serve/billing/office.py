@@ -50,8 +50,8 @@ class Office:
             return do(connection, *args, **kwargs)
 
     def read(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function of `reports`, or a reading one of `accounts`, beside whoever writes."""
-        with self._database.reader.connect() as connection, connection.begin():
+        """Run a function of `reports`, or a reading one of `accounts`, on one moment, beside whoever writes."""
+        with self._database.moment() as connection:
             return do(connection, *args, **kwargs)
 
 

@@ -227,9 +227,9 @@ def problems(connection: Connection) -> list[str]:
             ("usage", -charged.get(row.id, 0), used.get(row.id, 0)),
         ):
             if kept != counted:
-                found.append(f"account {row.id}: {name} is {kept}, counted {counted}")
+                found.append(f"account {row.id}: {name} is {kept}, counted {counted} nano-USD")
         if not 0 <= row.reserved_nano <= row.balance_nano:
-            found.append(f"account {row.id}: reserved {row.reserved_nano} of {row.balance_nano}")
+            found.append(f"account {row.id}: reserved {row.reserved_nano} of {row.balance_nano} nano-USD")
     return found + _day_problems(connection)
 
 
