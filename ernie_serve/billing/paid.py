@@ -134,11 +134,6 @@ class PaidMeter:
             yield reports.export_rows(rows, form)
             after = (rows[-1].created, rows[-1].request_id)
 
-    async def set_prices(self, model: str, prices: Prices) -> None:
-        """Other prices for requests that begin from now on."""
-        now = self._clock.seconds()
-        self.prices = await self._store.write(partial(price_lists.set_prices, model=model, prices=prices, now=now))
-
     def rate_headers(self, caller: Caller) -> dict[str, str]:
         """`x-ratelimit-…` for an answer to this caller."""
         return self._limiter.headers(caller)

@@ -23,6 +23,7 @@ from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.meter import Order, Reservation
 from ernie_serve.billing.office import open_key, top_up
 from ernie_serve.billing.paid import PaidMeter
+from ernie_serve.billing.price_lists import set_prices
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import problems
 from ernie_serve.billing.schema import boot
@@ -190,7 +191,7 @@ class Money(RuleBasedStateMachine):
     def change_prices(self, input_nano: int, output_nano: int, discount: int) -> None:
         cached = input_nano // 2 if discount else input_nano
         self.prices = Prices(input_nano=input_nano, cached_nano=cached, output_nano=output_nano)
-        self.run(self.meter.set_prices("ernie", self.prices))
+        self.meter.prices = self.run(self.meter.change(set_prices, "ernie", self.prices, self.time))
 
     @rule(which=st.integers(0, 1), nano=st.integers(1, CREDIT))
     def add_credit(self, which: int, nano: int) -> None:

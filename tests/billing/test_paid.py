@@ -9,6 +9,7 @@ from ernie_serve.billing.accounts import disable_key, set_account_status, set_pr
 from ernie_serve.billing.keys import KeyLimits
 from ernie_serve.billing.meter import LEASE_TOKENS, AlreadyAnswered, Order
 from ernie_serve.billing.office import top_up
+from ernie_serve.billing.price_lists import set_prices
 from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.billing.reports import Scope, find_usage
 from ernie_serve.errors import (
@@ -192,7 +193,8 @@ def test_a_price_change_is_for_requests_that_begin_later(shop):
         async with shop.open() as meter:
             caller = await shop.caller(meter)
             before = await meter.reserve(caller, order("before"))
-            await meter.set_prices("ernie", Prices(input_nano=1, cached_nano=1, output_nano=2))
+            other = Prices(input_nano=1, cached_nano=1, output_nano=2)
+            meter.prices = await meter.change(set_prices, "ernie", other, int(shop.clock.seconds))
             after = await meter.reserve(caller, order("after"))
             old, new = await meter.settle(before, FULL, "ok"), await meter.settle(after, FULL, "ok")
             assert (old.cost_nano, new.cost_nano) == (COST, 100 + 100)
