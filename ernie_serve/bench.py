@@ -44,7 +44,6 @@ class Load:
     output_len: int
     max_concurrency: int
     request_rate: float | None = None
-    temperature: float = 1.0
     seed: int = 0
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
@@ -202,8 +201,7 @@ async def measure_offline_and_http(settings: Settings, loads: Sequence[Load], mo
             vocab_size = house.text.tokenizer.vocab_size
             for load in loads:
                 if mode in ("offline", "both"):
-                    target = EngineTarget(house.client, load.temperature)
-                    results.append(await measure("engine", target, load, vocab_size))
+                    results.append(await measure("engine", EngineTarget(house.client), load, vocab_size))
                 if mode in ("http", "both"):
                     results.append(await measure_http(house.url, house.names[0], load, vocab_size, settings.api_key))
         finally:
@@ -214,7 +212,7 @@ async def measure_offline_and_http(settings: Settings, loads: Sequence[Load], mo
 
 async def measure_http(url: str, model: str, load: Load, vocab_size: int, keys: Sequence[str] = ()) -> Result:
     """Measure a server that runs already."""
-    target = HttpTarget(url, model, api_key=next(iter(keys), "none"), temperature=load.temperature)
+    target = HttpTarget(url, model, api_key=next(iter(keys), "none"))
     try:
         return await measure("http", target, load, vocab_size)
     finally:
@@ -224,13 +222,12 @@ async def measure_http(url: str, model: str, load: Load, vocab_size: int, keys: 
 class EngineTarget:
     """An engine behind its client."""
 
-    def __init__(self, client: EngineClient, temperature: float = 1.0) -> None:
+    def __init__(self, client: EngineClient) -> None:
         self._client = client
-        self._temperature = temperature
 
     async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
         """Make exactly `output_len` tokens."""
-        sampling = SamplingParams(max_tokens=output_len, seed=seed, temperature=self._temperature)
+        sampling = SamplingParams(max_tokens=output_len, seed=seed)
         request = EngineRequest(request_id=f"bench-{secrets.token_hex(8)}", prompt_token_ids=prompt, sampling=sampling)
         try:
             async for output in self._client.generate(request):
@@ -254,7 +251,6 @@ class HttpTarget:
         model: str,
         *,
         api_key: str = "none",
-        temperature: float = 1.0,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         try:
@@ -268,7 +264,6 @@ class HttpTarget:
         self._http = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=600, limits=limits)
         self._url = base_url
         self._model = model
-        self._temperature = temperature
         self._extra = extra or {}
 
     async def stream(self, prompt: list[int], output_len: int, seed: int) -> AsyncIterator[int]:
@@ -277,7 +272,7 @@ class HttpTarget:
             "model": self._model,
             "prompt": prompt,
             "max_tokens": output_len,
-            "temperature": self._temperature,
+            "temperature": 1.0,
             "seed": seed,
             "ignore_eos": True,
             "stream": True,

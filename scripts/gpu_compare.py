@@ -192,7 +192,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 async def measure(side: Side, root: str, load: bench.Load, vocab_size: int) -> bench.Result:
     """One load against one server."""
-    target = bench.HttpTarget(f"{root}/v1", NAME, temperature=load.temperature, extra={**PLAIN_SAMPLING, **side.extra})
+    target = bench.HttpTarget(f"{root}/v1", NAME, extra={**PLAIN_SAMPLING, **side.extra})
     try:
         return await bench.measure(side.name, Exact(target), load, vocab_size)
     finally:

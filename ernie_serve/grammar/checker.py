@@ -39,12 +39,10 @@ class GrammarChecker:
         *,
         num_processes: int = 2,
         timeout_seconds: float = 1.0,
-        start_timeout_seconds: float = 20.0,
         max_verdicts: int = 1024,
     ) -> None:
         self._vocabulary = vocabulary.essentials()
         self._timeout_seconds = timeout_seconds
-        self._start_timeout_seconds = start_timeout_seconds
         self._max_verdicts = max_verdicts
         self._verdicts: dict[bytes, str] = {}  # by digest, the oldest first
         self._lock = Lock()
@@ -89,7 +87,7 @@ class GrammarChecker:
         child = self._idle.get()
         try:
             if child is None or not child.is_alive:
-                child = _Child(self._vocabulary, self._start_timeout_seconds)
+                child = _Child(self._vocabulary)
             yield child
         finally:
             self._idle.put(child if child is not None and child.is_alive else None)
@@ -104,7 +102,7 @@ class GrammarChecker:
 class _Child:
     """One process that checks, and the pipe to it."""
 
-    def __init__(self, vocabulary: Vocabulary, timeout_seconds: float) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         ours, theirs = socketpair()
         command = [sys.executable, "-m", "ernie_serve.grammar.checker", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
@@ -112,8 +110,8 @@ class _Child:
         self._pipe = Connection(ours.detach())
         self._has_ended = False
         self._pipe.send_bytes(msgspec.msgpack.encode((list(vocabulary.tokens), sorted(vocabulary.control_ids))))
-        if self._receive(timeout_seconds) is None:
-            raise RuntimeError(f"the process that checks grammars did not start within {timeout_seconds:g} s")
+        if self._receive(_START_SECONDS) is None:
+            raise RuntimeError(f"the process that checks grammars did not start within {_START_SECONDS:g} s")
 
     @property
     def is_alive(self) -> bool:
@@ -163,6 +161,7 @@ class _Child:
 
 
 _MAX_MEMORY = 2 << 30
+_START_SECONDS = 20.0
 _PATIENCE = 10
 """How many times as long as it may compute a process may take by the clock."""
 

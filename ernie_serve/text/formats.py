@@ -3,7 +3,7 @@
 Knows templates, tokenizers, and the tags of the family. Knows nothing of requests, grammars or HTTP.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ernie_serve.text.content import END_OF_RESPONSE
 from ernie_serve.text.stream import (
@@ -15,7 +15,6 @@ from ernie_serve.text.stream import (
     TOOL_CALL,
     AnswerStream,
     Start,
-    new_call_id,
 )
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
@@ -81,11 +80,10 @@ class OutputFormat:
         tools: Collection[str] = (),
         max_calls: int | None = None,
         bound: bool = False,
-        new_id: Callable[[], str] = new_call_id,
     ) -> AnswerStream:
         """What reads an answer to this prompt. `tools` are the names that the request allows to be called."""
         start = self.start(prompt_ids, bound=bound)
-        return AnswerStream(start, tools=tools, max_calls=max_calls, bound=bound, new_id=new_id)
+        return AnswerStream(start, tools=tools, max_calls=max_calls, bound=bound)
 
 
 class ReasoningTokens:

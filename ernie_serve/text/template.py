@@ -33,12 +33,10 @@ _NO_VARIABLES: Mapping[str, Variable] = MappingProxyType({})
 class ChatTemplate:
     """A checkpoint's chat template, bound to its tokenizer. Safe to use from several threads at once."""
 
-    def __init__(
-        self, source: str, tokenizer: Tokenizer, *, max_steps: int = 1_000_000, max_seconds: float = 5.0
-    ) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, *, max_steps: int = 1_000_000) -> None:
         """Compile. Raises `CheckpointError` when the template is not valid Jinja."""
         try:
-            self._template = SandboxedTemplate(source, max_steps=max_steps, max_seconds=max_seconds)
+            self._template = SandboxedTemplate(source, max_steps=max_steps)
         except (jinja2.TemplateError, RecursionError) as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise CheckpointError(f"The chat template is not valid Jinja: {error}{line}.") from error

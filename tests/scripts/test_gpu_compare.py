@@ -51,7 +51,7 @@ def test_a_closed_load_keeps_its_streams_and_an_open_one_waits_for_nobody() -> N
     closed, opened = gpu_compare.parse_load("8x2048x512"), gpu_compare.parse_load("8x2048x512@2.5")
     assert (closed.max_concurrency, closed.num_prompts, closed.request_rate) == (8, 16, None)
     assert (opened.max_concurrency, opened.num_prompts, opened.request_rate) == (16, 16, 2.5)
-    assert (closed.input_len, closed.output_len, closed.temperature) == (2048, 512, 1.0)
+    assert (closed.input_len, closed.output_len) == (2048, 512)
 
 
 @pytest.mark.parametrize("text", ["", "8x2048", "0x8x8", "8x8x8@0", "axbxc"])
