@@ -12,10 +12,6 @@ from ernie_serve.errors import SettingsError
 Status = Literal["ok", "cancelled", "failed"]
 """How a request ended: answered, left by its client, or failed by us."""
 
-DEFAULT_INPUT = "0.07"
-DEFAULT_OUTPUT = "0.28"
-"""US dollars for a million tokens."""
-
 _MAX_NANO_PER_TOKEN = 1_000_000_000
 
 
@@ -58,11 +54,7 @@ class Prices:
         return Nano(num_tokens * max(self.input_nano, self.cached_nano))
 
 
-def prices_from_usd(
-    input_per_million: str = DEFAULT_INPUT,
-    output_per_million: str = DEFAULT_OUTPUT,
-    cached_per_million: str | None = None,
-) -> Prices:
+def prices_from_usd(input_per_million: str, output_per_million: str, cached_per_million: str | None) -> Prices:
     """Prices from dollars for a million tokens. Raises `SettingsError` where a token would not cost whole nano-USD."""
     cached = input_per_million if cached_per_million is None else cached_per_million
     return Prices(

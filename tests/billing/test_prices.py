@@ -3,11 +3,13 @@
 import pytest
 
 from ernie_serve.billing.prices import Prices, Usage, prices_from_usd
+from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError
 
 
 def test_the_prices_are_seventy_and_two_hundred_and_eighty_nano_dollars():
-    prices = prices_from_usd()
+    usual = Settings()
+    prices = prices_from_usd(usual.input_price, usual.output_price, usual.cached_input_price)
     assert (prices.input_nano, prices.cached_nano, prices.output_nano) == (70, 70, 280)
     assert prices == Prices()
     million = Usage(prompt_tokens=10**6, completion_tokens=10**6)
@@ -15,7 +17,7 @@ def test_the_prices_are_seventy_and_two_hundred_and_eighty_nano_dollars():
 
 
 def test_cached_input_has_its_own_price():
-    prices = prices_from_usd(cached_per_million="0.007")
+    prices = prices_from_usd("0.07", "0.28", "0.007")
     usage = Usage(prompt_tokens=100, cached_tokens=64, completion_tokens=3, reasoning_tokens=2)
     assert prices.cost(usage) == 36 * 70 + 64 * 7 + 3 * 280
     assert prices.cost(usage, "cancelled") == prices.cost(usage)
@@ -27,7 +29,7 @@ def test_cached_input_has_its_own_price():
 @pytest.mark.parametrize("price", ["0.0701", "0.00001", "-0.07", "2000000", "cheap", "nan"])
 def test_a_price_that_is_not_whole_nano_dollars_a_token_is_refused(price):
     with pytest.raises(SettingsError, match=r"input price.*million"):
-        prices_from_usd(price)
+        prices_from_usd(price, "0.28", None)
 
 
 @pytest.mark.parametrize(
