@@ -4,7 +4,7 @@ Knows OpenAI's shapes of usage and costs, and who may see what: a key its own pr
 an exact decimal, with the same as a whole number of nano-USD beside it.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -20,7 +20,7 @@ from ernie_serve.api.services import Services
 from ernie_serve.billing import reports
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.money import format_usd
-from ernie_serve.billing.reports import ExportFormat, Group, Page, Scope, Sums
+from ernie_serve.billing.reports import ExportFormat, Group, Page, Scope, Sums, UsageRow
 from ernie_serve.errors import Forbidden, InvalidRequest
 
 MEDIA: dict[ExportFormat, str] = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
@@ -55,13 +55,16 @@ def router(services: Services) -> APIRouter:
         asked = read_query(ExportQuery, request.query_params)
         start, end = span_of(asked)
         scope = visible(caller_of(request), asked, asked.models)
-        rows = services.meter.export(scope, asked.format, start=start, end=end)
+
+        async def read(after: tuple[int, str] = (0, "")) -> list[UsageRow]:
+            size = reports.EXPORT_PAGE
+            return await services.meter.report(reports.list_usage, scope, start=start, end=end, after=after, limit=size)
+
         headers = {"content-disposition": f'attachment; filename="usage.{asked.format}"', "cache-control": "no-store"}
-        begun = await _begun(rows)
+        rows = await read()  # before anything is answered: a store that is away is an error of its own
         if request.method == "HEAD":
-            await begun.aclose()
             return Response(media_type=MEDIA[asked.format], headers=headers)
-        return StreamingResponse(begun, media_type=MEDIA[asked.format], headers=headers)
+        return StreamingResponse(exported(rows, read, asked.format), media_type=MEDIA[asked.format], headers=headers)
 
     return routes
 
@@ -166,18 +169,11 @@ def exact_usd(nano: int) -> orjson.Fragment:
     return exact(format_usd(nano))
 
 
-async def _begun(rows: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """An export that has been read far enough for a store that is away to be an error of its own."""
-    first: list[bytes] = []
-    async for part in rows:
-        first.append(part)
-        if len(first) == 2:
-            break
-    return _chained(first, rows)
-
-
-async def _chained(first: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    for part in first:
-        yield part
-    async for part in rest:
-        yield part
+async def exported(
+    rows: list[UsageRow], read: Callable[[tuple[int, str]], Awaitable[list[UsageRow]]], form: ExportFormat
+) -> AsyncGenerator[bytes, None]:
+    """An export that begins with these rows; each page of more is read by itself, as in `reports.export`."""
+    yield reports.export_head(form)
+    while rows:
+        yield reports.export_rows(rows, form)
+        rows = await read((rows[-1].created, rows[-1].request_id))

@@ -4,7 +4,7 @@ Knows the keys of the settings. Knows no store.
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
@@ -13,7 +13,6 @@ from ernie_serve.billing.keys import SCOPES, Caller, digest
 from ernie_serve.billing.meter import Charge, Charging, Counters, Order, Reservation
 from ernie_serve.billing.money import Nano
 from ernie_serve.billing.prices import Prices, Status, Usage
-from ernie_serve.billing.reports import ExportFormat, Scope
 from ernie_serve.errors import Unauthorized, UnknownUrl
 
 P = ParamSpec("P")
@@ -71,10 +70,6 @@ class FreeMeter:
 
     async def change(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """There is nothing to change."""
-        raise UnknownUrl(OFF)
-
-    def export(self, scope: Scope, form: ExportFormat, *, start: int, end: int) -> AsyncIterator[bytes]:
-        """There is nothing to export."""
         raise UnknownUrl(OFF)
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:

@@ -4,7 +4,7 @@ Knows the shapes of the question and of the answer. `paid.py` answers with a sto
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.money import Nano, format_usd
 from ernie_serve.billing.prices import Prices, Status, Usage
-from ernie_serve.billing.reports import ExportFormat, Scope
 from ernie_serve.errors import ErnieServeError
 
 P = ParamSpec("P")
@@ -227,10 +226,6 @@ class Meter(Protocol):
 
     async def change(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do what a writing function of `accounts` or `office` does, for good."""
-        ...
-
-    def export(self, scope: Scope, form: ExportFormat, *, start: int, end: int) -> AsyncIterator[bytes]:
-        """Every usage row between two times."""
         ...
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:

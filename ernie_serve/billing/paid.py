@@ -5,7 +5,7 @@ finish and are charged when it is back. Knows no SQL and no HTTP.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import bills, idempotency, ledger, price_lists, reports
+from ernie_serve.billing import bills, idempotency, ledger, price_lists
 from ernie_serve.billing.clock import Clock
 from ernie_serve.billing.keyring import Keyring
 from ernie_serve.billing.keys import Caller
@@ -122,17 +122,6 @@ class PaidMeter:
         answer = await self._store.write(lambda connection: do(connection, *args, **kwargs))
         self._keyring.forget()
         return answer
-
-    async def export(
-        self, scope: reports.Scope, form: reports.ExportFormat, *, start: int, end: int
-    ) -> AsyncIterator[bytes]:
-        """Every usage row between two times, a page at a time."""
-        yield reports.export_head(form)
-        after = (0, "")
-        size = reports.EXPORT_PAGE
-        while rows := await self.report(reports.list_usage, scope, start=start, end=end, after=after, limit=size):
-            yield reports.export_rows(rows, form)
-            after = (rows[-1].created, rows[-1].request_id)
 
     def rate_headers(self, caller: Caller) -> dict[str, str]:
         """`x-ratelimit-…` for an answer to this caller."""

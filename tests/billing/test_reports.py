@@ -187,9 +187,8 @@ def test_an_export_is_every_row_however_it_is_paged(shop, form, monkeypatch):
                 await spend(shop, meter, other, [START, START + 1])
             await spend(shop, meter, caller, [START + DAY])
             span = {"start": START, "end": START + DAY}
-            text = b"".join([part async for part in meter.export(Scope(), form, **span)]).decode()
             with office(shop.url) as desk:
-                assert b"".join(export(desk.read, Scope(), form, **span)).decode() == text
+                text = b"".join(export(desk.read, Scope(), form, **span)).decode()
             rows = list(csv.DictReader(io.StringIO(text))) if form == "csv" else [*map(json.loads, text.splitlines())]
             assert len({row["request_id"] for row in rows}) == len(rows) == 8
             assert {row["cost_usd"] for row in rows} == {"0.0000021"}
