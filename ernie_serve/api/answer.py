@@ -22,7 +22,7 @@ from ernie_serve.api.jobs import kept_apart
 from ernie_serve.api.services import Services
 from ernie_serve.api.sse import EventStream, Last
 from ernie_serve.api.telling import Job
-from ernie_serve.api.whole import WholeAnswer
+from ernie_serve.api.whole import JsonAnswer, WholeAnswer
 from ernie_serve.billing.meter import AlreadyAnswered
 from ernie_serve.errors import InvalidRequest, RequestError
 
@@ -111,10 +111,10 @@ async def require_grammar(services: Services, request: Request, job: Job) -> Non
 async def _whole(services: Services, billed: Billed, form: Format) -> Response:
     """The answer, once it is charged, or the earlier one to the same question."""
     try:
-        return Response(await _body(billed, form), media_type="application/json")
+        return JsonAnswer(await _body(billed, form))
     except AlreadyAnswered as earlier:
         again = await services.replays.get(earlier.request_id)
-        return Response(again, headers={"idempotent-replayed": "true"}, media_type="application/json")
+        return JsonAnswer(again, headers={"idempotent-replayed": "true"})
 
 
 async def _body(billed: Billed, form: Format) -> bytes:

@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
-from starlette.responses import Response
 
 from ernie_serve.api.schema import admin, answers, queries, records
 from ernie_serve.api.schema.chat import ChatRequest
@@ -20,6 +19,7 @@ from ernie_serve.api.schema.completion import CompletionRequest
 from ernie_serve.api.schema.response import ResponseRequest
 from ernie_serve.api.schema.tokenize import DetokenizeRequest, TokenizeRequest
 from ernie_serve.api.services import Services
+from ernie_serve.api.whole import JsonAnswer
 
 
 class Operation(NamedTuple):
@@ -84,8 +84,8 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     @routes.api_route("/openapi.json", methods=["GET", "HEAD"])
-    async def show_description(request: Request) -> Response:
-        return Response(encoded(), media_type="application/json")
+    async def show_description(request: Request) -> JsonAnswer:
+        return JsonAnswer(encoded())
 
     return routes
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import orjson
 from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +18,7 @@ from ernie_serve.api.body import parse_object, read_body
 from ernie_serve.api.schema.admin import AdminBody
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
+from ernie_serve.api.whole import JsonAnswer
 from ernie_serve.billing.money import format_usd
 from ernie_serve.errors import InvalidRequest, SettingsError
 
@@ -78,7 +78,7 @@ def listed(data: Sequence[dict[str, Any]], limit: int) -> Response:
 
 def answered(body: dict[str, Any]) -> Response:
     """An answer that nobody on the way may keep."""
-    return Response(orjson.dumps(body), media_type="application/json", headers={"cache-control": "no-store"})
+    return JsonAnswer(body, headers={"cache-control": "no-store"})
 
 
 def usd(name: str, nano: int | None) -> dict[str, Any]:

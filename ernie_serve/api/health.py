@@ -6,12 +6,11 @@ the operator should read.
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
 
 from ernie_serve.api.services import Services
+from ernie_serve.api.whole import JsonAnswer
 
 
 def router(services: Services) -> APIRouter:
@@ -19,12 +18,12 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     @routes.api_route("/health/live", methods=["GET", "HEAD"])
-    async def live(request: Request) -> Response:
-        return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
+    async def live(request: Request) -> JsonAnswer:
+        return JsonAnswer({"status": "ok"})
 
     @routes.api_route("/health", methods=["GET", "HEAD"])
     @routes.api_route("/health/ready", methods=["GET", "HEAD"])
-    async def ready(request: Request) -> Response:
+    async def ready(request: Request) -> JsonAnswer:
         state = services.engine.state
         told: dict[str, Any] = {"state": state}
         headers = {"cache-control": "no-store"}
@@ -33,6 +32,6 @@ def router(services: Services) -> APIRouter:
             told |= {"progress": round(share, 4), "doing": what}
             headers["retry-after"] = "1"
         status = 200 if state == "ready" else 503
-        return Response(orjson.dumps(told), status_code=status, headers=headers, media_type="application/json")
+        return JsonAnswer(told, status_code=status, headers=headers)
 
     return routes

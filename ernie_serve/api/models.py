@@ -5,12 +5,11 @@ Knows names and the length of the context.
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
 
 from ernie_serve.api.services import Services
+from ernie_serve.api.whole import JsonAnswer
 
 
 def router(services: Services) -> APIRouter:
@@ -18,15 +17,15 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     @routes.api_route("/v1/models", methods=["GET", "HEAD"])
-    async def list_models(request: Request) -> Response:
+    async def list_models(request: Request) -> JsonAnswer:
         models = [model_object(services, name) for name in services.model_names]
-        return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
+        return JsonAnswer({"object": "list", "data": models})
 
     @routes.api_route("/v1/models/{model_id:path}", methods=["GET", "HEAD"])
-    async def retrieve_model(request: Request) -> Response:
+    async def retrieve_model(request: Request) -> JsonAnswer:
         model_id = request.path_params["model_id"]
         services.require_model(model_id)
-        return Response(orjson.dumps(model_object(services, model_id)), media_type="application/json")
+        return JsonAnswer(model_object(services, model_id))
 
     return routes
 

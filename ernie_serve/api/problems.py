@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ernie_serve.api.whole import JsonAnswer
 from ernie_serve.errors import InvalidRequest, MethodNotAllowed, RequestError, UnknownUrl
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def error_response(error: RequestError, headers: dict[str, str] | None = None) -
         headers["retry-after"] = str(error.retry_after_seconds or DEFAULT_RETRY_SECONDS)
     if error.status == 408:
         headers["connection"] = "close"  # the rest of the body would be taken for the next request
-    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+    return JsonAnswer(error_body(error), status_code=error.status, headers=headers)
 
 
 def unexpected(error: BaseException, where: str) -> RequestError:

@@ -29,6 +29,7 @@ from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
 from ernie_serve.api.shaping import reasoning_budget, shape_chat
 from ernie_serve.api.telling import Job
+from ernie_serve.api.whole import JsonAnswer
 from ernie_serve.billing.money import format_usd
 from ernie_serve.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
 
@@ -46,7 +47,7 @@ def router(services: Services) -> APIRouter:
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, services.limits)
         count = Preparation(kept, owner_of(request)).count
-        return _json(await prepared(services, request, body, count, is_light=stands_alone))
+        return JsonAnswer(await prepared(services, request, body, count, is_light=stands_alone))
 
     @routes.api_route("/v1/responses/{response_id}", methods=["GET", "HEAD", "DELETE"])
     async def retrieve_response(request: Request) -> Response:
@@ -56,15 +57,15 @@ def router(services: Services) -> APIRouter:
         if request.method == "DELETE":
             if not kept.delete(owner, response_id):
                 raise not_found(response_id)
-            return _json({"id": response_id, "object": "response", "deleted": True})
+            return JsonAnswer({"id": response_id, "object": "response", "deleted": True})
         if request.query_params.get("stream", "").lower() == "true":
             raise InvalidRequest("A kept response is told in one piece. Leave out `stream`.", param="stream")
-        return _json(with_exact_cost(require_kept(kept, owner, response_id).body))
+        return JsonAnswer(with_exact_cost(require_kept(kept, owner, response_id).body))
 
     @routes.api_route("/v1/responses/{response_id}/input_items", methods=["GET", "HEAD"])
     async def list_input_items(request: Request) -> Response:
         found = require_kept(kept, owner_of(request), request.path_params["response_id"])
-        return _json(page_of([listed(item) for item in found.input_items], dict(request.query_params)))
+        return JsonAnswer(page_of([listed(item) for item in found.input_items], dict(request.query_params)))
 
     return routes
 
@@ -219,7 +220,3 @@ def page_of(items: list[Item], query: dict[str, str]) -> dict[str, Any]:
     page = ordered[: int(limit)]
     first, last = (page[0]["id"], page[-1]["id"]) if page else ("", "")
     return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(ordered) > len(page)}
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

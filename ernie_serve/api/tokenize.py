@@ -5,10 +5,8 @@ Knows both endpoints' shapes. No engine is asked, so they answer while it loads.
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
 
 from ernie_serve.api.answer import prepared
 from ernie_serve.api.body import read_body
@@ -18,6 +16,7 @@ from ernie_serve.api.schema.messages import read_messages
 from ernie_serve.api.schema.tokenize import DetokenizeRequest, TokenizeRequest
 from ernie_serve.api.schema.validation import validated
 from ernie_serve.api.services import Services
+from ernie_serve.api.whole import JsonAnswer
 
 
 def router(services: Services) -> APIRouter:
@@ -25,14 +24,14 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/tokenize")
-    async def tokenize(request: Request) -> Response:
+    async def tokenize(request: Request) -> JsonAnswer:
         body = await read_body(request, services.limits)
-        return _json(await prepared(services, request, body, tokenized))
+        return JsonAnswer(await prepared(services, request, body, tokenized))
 
     @routes.post("/detokenize")
-    async def detokenize(request: Request) -> Response:
+    async def detokenize(request: Request) -> JsonAnswer:
         body = await read_body(request, services.limits)
-        return _json(await prepared(services, request, body, detokenized))
+        return JsonAnswer(await prepared(services, request, body, detokenized))
 
     return routes
 
@@ -63,7 +62,3 @@ def detokenized(services: Services, body: dict[str, Any]) -> dict[str, Any]:
         services.require_model(fields.model)
     require_token_ids(fields.tokens, services.tokenizer.vocab_size, "tokens")
     return {"prompt": services.tokenizer.decode(fields.tokens, skip_special_tokens=False)}
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

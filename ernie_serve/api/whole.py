@@ -13,6 +13,16 @@ from starlette.types import Receive, Scope, Send
 from ernie_serve.api.connection import while_connected
 
 
+class JsonAnswer(Response):
+    """An answer in JSON, from an object or as it is spelled already."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """The body."""
+        return content if isinstance(content, bytes) else orjson.dumps(content)
+
+
 class WholeAnswer(Response):
     """Makes an answer and sends it, unless the client leaves before; `client_left` is told then.
 
