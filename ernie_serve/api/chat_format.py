@@ -3,42 +3,28 @@
 Knows the shapes of messages, deltas and calls of functions. Knows nothing of how they come about.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import orjson
 
+from ernie_serve.api.chunk_frame import ChunkFrame
 from ernie_serve.api.events import Answer, CallBegun, CallDelta, Event, Finished, PromptScored, ReasoningDelta
 from ernie_serve.api.logprobs import chat_logprobs, prompt_logprobs
 from ernie_serve.api.services import Services
-from ernie_serve.api.sse import DONE, UNPAID, error_event
+from ernie_serve.api.sse import UNPAID
 from ernie_serve.api.telling import Job
 from ernie_serve.api.whole import with_usage
-from ernie_serve.errors import RequestError
 
 
-class ChatFormat:
-    """What stays the same from chunk to chunk is encoded once. `extra` stands beside it, such as a service tier."""
+class ChatFormat(ChunkFrame):
+    """Chat completions. `extra` stands beside what all chunks tell, such as a service tier."""
 
     def __init__(self, services: Services, job: Job, extra: dict[str, Any]) -> None:
-        self._tokenizer = services.tokenizer
-        self._with_logprobs = job.text.logprobs
-        self._with_token_ids = job.with_token_ids
-        self._include_usage = job.include_usage
-        self._about = {
-            "id": job.id,
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": services.model_name,
-            "system_fingerprint": services.fingerprint,
-            **extra,
-        }
-        self._chunk_about = {**self._about, "object": "chat.completion.chunk"}
-        self._head = b"data: " + orjson.dumps(self._chunk_about)[:-1] + b',"choices":['
-        self._tail = b',"usage":null}\n\n' if job.include_usage else b"}\n\n"
-        self._begun: set[int] = set()
+        super().__init__(
+            services, job, whole="chat.completion", chunk="chat.completion.chunk", said="delta", extra=extra
+        )
         self._prompt_ids = job.choices[0].request.prompt_token_ids
 
     def opening(self) -> bytes:
@@ -47,10 +33,6 @@ class ChatFormat:
             return b""
         ids = b',"prompt_token_ids":%b' % orjson.dumps(self._prompt_ids)
         return b"%b]%b%b" % (self._head, ids, self._tail)
-
-    def count(self, usage: dict[str, Any]) -> None:
-        """What the chunks from here on tell as the usage so far."""
-        self._tail = b',"usage":%b}\n\n' % orjson.dumps(usage)
 
     def chunk(self, event: Event) -> bytes:
         """An event of a stream; the first one of a choice comes after a chunk that says who speaks."""
@@ -80,16 +62,6 @@ class ChatFormat:
             more = b',"token_ids":%b' % orjson.dumps(list(event.token_ids))
         return opening + self._choice(index, b'{"content":%b}' % orjson.dumps(event.text), logprobs, more=more)
 
-    def closing(self, usage: dict[str, Any]) -> bytes:
-        """The usage, in a chunk without choices, if it was asked for; then the end."""
-        if not self._include_usage:
-            return DONE
-        return b"data: %b\n\n%b" % (orjson.dumps({**self._chunk_about, "choices": [], "usage": usage}), DONE)
-
-    def failure(self, error: RequestError) -> bytes:
-        """What a stream that breaks ends with."""
-        return error_event(error)
-
     def whole(self, answers: list[Answer]) -> Callable[[dict[str, Any]], bytes]:
         """What makes the body of an answer in one piece of its usage."""
         body: dict[str, Any] = {**self._about, "choices": [self._told(each) for each in answers]}
@@ -109,19 +81,6 @@ class ChatFormat:
         if answer.unpaid:
             told["credit_exhausted"] = True
         return {**told, "token_ids": answer.token_ids} if self._with_token_ids else told
-
-    def _choice(
-        self, index: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null", more: bytes = b""
-    ) -> bytes:
-        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
-            self._head,
-            index,
-            delta,
-            logprobs,
-            reason,
-            more,
-            self._tail,
-        )
 
 
 def message_of(answer: Answer) -> dict[str, Any]:

@@ -62,7 +62,6 @@ class Services:
     replays: Replays = field(default_factory=Replays)
     measures: Measures = field(default_factory=Measures)
     created: int = field(default_factory=lambda: int(time.time()))
-    fingerprint: str = "fp_ernie_serve"
     limits: Limits = Limits()
 
     @property
