@@ -43,8 +43,7 @@ from ernie_serve.text.detokenize import Detokenizer
 from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
-from ernie_serve.worker.cores import wait_shortly
-from ernie_serve.worker.onednn import remember_little
+from ernie_serve.worker import environment
 
 _MOST_FILES = 65_536
 """So many connections and files are taken where the system lets us; each connection is one."""
@@ -202,8 +201,7 @@ def open_text(settings: Settings) -> Text:
 
 def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
     """Start the engine process, which begins to load, and return the hold on it."""
-    wait_shortly(os.environ)
-    remember_little(os.environ)
+    environment.prepare(os.environ)
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "ernie_serve.engine_process", str(theirs.fileno())]
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)  # inherited, from the first instruction on
@@ -281,8 +279,7 @@ def _pinned(settings: Settings, folder: Path) -> Settings:
 
 def open_inline(settings: Settings) -> tuple[Text, InlineClient]:
     """A checkpoint's text half and an engine in this process."""
-    wait_shortly(os.environ)
-    remember_little(os.environ)
+    environment.prepare(os.environ)
     from ernie_serve.engine_process import build_engine
 
     settings = with_checkpoint(settings)

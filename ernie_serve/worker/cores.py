@@ -1,11 +1,9 @@
-"""How many cores this process may use, and how it is to wait on them.
+"""How many cores this process may use.
 
-Knows masks and quotas of the system, and the OpenMP that torch brings. Knows nothing of what runs there.
+Knows masks and quotas of the system. Knows nothing of what runs there.
 """
 
 import os
-import platform
-from collections.abc import MutableMapping
 from pathlib import Path
 
 from ernie_serve.worker.groups import groups_of, text_of
@@ -15,16 +13,6 @@ def usable_cores(root: Path = Path("/")) -> int:
     """Cores of this process's mask, or as many as its control groups' quota buys, if that is less; at least 1."""
     mask = len(os.sched_getaffinity(0))
     return max(1, min(mask, *(int(quota) for quota in _quotas(root)), mask))
-
-
-def wait_shortly(environ: MutableMapping[str, str]) -> None:
-    """Have idle threads of a torch that is loaded later sleep after about 0.1 ms, unless `environ` says otherwise.
-
-    GNU's OpenMP lets them look for work for some milliseconds: where other programs want the cores too, they take the
-    time of the very thread that they wait for. Between two operators of a step lie 25 to 50 us.
-    """
-    if "OMP_WAIT_POLICY" not in environ:
-        environ.setdefault("GOMP_SPINCOUNT", "5000" if platform.machine() == "x86_64" else "50000")
 
 
 def _quotas(root: Path) -> list[float]:

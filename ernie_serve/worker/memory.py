@@ -20,7 +20,7 @@ SCORED_TOKENS = 256
 _USUAL_TOKENS = 2048
 """A step of so many is enough where memory is short."""
 _ONEDNN_BYTES = 256 << 20
-"""What oneDNN comes to remember on a CPU while it serves (`worker/onednn.py`; 186 MiB were measured)."""
+"""What oneDNN comes to remember on a CPU while it serves (`worker/environment.py`; 186 MiB were measured)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What oneDNN may remember, and what that saves a process that multiplies in many shapes."""
+"""How idle threads wait, what oneDNN may remember, and what that saves a process that multiplies in many shapes."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ernie_serve.worker.onednn import remember_little
+from ernie_serve.worker.environment import prepare
 
 _GROWTH = """
 import torch
@@ -26,16 +26,17 @@ print(held() - before)
 """
 
 
-def test_a_bound_that_somebody_has_set_is_kept() -> None:
+def test_what_somebody_has_set_is_kept() -> None:
     environ: dict[str, str] = {}
-    remember_little(environ)
-    assert set(environ) == {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    prepare(environ)
+    assert set(environ) == {"GOMP_SPINCOUNT", "LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    assert 1000 <= int(environ["GOMP_SPINCOUNT"]) <= 100_000
     for said in (
-        {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"},
-        {"LRU_CACHE_CAPACITY": "7", "DNNL_PRIMITIVE_CACHE_CAPACITY": "9"},
+        {"GOMP_SPINCOUNT": "7", "LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"},
+        {"OMP_WAIT_POLICY": "active", "LRU_CACHE_CAPACITY": "7", "DNNL_PRIMITIVE_CACHE_CAPACITY": "9"},
     ):
         kept = dict(said)
-        remember_little(kept)
+        prepare(kept)
         assert kept == said
 
 
@@ -45,7 +46,7 @@ def test_products_in_many_shapes_take_little_memory() -> None:
     kib = {}
     for name in ("by itself", "bounded"):
         if name == "bounded":
-            remember_little(environ)
+            prepare(environ)
         ran = subprocess.run([sys.executable, "-c", _GROWTH], env=environ, capture_output=True, text=True, check=True)
         kib[name] = int(ran.stdout)
     assert kib["bounded"] < max(0.6 * kib["by itself"], 50_000), kib  # where little is remembered anyway
