@@ -15,7 +15,6 @@ from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
-from ernie_serve import launch
 from ernie_serve.config import Settings
 from ernie_serve.errors import StartupError
 from ernie_serve.kernels.native import ADVICE, tools_path
@@ -169,8 +168,7 @@ def gpu_advice(forms: list[Form], config: ModelConfig, card: Card) -> str:
 def config_of(model: str, revision: str | None) -> ModelConfig:
     """The config of a checkpoint; of the published ones it is known without the hub."""
     try:
-        folder = hub.resolve(launch.with_checkpoint(Settings(model=model)).model, revision, "text")
-        return ModelConfig.from_folder(folder)
+        return ModelConfig.from_folder(hub.resolve(model, revision, "text"))
     except StartupError:
         for name, values in GEOMETRIES.items():
             if f"-4.5-{name}-" in f"{model.lower()}-":

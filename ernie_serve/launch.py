@@ -85,7 +85,6 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
     listener = listen(settings)
     names = names_of(settings)
-    settings = with_checkpoint(settings)
     text = open_text(settings)
     responses = open_responses(settings)
     meter = await open_meter(settings, names[0])
@@ -261,20 +260,10 @@ def billing_told(settings: Settings) -> str | None:
     return f"on, {settings.input_price} USD in and {settings.output_price} USD out a million tokens; {store}"
 
 
-def with_checkpoint(settings: Settings) -> Settings:
-    """Settings whose model can be resolved: the bundled checkpoint by its folder."""
-    if settings.model and settings.model != ERNIE_TINY.name:
-        return settings
-    return settings.model_copy(update={"model": str(ERNIE_TINY)})
-
-
 def _pinned(settings: Settings, folder: Path) -> Settings:
     """Settings that name the commit found: a branch may move on before the engine process looks for itself."""
-    return (
-        settings
-        if Path(settings.model).expanduser().is_dir()
-        else settings.model_copy(update={"revision": folder.name})
-    )
+    is_local = folder in (ERNIE_TINY, Path(settings.model).expanduser())
+    return settings if is_local else settings.model_copy(update={"revision": folder.name})
 
 
 def open_inline(settings: Settings) -> tuple[Text, InlineClient]:
@@ -282,7 +271,6 @@ def open_inline(settings: Settings) -> tuple[Text, InlineClient]:
     environment.prepare(os.environ)
     from ernie_serve.engine_process import build_engine
 
-    settings = with_checkpoint(settings)
     text = open_text(settings)
     core, info = build_engine(settings, text.tokenizer.vocab_size, lambda share, what: None)
     return text, InlineClient(core, info)

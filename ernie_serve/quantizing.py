@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ernie_serve import launch
-from ernie_serve.config import Settings, path_of
+from ernie_serve.config import path_of
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -62,7 +61,6 @@ def quantize(
         def show_done(done: float, what: str) -> None:
             bar.update(task, completed=done, description=what)
 
-        source = launch.with_checkpoint(Settings(model=source)).model
         original = hub.resolve(source, revision, "all", show_done)
         num_bytes = quantize_folder(
             original, folder, quantization, show_done, quantize=measured if report_tokens else None

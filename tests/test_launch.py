@@ -11,6 +11,7 @@ from ernie_serve import launch
 from ernie_serve.billing.free import FreeMeter
 from ernie_serve.config import Settings, load
 from ernie_serve.errors import CheckpointError, SettingsError, StartupError
+from ernie_serve.model import hub
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -82,13 +83,20 @@ def test_given_names_replace_the_checkpoint_s() -> None:
     assert launch.names_of(Settings()) == ("ernie-tiny",)
 
 
+def test_the_engine_is_told_the_commit_of_a_hub_model_and_of_no_other(tmp_path: Path) -> None:
+    for local in ("", "ernie-tiny", str(tmp_path)):
+        settings = Settings(model=local)
+        assert launch._pinned(settings, hub.resolve(local)) is settings
+    assert launch._pinned(Settings(model="org/name"), tmp_path / "abc").revision == "abc"
+
+
 def test_a_file_of_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "tokenizer.json"))
 
     monkeypatch.setattr("ernie_serve.launch.Tokenizer.from_folder", refuse)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: Permission denied\. Look at its owner"):
-        launch.open_text(launch.with_checkpoint(Settings()))
+        launch.open_text(Settings())
 
 
 def test_a_home_that_is_nobody_s_is_told() -> None:

@@ -1,13 +1,14 @@
 """From what the user calls a model to a folder on this machine.
 
-Knows local folders. Knows nothing of what is in the files, and no torch: the API process finds its tokenizer through
-this. Models of the hub are `download`'s.
+Knows local folders and the bundled one. Knows nothing of what is in the files, and no torch: the API process finds
+its tokenizer through this. Models of the hub are `download`'s.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import path_of
 from ernie_serve.errors import CheckpointError
 
@@ -22,12 +23,14 @@ def resolve(
 ) -> Path:
     """The folder of a model: a local one as it is, otherwise one of the hub's cache, downloaded where needed.
 
-    "text" leaves out the weights. Only data is ever downloaded: no code, no pickled weights, nothing in
-    subfolders. `progress` gets the share of the download and what is being done. The folder of a hub model is
-    named for its commit.
+    An empty name and `ernie-tiny` mean the bundled one. "text" leaves out the weights. Only data is ever downloaded:
+    no code, no pickled weights, nothing in subfolders. `progress` gets the share of the download and what is being
+    done. The folder of a hub model is named for its commit.
 
     Raises `StartupError` that says why the model is not to be had, and what to do.
     """
+    if model in ("", ERNIE_TINY.name):
+        model = str(ERNIE_TINY)
     local = path_of("MODEL", model)
     if local.is_dir():
         if revision is not None:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.errors import CheckpointError, SettingsError
 from ernie_serve.model import download, hub
 
@@ -157,6 +158,13 @@ def test_a_folder_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert hub.resolve("~/model") == tmp_path / "model"
+
+
+@pytest.mark.parametrize("model", ["", "ernie-tiny"])
+def test_the_bundled_model_needs_no_folder(model: str) -> None:
+    assert hub.resolve(model) == ERNIE_TINY
+    with pytest.raises(CheckpointError, match=f"{ERNIE_TINY} is a local folder, which has no revision 'v1'"):
+        hub.resolve(model, revision="v1")
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
