@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from ernie_serve.engine import wire
 from ernie_serve.engine.admission import Admission
@@ -39,7 +39,7 @@ WORKING_SECONDS = 1.0
 
 
 class Runner(Protocol):
-    """Turns plans into tokens."""
+    """Turns plans into tokens, where it can while the host goes on."""
 
     def execute(
         self, plan: StepPlan, masks: Masks | None = None, is_wanted: Callable[[], bool] | None = None
@@ -51,24 +51,19 @@ class Runner(Protocol):
         once that says no, the step may be broken off, and nothing need come of it.
         """
 
+    def launch(self, plan: StepPlan) -> Any:
+        """Start a step, which may take a token that the step before still makes; what `collect` wants of it.
 
-Ticket = TypeVar("Ticket")
+        `None` where it has to be executed. What suits once suits for all its steps.
+        """
 
-
-@runtime_checkable
-class Overlapping(Protocol[Ticket]):
-    """A runner that can start a step while the host goes on, and take a token that the step before still makes."""
-
-    def launch(self, plan: StepPlan) -> Ticket | None:
-        """Start a step; `None` where it has to be executed. What suits once suits for all its steps."""
-
-    def collect(self, flight: Ticket) -> list[Sampled]:
+    def collect(self, flight: Any) -> list[Sampled]:
         """Wait for a step that was started, and for none after it."""
 
 
-class _Flight(NamedTuple, Generic[Ticket]):
+class _Flight(NamedTuple):
     plan: StepPlan
-    ticket: Ticket
+    ticket: Any
 
 
 class EngineCore:
@@ -82,14 +77,13 @@ class EngineCore:
         self.runner = runner
         self.failure: type[Exception] | None = None
         """What the last step failed with; its type alone, since an error holds all that the step had."""
-        self._overlapping: Overlapping[object] | None = runner if isinstance(runner, Overlapping) else None
         self._admission = Admission(grammars)
         self._masks = MaskMaker(grammars.vocabulary.bytes_per_mask) if grammars else None
         self._ended: list[EngineOutput] = []  # outputs of requests that ended as they came
         self._connection: wire.Connection | None = None  # while serving
         self._is_closing = False
         self._told_at = 0.0  # when it reported last, by `time.monotonic`
-        self._flight: _Flight[object] | None = None  # a step that has been started ahead of the results before it
+        self._flight: _Flight | None = None  # a step that has been started ahead of the results before it
 
     @property
     def has_work(self) -> bool:
@@ -138,20 +132,17 @@ class EngineCore:
             self.scheduler.took(plan, time.monotonic() - began)
         return outputs + self.scheduler.update(plan, sampled)
 
-    def _launch(self, plan: StepPlan) -> _Flight[object] | None:
+    def _launch(self, plan: StepPlan) -> _Flight | None:
         """Start a step, if the runner does that and nothing binds its tokens."""
-        if self._overlapping is None or self.scheduler.constraints(plan):
-            return None
-        ticket = self._overlapping.launch(plan)
+        ticket = None if self.scheduler.constraints(plan) else self.runner.launch(plan)
         return None if ticket is None else _Flight(plan, ticket)
 
-    def _collect(self, flight: _Flight[object]) -> list[Sampled]:
+    def _collect(self, flight: _Flight) -> list[Sampled]:
         """Start the step after this one, where it can be known, and then wait for this one."""
-        assert self._overlapping is not None, "only such a runner gives tickets"
         if ahead := self.scheduler.schedule_ahead(flight.plan):
             self._flight = self._launch(ahead)
             assert self._flight, "what follows a recorded step can be recorded"
-        return self._overlapping.collect(flight.ticket)
+        return self.runner.collect(flight.ticket)
 
     def _admit(self) -> None:
         """Let in the requests whose grammars are ready; wait a moment for one when there is nothing else to do."""

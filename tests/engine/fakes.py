@@ -39,6 +39,9 @@ class FakeRunner:
         self.failures: list[Exception] = []  # raised by the next steps, the last first
         self.during: Callable[[StepPlan], None] | None = None  # what happens while a step is computed
 
+    def launch(self, plan: StepPlan) -> None:
+        """Every step has to be executed."""
+
     def execute(self, plan: StepPlan, masks=None, is_wanted=None) -> list[Sampled]:
         if self.failures:
             raise self.failures.pop()

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from engine_fakes import FakeRunner, make_core, make_request, plain_loop
+from engine_fakes import FakeRunner, make_request, plain_loop
 from msgspec.structs import replace
 
 from ernie_serve.engine.core import EngineCore
@@ -124,11 +124,3 @@ def test_a_step_that_fails_takes_the_one_ahead_with_it():
     assert output.finish_reason == "error"
     assert not core.has_work
     core.scheduler.check()
-
-
-def test_a_runner_that_only_executes_is_never_asked_to_launch():
-    core = make_core()
-    request = make_request("r", [1, 2, 3], max_tokens=3)
-    core.add(request)
-    tokens = [token for _ in range(3) for output in core.step() for token in output.token_ids]
-    assert tokens == plain_loop(request, 200)[0]
