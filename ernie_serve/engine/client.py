@@ -50,10 +50,6 @@ class EngineClient(Protocol):
         """How far loading is: a share between 0 and 1, and what is being done."""
 
     @property
-    def failure(self) -> str:
-        """Why the engine ended, if it did; empty otherwise."""
-
-    @property
     def info(self) -> EngineInfo | None:
         """What the engine said of itself when it was ready."""
 
@@ -67,9 +63,6 @@ class EngineClient(Protocol):
         Leaving the iterator early (closing it, or cancelling the task that reads it) aborts the request.
         Raises `EngineUnavailable` when the engine is not ready or ends before the request does.
         """
-
-    async def close(self) -> None:
-        """End the engine. Requests still running end with `EngineUnavailable`."""
 
 
 class EngineProcess(Protocol):
@@ -181,7 +174,7 @@ class ProcessClient:
         self._process.kill()
 
     async def close(self) -> None:
-        """End the engine: ask it, wait for a bounded time, then kill it."""
+        """End the engine: ask it, wait for a bounded time, then kill it. Its requests end with `EngineUnavailable`."""
         if self._state == "closed":
             return
         if self._state == "loading":

@@ -17,11 +17,11 @@ from ernie_serve.messages import EngineInfo
 class InlineClient(ProcessClient):
     """An engine in a thread of this process, behind the same pipe: for tests, the command line and debuggers."""
 
-    def __init__(self, core: EngineCore, info: EngineInfo | None = None) -> None:
+    def __init__(self, core: EngineCore, info: EngineInfo) -> None:
         ours, theirs = Pipe()
         super().__init__(ours, _EngineThread(core, theirs))
         self._progress = (1.0, "ready")
-        self._info = info or _describe(core)
+        self._info = info
         self._state = "ready"
 
 
@@ -51,20 +51,3 @@ class _EngineThread:
             self._core.serve(self._connection)
             self._exit_code = 0
         self._connection.close()
-
-
-def _describe(core: EngineCore) -> EngineInfo:
-    """What can be said of an engine without asking its runner."""
-    scheduler = core.scheduler
-    return EngineInfo(
-        device="inline",
-        dtype="unknown",
-        weight_bytes=0,
-        kv_bytes=0,
-        num_blocks=scheduler.pool.num_blocks,
-        block_size=scheduler.pool.block_size,
-        max_model_len=scheduler.max_model_len,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        load_seconds=0.0,
-    )

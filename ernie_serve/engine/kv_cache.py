@@ -52,10 +52,6 @@ class BlockPool:
         """How many blocks hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def num_owners(self, block_id: int) -> int:
-        """How many hold this block."""
-        return self._owners[block_id]
-
     def take(self, count: int) -> list[int]:
         """Blocks to write, each with one owner. What the longest unused cached blocks held is forgotten."""
         assert count <= self.num_available, f"{count} blocks wanted, {self.num_available} available"

@@ -170,9 +170,6 @@ class ScriptedEngine:
             if not self.running:
                 self.idle.set()
 
-    async def close(self) -> None:
-        self.state = "closed"
-
     def _insist(self, request: EngineRequest) -> None:
         sampling = request.sampling
         wire = msgspec.msgpack.encode(request)

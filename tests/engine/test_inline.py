@@ -2,10 +2,14 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from engine_fakes import make_core, make_request, plain_loop
+from engine_fakes import make_core, make_info, make_request, plain_loop
 
 from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import EngineUnavailable
+
+
+def inline(core):
+    return InlineClient(core, make_info(core))
 
 
 async def tokens_of(client, request) -> list[int]:
@@ -14,7 +18,7 @@ async def tokens_of(client, request) -> list[int]:
 
 def test_many_requests_at_once_get_the_text_of_the_plain_loop():
     async def scenario():
-        client = InlineClient(make_core())
+        client = inline(make_core())
         requests = [make_request(f"r{n}", [n, 1, 2], max_tokens=10) for n in range(20)]
         texts = await asyncio.gather(*[tokens_of(client, request) for request in requests])
         assert texts == [plain_loop(request, 200)[0] for request in requests]
@@ -25,7 +29,7 @@ def test_many_requests_at_once_get_the_text_of_the_plain_loop():
 
 def test_it_is_ready_at_once_and_describes_its_engine():
     async def scenario():
-        client = InlineClient(make_core(num_blocks=9, block_size=4))
+        client = inline(make_core(num_blocks=9, block_size=4))
         assert client.state == "ready"
         assert (client.info.num_blocks, client.info.block_size) == (9, 4)
         await client.close()
@@ -37,7 +41,7 @@ def test_it_is_ready_at_once_and_describes_its_engine():
 def test_a_cancelled_reader_gives_its_blocks_back():
     async def scenario():
         core = make_core(num_blocks=1000, max_model_len=4000)
-        client = InlineClient(core)
+        client = inline(core)
         started = asyncio.Event()
 
         async def read():
@@ -61,7 +65,7 @@ def test_a_failing_step_is_an_error_output_and_a_second_one_ends_the_engine():
     async def scenario():
         core = make_core()
         core.runner.failures = [RuntimeError("two"), RuntimeError("one")]
-        client = InlineClient(core)
+        client = inline(core)
         outputs = [output async for output in client.generate(make_request("a", [1]))]
         assert [output.finish_reason for output in outputs] == ["error"]
         with pytest.raises(EngineUnavailable, match="two"):

@@ -70,7 +70,7 @@ def test_find_stops_at_the_first_gap_and_at_the_limit():
 def test_a_shared_block_comes_back_when_its_last_owner_lets_go():
     pool, blocks = pool_with("a")
     pool.share(blocks)
-    assert pool.num_owners(blocks[0]) == 2
+    assert pool._owners[blocks[0]] == 2
     pool.release(blocks)
     assert counts(pool)[0] == 1
     pool.release(blocks)
