@@ -38,8 +38,6 @@ class ModelConfig:
     tie_word_embeddings: bool
     dtype: DType = "bfloat16"
     bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
     moe_num_experts: int = 0
     moe_k: int = 0
     moe_intermediate_size: int = 0
@@ -48,7 +46,6 @@ class ModelConfig:
     moe_layer_end_index: int = -1
     moe_layer_interval: int = 1
     moe_norm_min: float = 1e-12
-    num_nextn_predict_layers: int = 0
     quantization: Quantization | None = None
 
     @classmethod
@@ -87,10 +84,7 @@ class ModelConfig:
             rope_theta=_rope_theta(keys),
             tie_word_embeddings=_tied(keys),
             dtype=_dtype(keys),
-            bos_token_id=keys.token_id("bos_token_id"),
-            pad_token_id=keys.token_id("pad_token_id"),
-            eos_token_ids=keys.token_ids("eos_token_id"),
-            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", 0),
+            bos_token_id=keys.integer("bos_token_id") if keys.has("bos_token_id") else None,
             quantization=_quantization(keys),
             **(_moe(keys) if is_moe else {}),
         )
@@ -189,16 +183,6 @@ class _Keys:
         if not isinstance(value, bool):
             raise self.wrong(key, f"is {value!r}, not true or false.")
         return value
-
-    def token_id(self, key: str) -> int | None:
-        return self.integer(key) if self.has(key) else None
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self.values.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise self.wrong(key, f"is {value!r}, not a token id or a list of them.")
-        return tuple(ids)
 
 
 def _architecture(keys: _Keys) -> bool:
@@ -311,9 +295,8 @@ def _check(config: ModelConfig, keys: _Keys) -> None:
         )
     if c.head_dim % 2:
         raise keys.wrong("head_dim", f"is {c.head_dim}; rotary positions turn pairs, so it must be even.")
-    for key, ids in (("eos_token_id", c.eos_token_ids), ("bos_token_id", (c.bos_token_id,))):
-        if bad := [i for i in ids if i is not None and not 0 <= i < c.vocab_size]:
-            raise keys.wrong(key, f"is {bad[0]}, outside the vocabulary of {c.vocab_size}.")
+    if c.bos_token_id is not None and not 0 <= c.bos_token_id < c.vocab_size:
+        raise keys.wrong("bos_token_id", f"is {c.bos_token_id}, outside the vocabulary of {c.vocab_size}.")
     if not c.moe_num_experts:
         return
     if c.moe_k > c.moe_num_experts:

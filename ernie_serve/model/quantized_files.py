@@ -66,7 +66,6 @@ class QuantizedWriter:
     def __init__(
         self, folder: Path, shapes: Shapes, bits: Mapping[str, Form], plain: torch.dtype, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        self._bits = bits
         self._at: dict[str, tuple[int, int, _Entry]] = {}  # file, offset, what it is
         self._written = 0
         self._files = ExitStack()

@@ -30,7 +30,6 @@ class GenerationDefaults:
     top_p: float | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
 
     def stop_ids(self, *, chat: bool) -> tuple[int, ...]:
         """The ids that end a chat answer, or any other text."""
@@ -51,7 +50,6 @@ class GenerationDefaults:
             top_p=_number(path, values, "top_p", 0.0, 1.0, above_low=True),
             top_k=_count(path, values, "top_k", 0),
             repetition_penalty=_number(path, values, "repetition_penalty", 0.0, 100.0, above_low=True),
-            max_new_tokens=_count(path, values, "max_new_tokens", 1),
         )
 
 

@@ -49,7 +49,7 @@ def without(values, *keys):
 
 def test_reads_the_21b_geometry():
     config = ModelConfig.from_dict(MOE)
-    assert (config.head_dim, config.rope_theta, config.eos_token_ids) == (128, 500000.0, (2,))
+    assert (config.head_dim, config.rope_theta, config.bos_token_id) == (128, 500000.0, 1)
     assert [config.is_moe_layer(i) for i in (0, 1, 27, 28)] == [False, True, True, False]
     assert config.shared_intermediate_size == 3072
     assert config.dtype == "bfloat16"
@@ -83,8 +83,9 @@ def test_rope_theta_is_read_from_its_new_place_too():
     assert config.rope_theta == 10000.0
 
 
-def test_eos_may_be_a_list():
-    assert ModelConfig.from_dict(MOE | {"eos_token_id": [2, 100272]}).eos_token_ids == (2, 100272)
+def test_what_the_network_does_not_use_may_be_anything():
+    unused = {"eos_token_id": [2, "3"], "pad_token_id": -1, "num_nextn_predict_layers": "many"}
+    assert ModelConfig.from_dict(MOE | unused) == ModelConfig.from_dict(MOE)
 
 
 def test_new_dtype_key_is_read():
@@ -174,8 +175,8 @@ def test_a_missing_key_without_a_safe_default_is_named(key):
         ("rope_theta", 0),
         ("tie_word_embeddings", "yes"),
         ("torch_dtype", "int8"),
-        ("eos_token_id", [2, "3"]),
-        ("eos_token_id", 103424),
+        ("bos_token_id", "1"),
+        ("bos_token_id", 103424),
     ],
 )
 def test_what_is_not_implemented_or_impossible_is_refused_by_name(key, value):

@@ -61,7 +61,7 @@ def test_without_a_template_a_chat_has_no_stops_of_its_own(folder, tokenizer):
 
 
 def test_sampling_values_are_read(folder, tokenizer):
-    stated = {"temperature": 0.8, "top_p": 1, "top_k": 0, "repetition_penalty": 1.1, "max_new_tokens": 7}
+    stated = {"temperature": 0.8, "top_p": 1, "top_k": 0, "repetition_penalty": 1.1}
     write(folder, "generation_config.json", **stated, do_sample=True)
     defaults = read(folder, tokenizer)
     assert {key: getattr(defaults, key) for key in stated} == stated
@@ -82,7 +82,6 @@ def test_sampling_values_are_read(folder, tokenizer):
         ("top_k", -1),
         ("top_k", 1.5),
         ("repetition_penalty", 0),
-        ("max_new_tokens", 0),
     ],
 )
 def test_a_malformed_value_names_file_and_key(folder, tokenizer, key, value):
