@@ -254,9 +254,9 @@ def quantize(
     """Write a checkpoint in 4 or 8 bits, which `serve OUT` then maps on a CPU, or reads into a GPU."""
     from ernie_serve import quantizing
 
-    recipe, layout = config.recipe(quantization), config.layout(device)
+    recipe, kind = config.recipe(quantization), config.device_kind(device)
     tokens = report_tokens if report else 0
-    quantizing.quantize(source, folder, recipe, layout, revision=revision, threads=threads, report_tokens=tokens)
+    quantizing.quantize(source, folder, recipe, kind, revision=revision, threads=threads, report_tokens=tokens)
 
 
 @app.command()

@@ -247,7 +247,7 @@ def recipe(word: str) -> Literal["int4", "int8", "mixed", "fp8"]:
     return wanted
 
 
-def layout(word: str) -> Literal["cpu", "cuda"]:
+def device_kind(word: str) -> Literal["cpu", "cuda"]:
     """A word for the kind of device that weights are written for. Raises `SettingsError` for another."""
     if word == "cpu":
         return "cpu"

@@ -44,7 +44,7 @@ from ernie_serve.model.quantize import (
     repacking_bytes,
     widened_bytes,
 )
-from ernie_serve.model.recipes import Layout, Quantization, Recipe
+from ernie_serve.model.recipes import DeviceKind, Quantization, Recipe
 from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
@@ -269,17 +269,17 @@ def advice_for(
     config: ModelConfig, shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
 ) -> str:
     """What would make weights fit that do not."""
-    layout: Layout = "cuda" if device.type == "cuda" else "cpu"
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
     recipe = _smallest(replace(config, quantization=None), shapes, device)
     if recipe is None:
         return "Use a smaller checkpoint, a 16-bit --dtype, or a device with more memory."
     if quantization is not None and quantization.recipe == recipe:
         return "Use a smaller checkpoint, or a device with more memory."
-    small = model_bytes(shapes, Quantization.of(recipe, layout), dtype if layout == "cuda" else torch.float32)
+    small = model_bytes(shapes, Quantization.of(recipe, kind), dtype if kind == "cuda" else torch.float32)
     original = " of the original checkpoint" if config.quantization else ""
     return (
         f"With --quantization {recipe}{original} they need {memory.told(small)}; or use a "
-        f"{'GPU' if layout == 'cuda' else 'machine'} with more memory."
+        f"{'GPU' if kind == 'cuda' else 'machine'} with more memory."
     )
 
 

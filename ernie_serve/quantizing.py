@@ -23,7 +23,7 @@ from ernie_serve.model.loading import load
 from ernie_serve.model.quantize import model_bytes, shapes_of
 from ernie_serve.model.quantize_folder import quantize_folder
 from ernie_serve.model.quantize_report import LogitError, MatrixError, Measured, logit_errors
-from ernie_serve.model.recipes import Layout, Quantization, Recipe
+from ernie_serve.model.recipes import DeviceKind, Quantization, Recipe
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.cores import usable_cores
@@ -35,7 +35,7 @@ def quantize(
     source: str,
     folder: Path,
     recipe: Recipe,
-    layout: Layout = "cpu",
+    device: DeviceKind = "cpu",
     *,
     revision: str | None,
     threads: int | None,
@@ -43,7 +43,7 @@ def quantize(
 ) -> None:
     """Write `folder` from a checkpoint, for a CPU or a GPU, which need not be there; with tokens for a report, compare
     the two afterwards. Raises `StartupError`."""
-    quantization = Quantization.of(recipe, layout)
+    quantization = Quantization.of(recipe, device)
     signal.signal(signal.SIGTERM, _end)  # what is half written goes with us
     torch.set_num_threads(threads or usable_cores())
     console = Console(stderr=True, highlight=False)
@@ -67,7 +67,7 @@ def quantize(
         )
     console.print(
         f"{folder}: {recipe}, {size(num_bytes)} of weights. Serve it with: ernie-serve serve {folder}"
-        + (" --device cuda" if layout == "cuda" else ""),
+        + (" --device cuda" if device == "cuda" else ""),
         soft_wrap=True,
     )
     if report_tokens:
@@ -86,7 +86,7 @@ def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] |
     """Distances of the two folders' predictions; text says why there are none."""
     plain, packed = ModelConfig.from_folder(original), ModelConfig.from_folder(folder)
     with torch.device("meta"):
-        kernels = ReferenceKernels() if packed.quantization and packed.quantization.layout == "cuda" else cpu_kernels()
+        kernels = ReferenceKernels() if packed.quantization and packed.quantization.device == "cuda" else cpu_kernels()
         ours, theirs = (Ernie(config, kernels, torch.float32) for config in (packed, plain))
     needed = sum(model_bytes(shapes_of(each), each.config.quantization, torch.float32) for each in (ours, theirs))
     if needed > (free := memory.free_bytes(CPU)):

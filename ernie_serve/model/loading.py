@@ -15,7 +15,7 @@ from ernie_serve.model.packing import load_packed
 from ernie_serve.model.placing import Progress
 from ernie_serve.model.quantize import load_quantized
 from ernie_serve.model.quantized_files import load_mapped, load_read
-from ernie_serve.model.recipes import Layout, Quantization, Recipe
+from ernie_serve.model.recipes import DeviceKind, Quantization, Recipe
 
 _CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def load(
             "--load-format dummy: this checkpoint is quantized. Name the original one, and set --quantization."
         )
     source = DummyShards(folder, model.config) if dummy else folder
-    if stored is not None and stored.layout == "cpu":
+    if stored is not None and stored.device == "cpu":
         load_mapped(model, folder, stored, progress)
     elif stored is not None:
         load_read(model, folder, stored, progress, device=device)
@@ -63,19 +63,19 @@ def quantization_of(config: ModelConfig, wanted: Recipe | None, device: torch.de
             f"--quantization {wanted}: this checkpoint is quantized already ({stored.recipe}). Leave the flag out, or "
             f"name the original checkpoint."
         )
-    layout: Layout = "cuda" if device.type == "cuda" else "cpu"
-    if stored is not None and stored.layout != layout:
+    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+    if stored is not None and stored.device != kind:
         raise SettingsError(
-            f"This checkpoint was quantized for --device {stored.layout}, and the device is {device}. Use --device "
-            f"{stored.layout}, or quantize the original with `ernie-serve quantize --device {layout}`."
+            f"This checkpoint was quantized for --device {stored.device}, and the device is {device}. Use --device "
+            f"{stored.device}, or quantize the original with `ernie-serve quantize --device {kind}`."
         )
     if stored is not None or wanted is None:
         return stored
-    if layout == "cuda" and not config.moe_num_experts and wanted in ("int4", "mixed"):
+    if kind == "cuda" and not config.moe_num_experts and wanted in ("int4", "mixed"):
         raise SettingsError(
             f"--quantization {wanted}: on a GPU 4 bits are for experts, and this checkpoint has none. Set int8 or fp8."
         )
-    return Quantization.of(wanted, layout)
+    return Quantization.of(wanted, kind)
 
 
 def dtypes_of(
@@ -88,7 +88,7 @@ def dtypes_of(
     kernel takes.
     """
     own: torch.dtype = getattr(torch, config.dtype)
-    is_packed = quantization is not None and quantization.layout == "cpu"
+    is_packed = quantization is not None and quantization.device == "cpu"
     dtype = getattr(torch, arithmetic) if arithmetic != "auto" else torch.float32 if is_packed else own
     if quantization is not None and dtype == torch.float16:
         change = (

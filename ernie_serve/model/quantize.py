@@ -160,7 +160,7 @@ def copying_bytes(shapes: Shapes, quantization: Quantization) -> int:
 
 def widened_bytes(shapes: Shapes, quantization: Quantization | None, dtype: torch.dtype) -> int:
     """The largest matrix that a GPU makes wide for the rows of a prompt: 8 bits, and not one of a stack."""
-    bits = bits_of(shapes, quantization) if quantization and quantization.layout == "cuda" else {}
+    bits = bits_of(shapes, quantization) if quantization and quantization.device == "cuda" else {}
     found = (math.prod(shapes[name]) for name, form in bits.items() if form != "int4" and len(shapes[name]) == 2)
     return max(found, default=0) * dtype.itemsize
 
@@ -168,7 +168,7 @@ def widened_bytes(shapes: Shapes, quantization: Quantization | None, dtype: torc
 def loading_bytes(shapes: Shapes, config: ModelConfig, quantization: Quantization) -> int:
     """What quantizing a plain checkpoint takes for a while beside the model it makes, where the model is made."""
     largest = max(math.prod(shape[-2:]) for name, shape in shapes.items() if class_of(name) in quantization.bits)
-    if quantization.layout == "cuda":
+    if quantization.device == "cuda":
         came: int = getattr(torch, config.dtype).itemsize  # beside it twice what becomes of it
         return (came + 2) * largest + min(largest, AT_ONCE) * ROUNDING_BYTES
     return int(largest * getattr(torch, config.dtype).itemsize) + READING_BYTES

@@ -12,7 +12,7 @@ from ernie_serve.errors import SettingsError
 
 Recipe = Literal["int4", "int8", "mixed", "fp8"]
 MatrixClass = Literal["attention", "dense", "shared", "experts", "head"]
-Layout = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda"]
 Bits = Literal[4, 8]
 Format = Literal["int8", "fp8", "int4"]
 
@@ -37,8 +37,8 @@ GPU_RECIPES: dict[Recipe, dict[MatrixClass, Format]] = {
 GPU_CLASSES: tuple[MatrixClass, ...] = ("attention", "dense", "shared", "experts")
 
 METHOD = "ernie_serve"
-_VERSIONS: dict[Layout, int] = {"cpu": 1, "cuda": 2}
-_GROUPS: dict[Layout, int] = {"cpu": 32, "cuda": 64}
+_VERSIONS: dict[DeviceKind, int] = {"cpu": 1, "cuda": 2}
+_GROUPS: dict[DeviceKind, int] = {"cpu": 32, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Quantization:
 
     recipe: Recipe
     bits: Mapping[MatrixClass, Bits | Format]
-    layout: Layout = "cpu"
+    device: DeviceKind = "cpu"
 
     @classmethod
-    def of(cls, recipe: Recipe, layout: Layout = "cpu") -> "Quantization":
+    def of(cls, recipe: Recipe, device: DeviceKind = "cpu") -> "Quantization":
         """A recipe as this version has it. Raises `SettingsError` for one that the device does not read."""
-        if layout == "cuda":
-            return cls(recipe, GPU_RECIPES[recipe], layout)
+        if device == "cuda":
+            return cls(recipe, GPU_RECIPES[recipe], device)
         if recipe not in RECIPES:
             raise SettingsError(
                 f"--quantization {recipe}: on a CPU it is {', '.join(RECIPES)}. Use one of these, or --device cuda."
@@ -67,11 +67,11 @@ class Quantization:
         """The entry of `config.json`."""
         return {
             "quant_method": METHOD,
-            "format_version": _VERSIONS[self.layout],
-            **({} if self.layout == "cpu" else {"device": self.layout}),
+            "format_version": _VERSIONS[self.device],
+            **({} if self.device == "cpu" else {"device": self.device}),
             "recipe": self.recipe,
-            "group_size": _GROUPS[self.layout],
-            ("bits" if self.layout == "cpu" else "formats"): dict(self.bits),
+            "group_size": _GROUPS[self.device],
+            ("bits" if self.device == "cpu" else "formats"): dict(self.bits),
         }
 
 
@@ -94,21 +94,21 @@ def read_config(entry: object) -> Quantization | str:
         method = entry.get("quant_method") if isinstance(entry, dict) else entry
         return f'is of the method {method!r}; only what `ernie-serve quantize` writes ("{METHOD}") is served.'
     version = entry.get("format_version")
-    layout = next((each for each, known in _VERSIONS.items() if known == version), None)
-    if layout is None or entry.get("device", "cpu") != layout:
+    device = next((each for each, known in _VERSIONS.items() if known == version), None)
+    if device is None or entry.get("device", "cpu") != device:
         where = f" for {entry['device']!r}" if "device" in entry else ""
         return (
             f"has format_version {version!r}{where}; this version reads 1, for a CPU, and 2 for 'cuda'. "
             "Quantize the original checkpoint again with this version."
         )
     group = entry.get("group_size")
-    known: Collection[Recipe] = RECIPES if layout == "cpu" else GPU_RECIPES
-    bits = entry.get("bits" if layout == "cpu" else "formats")
+    known: Collection[Recipe] = RECIPES if device == "cpu" else GPU_RECIPES
+    bits = entry.get("bits" if device == "cpu" else "formats")
     word = entry.get("recipe")
     recipe = next((each for each in known if each == word), None)
-    if recipe is None or not isinstance(bits, dict) or group != _GROUPS[layout]:
-        return f"has the recipe {word!r} in groups of {group!r}; {', '.join(known)} in {_GROUPS[layout]} are known."
-    if layout == "cpu":
+    if recipe is None or not isinstance(bits, dict) or group != _GROUPS[device]:
+        return f"has the recipe {word!r} in groups of {group!r}; {', '.join(known)} in {_GROUPS[device]} are known."
+    if device == "cpu":
         if set(bits) != set(CLASSES) or any(type(each) is not int or each not in (4, 8) for each in bits.values()):
             return f"has the bits {bits!r}; each of {', '.join(CLASSES)} has 4 or 8."
     elif not bits or not all(kind in GPU_CLASSES and _reads(kind, form) for kind, form in bits.items()):
@@ -116,7 +116,7 @@ def read_config(entry: object) -> Quantization | str:
             f"has the formats {bits!r}; {', '.join(GPU_CLASSES)} have one of {', '.join(get_args(Format))}, "
             "int4 only experts and shared."
         )
-    return Quantization(recipe, bits, layout)
+    return Quantization(recipe, bits, device)
 
 
 def _reads(kind: MatrixClass, form: object) -> bool:

@@ -17,7 +17,7 @@ from ernie_serve.model.recipes import Quantization
 
 def is_repacked(quantization: Quantization, kernels: ReferenceKernels) -> bool:
     """Whether these kernels read matrices of this quantization in an order of their own. What a GPU reads has none."""
-    return quantization.layout == "cpu" and kernels.repacks()
+    return quantization.device == "cpu" and kernels.repacks()
 
 
 class Repacked:
