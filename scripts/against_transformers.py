@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu_engine import experts_reached
 from rich.console import Console
 from rich.table import Table
 from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
@@ -27,7 +28,6 @@ from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.scheduler import Scheduler
 from ernie_serve.kernels.fused import cpu_kernels_for
-from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
@@ -129,24 +129,6 @@ def theirs_generate(model: Ernie4_5_MoeForCausalLM, prompts: list[list[int]], ne
     return out[:, ids.shape[1] :].tolist()
 
 
-def experts_reached(model: Ernie, prompts: list[list[int]], ours: Ours) -> float:
-    """Distinct experts a layer that one decode step of these prompts reads, on average."""
-    seen: list[int] = []
-    kernels, route = model.kernels, model.kernels.route
-
-    def spy(*args: Any) -> Any:
-        weights, ids = route(*args)
-        seen.append(len(set(ids.flatten().tolist())))
-        return weights, ids
-
-    kernels.route = spy  # type: ignore[method-assign]
-    kernels.moe = partial(ReferenceKernels.moe, kernels)  # type: ignore[method-assign]  # which asks `route`
-    ours.generate(prompts, 3)
-    del kernels.route, kernels.moe
-    layers = model.config.num_hidden_layers - 1
-    return statistics.mean(seen[-layers:])
-
-
 def measure(name: str, layers: int, counts: list[int], input_len: int, new: int, repeats: int) -> list[dict[str, Any]]:
     """Both models in turns, at every count of streams."""
     model = random_model(layers, getattr(torch, name))
@@ -159,7 +141,7 @@ def measure(name: str, layers: int, counts: list[int], input_len: int, new: int,
         ours = Ours(model, streams, input_len + new)
         sides = (partial(ours.generate, prompts), partial(theirs_generate, reference, prompts))
         same = sum(a == b for a, b in zip(*(side(4) for side in sides), strict=True))
-        reached = experts_reached(model, prompts, ours)
+        reached = experts_reached(model, partial(ours.generate, prompts, 3))
         Console().print(f"{name}, {streams} streams: {same} of {streams} begin with the same 4 greedy tokens")
         turns = [([timed(side, 1) for side in sides], [timed(side, new) for side in sides]) for _ in range(repeats)]
         parts = {
@@ -191,6 +173,21 @@ def timed(generate: Callable[[int], Any], new: int) -> float:
     return time.perf_counter() - began
 
 
+def report(points: list[dict[str, Any]], output: Path | None, **facts: Any) -> None:
+    """Print the points, a row each; write them with the facts, where `output` says so."""
+    table = Table(box=None, header_style="bold")
+    for heading in points[0]:
+        table.add_column(heading.replace("_", " "), justify="right")
+    for point in points:
+        table.add_row(*(str(value) for value in point.values()))
+    Console().print(table)
+    if output:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        found = {"commit": commit, "machine": platform.platform(), **facts, "points": points}
+        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", choices=["transformers"], default="transformers")
@@ -210,25 +207,15 @@ def main() -> None:
         for name in options.dtypes.split(",")
         for row in measure(name, options.layers, counts, options.input_len, options.output_len, options.repeats)
     ]
-    table = Table(box=None, header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-    if options.output_json:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        facts = {
-            "commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip(),
-            "machine": platform.platform(),
-            "threads": options.threads,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
-            "layers": options.layers,
-            "input_len": options.input_len,
-            "output_len": options.output_len,
-            "points": rows,
-        }
-        options.output_json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    report(
+        rows,
+        options.output_json,
+        threads=options.threads,
+        versions={name: version(name) for name in ("torch", "transformers")},
+        layers=options.layers,
+        input_len=options.input_len,
+        output_len=options.output_len,
+    )
 
 
 if __name__ == "__main__":

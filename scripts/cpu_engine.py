@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,8 @@ def depth_speed(core: EngineCore, depth: int) -> float:
     return 1 / statistics.median(taken[1:])
 
 
-def experts_reached(core: EngineCore, num_streams: int) -> float:
-    """Distinct experts a layer that one step of so many streams reads, on average."""
-    model: Any = core.runner.model  # type: ignore[attr-defined]  # a real runner, not only what the engine needs of one
+def experts_reached(model: Any, run: Callable[[], object]) -> float:
+    """Distinct experts a layer that the last step of a run reads, on average."""
     seen: list[int] = []
     kernels, route = model.kernels, model.kernels.route
 
@@ -116,7 +116,7 @@ def experts_reached(core: EngineCore, num_streams: int) -> float:
 
     kernels.route = spy
     kernels.moe = partial(ReferenceKernels.moe, kernels)  # which asks `route`
-    steps(core, num_streams, 16, 3)
+    run()
     del kernels.route, kernels.moe
     layers = sum(model.config.is_moe_layer(index) for index in range(model.config.num_hidden_layers))
     return statistics.mean(seen[-layers:])
@@ -208,7 +208,8 @@ def main() -> None:
         if options.details:
             found["outside_kernels"] = round(share_outside(core), 4)
             found["stall"] = stall(core, 2000)
-        found["experts_per_layer"] = round(experts_reached(core, 16), 1)
+        model = core.runner.model  # type: ignore[attr-defined]  # a real runner, not only what the engine needs of one
+        found["experts_per_layer"] = round(experts_reached(model, partial(steps, core, 16, 16, 3)), 1)
     print(json.dumps(found))
 
 

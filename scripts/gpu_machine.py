@@ -15,20 +15,14 @@ import triton
 from torch import Tensor
 
 from ernie_serve.model.loading import FP8_CAPABILITY
+from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.worker.card import card_of
 from ernie_serve.worker.graphs import CudaDevice
 
-FULL: dict[str, Any] = {
-    "model_type": "ernie4_5_moe", "vocab_size": 103424, "hidden_size": 2560, "intermediate_size": 12288,
-    "num_hidden_layers": 28, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 128,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
-    "moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_num_shared_experts": 2,
-    "moe_layer_start_index": 1, "moe_layer_end_index": 27, "moe_layer_interval": 1,
-}  # fmt: skip
-TINY = FULL | {
+TINY: dict[str, Any] = GEOMETRIES["21b"] | {
     "vocab_size": 300, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 5,
     "num_key_value_heads": 1, "head_dim": 16, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 128,
-    "moe_num_shared_experts": 1, "moe_layer_end_index": 1, "max_position_embeddings": 256,
+    "moe_num_shared_experts": 1, "max_position_embeddings": 256,
 }  # fmt: skip
 PAGE = 64
 
@@ -40,7 +34,7 @@ class Machine:
         self.dry = dry
         self.device = torch.device("cpu" if dry else "cuda")
         self.dtype = torch.float32 if dry else torch.bfloat16
-        self.values = TINY if dry else FULL
+        self.values = TINY if dry else GEOMETRIES["21b"]
 
     def recorder(self) -> Any:
         """What records steps; a new one for each model and cache, since the memory of its graphs dies with them."""

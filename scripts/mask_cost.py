@@ -12,18 +12,15 @@ counts the making of masks in full, though that runs beside the network.
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from against_transformers import BLOCK, random_model
+from against_transformers import BLOCK, random_model, report
 from rich.console import Console
-from rich.table import Table
 
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine.kv_cache import BlockPool
@@ -175,26 +172,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     points = [point for name in options.dtypes.split(",") for point in measure(name, options)]
-    table = Table(box=None, header_style="bold")
-    for heading in points[0]:
-        table.add_column(heading.replace("_", " "), justify="right")
-    for point in points:
-        table.add_row(*(str(value) for value in point.values()))
-    Console().print(table)
-    if options.output_json:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        facts = {
-            "commit": subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip(),
-            "machine": platform.platform(),
-            "threads": options.threads,
-            "clock": options.clock,
-            "torch": torch.__version__,
-            "layers": options.layers,
-            "input_len": INPUT_LEN,
-            "steps": options.steps,
-            "points": points,
-        }
-        options.output_json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    report(
+        points,
+        options.output_json,
+        threads=options.threads,
+        clock=options.clock,
+        torch=torch.__version__,
+        layers=options.layers,
+        input_len=INPUT_LEN,
+        steps=options.steps,
+    )
 
 
 if __name__ == "__main__":
