@@ -967,8 +967,7 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
          const M* shared_gate_up, const M* shared_down, int64_t N, S* y) {
   const int64_t E = gate_up.members;
   std::vector<int64_t> counts(E + 1);
-  for (int64_t i = 0; i < T * A; i++)
-    if (ids[i] >= 0) counts[ids[i]]++;
+  for (int64_t i = 0; i < T * A; i++) counts[ids[i]]++;
   std::vector<Job<M>> jobs;
   std::vector<int64_t> next(E);  // the place of each expert's next row
   int64_t rows = 0, hidden_cells = 0;
@@ -984,12 +983,11 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
   if (shared_gate_up) add(*shared_gate_up, *shared_down, 0, T);
   std::vector<int32_t> token(rows);
   std::vector<float> weight(rows, 1.0f);
-  for (int64_t i = 0; i < T * A; i++)
-    if (ids[i] >= 0) {
-      const int64_t row = next[ids[i]]++;
-      token[row] = static_cast<int32_t>(i / A);
-      weight[row] = static_cast<float>(weights[i]);
-    }
+  for (int64_t i = 0; i < T * A; i++) {
+    const int64_t row = next[ids[i]]++;
+    token[row] = static_cast<int32_t>(i / A);
+    weight[row] = static_cast<float>(weights[i]);
+  }
   if (shared_gate_up)
     for (int64_t t = 0; t < T; t++) token[rows - T + t] = static_cast<int32_t>(t);
 
@@ -1013,124 +1011,61 @@ void mix(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A,
   });
 }
 
-// The matrices of a layer's experts, and of the MLP beside them if there is one, once they are known to fit.
 template <class M>
-struct Experts {
-  const M &gate_up, &down;
-  const M *shared_gate_up, *shared_down;
-  int64_t N;
+void check_experts(const M& gate_up, const M& down, int64_t N) {
+  TORCH_CHECK(gate_up.columns() == N && down.blocks * 8 == N && gate_up.blocks * 8 == 2 * down.columns() &&
+                  gate_up.members == down.members,
+              "gate_up is [E, 2I, N] and down [E, N, I]");
+  TORCH_CHECK(down.columns() % HIDDEN == 0, "the width of an expert is a multiple of ", HIDDEN, ", not ",
+              down.columns());
+}
 
-  Experts(const M& gate_up, const M& down, const M* shared_gate_up = nullptr, const M* shared_down = nullptr)
-      : gate_up(gate_up), down(down), shared_gate_up(shared_gate_up), shared_down(shared_down), N(gate_up.columns()) {
-    check(gate_up, down);
-    if (shared_gate_up) check(*shared_gate_up, *shared_down);
-  }
-
-  template <class S>
-  void mix_all(const S* x, const S* weights, const int64_t* ids, int64_t T, int64_t A, S* y) const {
+// x [T, N] to the experts that the router says, and to the MLP beside them if there is one.
+template <class M>
+Tensor routed(const Tensor& x_, const Router& router, const M& gate_up, const M& down,
+              const M* shared_gate_up = nullptr, const M* shared_down = nullptr) {
+  const int64_t N = gate_up.columns(), A = router.A;
+  check_experts(gate_up, down, N);
+  if (shared_gate_up) check_experts(*shared_gate_up, *shared_down, N);
+  const Tensor x = x_.contiguous();
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == N && router.N == N && router.E == gate_up.members,
+              "x is [T, ", N, "], and the router knows these experts");
+  const int64_t T = x.size(0);
+  Tensor y = at::empty_like(x);
+  ERNIE_DISPATCH(x.scalar_type(), S, [&] {
+    const auto weights = room<S>(T * A);
+    const auto ids = room<int64_t>(T * A);
+    const S* in = x.const_data_ptr<S>();
+    router.choose(in, T, weights.get(), ids.get());
     for (int64_t t = 0; t < T; t += PASS)
-      mix(x + t * N, weights + t * A, ids + t * A, std::min(PASS, T - t), A, gate_up, down, shared_gate_up, shared_down,
-          N, y + t * N);
-  }
+      mix(in + t * N, weights.get() + t * A, ids.get() + t * A, std::min(PASS, T - t), A, gate_up, down,
+          shared_gate_up, shared_down, N, y.data_ptr<S>() + t * N);
+  });
+  return y;
+}
 
-  // x [T, N] to where `ids` and `weights` [T, A] say
-  Tensor given(const Tensor& x_, const Tensor& weights_, const Tensor& ids_) const {
-    const Tensor x = x_.contiguous(), weights = weights_.to(x.scalar_type()).contiguous(), ids = ids_.contiguous();
-    TORCH_CHECK(x.dim() == 2 && x.size(1) == N && ids.dim() == 2 && ids.scalar_type() == at::kLong &&
-                    weights.sizes() == ids.sizes() && ids.size(0) == x.size(0),
-                "x is [T, ", N, "], weights and ids are [T, A]");
-    const int64_t T = x.size(0), A = ids.size(1);
-    const int64_t* id = ids.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < T * A; i++) TORCH_CHECK(id[i] < gate_up.members, "no expert has the id ", id[i]);
-    Tensor y = at::empty_like(x);
-    ERNIE_DISPATCH(x.scalar_type(), S, [&] {
-      mix_all(x.const_data_ptr<S>(), weights.const_data_ptr<S>(), id, T, A, y.data_ptr<S>());
-    });
-    return y;
-  }
-
-  // x [T, N] to where the router says
-  Tensor routed(const Tensor& x_, const Router& router) const {
-    const Tensor x = x_.contiguous();
-    TORCH_CHECK(x.dim() == 2 && x.size(1) == N && router.N == N && router.E == gate_up.members,
-                "x is [T, ", N, "], and the router knows these experts");
-    const int64_t T = x.size(0), A = router.A;
-    Tensor y = at::empty_like(x);
-    ERNIE_DISPATCH(x.scalar_type(), S, [&] {
-      const auto weights = room<S>(T * A);
-      const auto ids = room<int64_t>(T * A);
-      router.choose(x.const_data_ptr<S>(), T, weights.get(), ids.get());
-      mix_all(x.const_data_ptr<S>(), weights.get(), ids.get(), T, A, y.data_ptr<S>());
-    });
-    return y;
-  }
-
- private:
-  void check(const M& g, const M& d) const {
-    TORCH_CHECK(g.columns() == N && d.blocks * 8 == N && g.blocks * 8 == 2 * d.columns() && g.members == d.members,
-                "gate_up is [E, 2I, N] and down [E, N, I]");
-    TORCH_CHECK(d.columns() % HIDDEN == 0, "the width of an expert is a multiple of ", HIDDEN, ", not ", d.columns());
-  }
-};
-
-// f(the experts), of packed matrices
-template <class F>
-Tensor with_packed(const Tensor& gate_up_data, const Tensor& gate_up_scales, int64_t gate_up_bits,
-                   const Tensor& down_data, const Tensor& down_scales, int64_t down_bits,
-                   const std::optional<Tensor>& shared_gate_up_data, const std::optional<Tensor>& shared_gate_up_scales,
-                   int64_t shared_gate_up_bits, const std::optional<Tensor>& shared_down_data,
-                   const std::optional<Tensor>& shared_down_scales, int64_t shared_down_bits, const F& f) {
+Tensor moe(const Tensor& x, const Tensor& router_, const Tensor& bias, int64_t A, double norm_min,
+           const Tensor& gate_up_data, const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data,
+           const Tensor& down_scales, int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
+           const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
+           const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
+           int64_t shared_down_bits) {
+  const Router router(router_, bias, A, norm_min);
   const Matrix gate_up(gate_up_data, gate_up_scales, gate_up_bits), down(down_data, down_scales, down_bits);
-  if (!shared_gate_up_data) return f(Experts<Matrix>(gate_up, down));
+  if (!shared_gate_up_data) return routed(x, router, gate_up, down);
   const Matrix shared_gate_up(*shared_gate_up_data, *shared_gate_up_scales, shared_gate_up_bits),
       shared_down(*shared_down_data, *shared_down_scales, shared_down_bits);
-  return f(Experts<Matrix>(gate_up, down, &shared_gate_up, &shared_down));
+  return routed(x, router, gate_up, down, &shared_gate_up, &shared_down);
 }
 
-// f(the experts), of matrices in panels
-template <class F>
-Tensor with_panels(at::TensorList gate_up_, at::TensorList down_, const std::optional<Tensor>& shared_gate_up_,
-                   const std::optional<Tensor>& shared_down_, const F& f) {
+Tensor panel_moe(const Tensor& x, const Tensor& router_, const Tensor& bias, int64_t A, double norm_min,
+                 at::TensorList gate_up_, at::TensorList down_, const std::optional<Tensor>& shared_gate_up_,
+                 const std::optional<Tensor>& shared_down_) {
+  const Router router(router_, bias, A, norm_min);
   const Panels gate_up(gate_up_), down(down_);
-  if (!shared_gate_up_) return f(Experts<Panels>(gate_up, down));
+  if (!shared_gate_up_) return routed(x, router, gate_up, down);
   const Panels shared_gate_up(*shared_gate_up_), shared_down(*shared_down_);
-  return f(Experts<Panels>(gate_up, down, &shared_gate_up, &shared_down));
-}
-
-Tensor experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& gate_up_data,
-               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
-               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
-               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
-               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
-               int64_t shared_down_bits) {
-  return with_packed(gate_up_data, gate_up_scales, gate_up_bits, down_data, down_scales, down_bits, shared_gate_up_data,
-      shared_gate_up_scales, shared_gate_up_bits, shared_down_data, shared_down_scales, shared_down_bits,
-                     [&](const auto& e) { return e.given(x, weights, ids); });
-}
-
-Tensor moe(const Tensor& x, const Tensor& router, const Tensor& bias, int64_t A, double norm_min, const Tensor& gate_up_data,
-               const Tensor& gate_up_scales, int64_t gate_up_bits, const Tensor& down_data, const Tensor& down_scales,
-               int64_t down_bits, const std::optional<Tensor>& shared_gate_up_data,
-               const std::optional<Tensor>& shared_gate_up_scales, int64_t shared_gate_up_bits,
-               const std::optional<Tensor>& shared_down_data, const std::optional<Tensor>& shared_down_scales,
-               int64_t shared_down_bits) {
-  return with_packed(gate_up_data, gate_up_scales, gate_up_bits, down_data, down_scales, down_bits, shared_gate_up_data,
-      shared_gate_up_scales, shared_gate_up_bits, shared_down_data, shared_down_scales, shared_down_bits,
-                     [&](const auto& e) { return e.routed(x, Router(router, bias, A, norm_min)); });
-}
-
-Tensor panel_experts(const Tensor& x, const Tensor& weights, const Tensor& ids, at::TensorList gate_up,
-                     at::TensorList down, const std::optional<Tensor>& shared_gate_up,
-                     const std::optional<Tensor>& shared_down) {
-  return with_panels(gate_up, down, shared_gate_up, shared_down,
-                     [&](const auto& e) { return e.given(x, weights, ids); });
-}
-
-Tensor panel_moe(const Tensor& x, const Tensor& router, const Tensor& bias, int64_t A, double norm_min,
-                 at::TensorList gate_up, at::TensorList down, const std::optional<Tensor>& shared_gate_up,
-                 const std::optional<Tensor>& shared_down) {
-  return with_panels(gate_up, down, shared_gate_up, shared_down,
-                     [&](const auto& e) { return e.routed(x, Router(router, bias, A, norm_min)); });
+  return routed(x, router, gate_up, down, &shared_gate_up, &shared_down);
 }
 
 // ---- making packed matrices -----------------------------------------------------------------------------------------
@@ -1991,21 +1926,12 @@ Tensor write_and_attend(const Tensor& qkv, const Tensor& rotary, Tensor& k_cache
 TORCH_LIBRARY(ERNIE_NAMESPACE, m) {
   m.def("linear(Tensor x, Tensor data, Tensor scales, int bits, int rows) -> Tensor", linear);
   m.def(
-      "experts(Tensor x, Tensor weights, Tensor ids, Tensor gate_up, Tensor gate_up_scales, int gate_up_bits, "
-      "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
-      "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
-      experts);
-  m.def(
       "moe(Tensor x, Tensor router, Tensor bias, int top_k, float norm_min, Tensor gate_up, Tensor gate_up_scales, int gate_up_bits, "
       "Tensor down, Tensor down_scales, int down_bits, Tensor? shared_gate_up, Tensor? shared_gate_up_scales, "
       "int shared_gate_up_bits, Tensor? shared_down, Tensor? shared_down_scales, int shared_down_bits) -> Tensor",
       moe);
   m.def("panels(Tensor weight) -> Tensor", panels);
   m.def("panel_linear(Tensor x, Tensor data, int rows) -> Tensor", panel_linear);
-  m.def(
-      "panel_experts(Tensor x, Tensor weights, Tensor ids, Tensor[] gate_up, Tensor[] down, Tensor? shared_gate_up, "
-      "Tensor? shared_down) -> Tensor",
-      panel_experts);
   m.def(
       "panel_moe(Tensor x, Tensor router, Tensor bias, int top_k, float norm_min, Tensor[] gate_up, Tensor[] down, "
       "Tensor? shared_gate_up, Tensor? shared_down) -> Tensor",

@@ -144,15 +144,8 @@ class CpuKernels(ReferenceKernels):
     ) -> Tensor:
         """The weighted sum of the chosen experts' SwiGLU MLPs, and the shared one: [T, N].
 
-        Packed matrices and panels go through one operator. Others: rows are sorted by expert, so that each expert has a
-        slice and nothing is scattered.
+        Rows are sorted by expert, so that each expert has a slice and nothing is scattered.
         """
-        if (whole := handed_packed(gate_up, down, shared)) is not None and (ops := operators()) is not None:
-            packed_y: Tensor = ops.experts(x, weights, ids, *whole)
-            return packed_y
-        if (panels := handed_panels(gate_up, down, shared)) is not None and (ops := operators()) is not None:
-            panels_y: Tensor = ops.panel_experts(x, weights, ids, *panels)
-            return panels_y
         T, A = ids.shape
         flat = ids.flatten()
         order = flat.argsort(stable=True)

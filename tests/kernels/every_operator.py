@@ -36,10 +36,7 @@ def main() -> None:
                 ops.panel_linear(torch.randn(tokens, columns).to(dtype), panels, rows)
         stacks = [[in_panels(64, 48) for _ in range(5)], [in_panels(48, 32) for _ in range(5)]]
         for tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13):
-            x, ids = torch.randn(tokens, 48).to(dtype), torch.randint(-1, 4, (tokens, 3))
-            weights = torch.rand(tokens, 3).to(dtype)
-            ops.panel_experts(x, weights, ids, *stacks, in_panels(192, 48), in_panels(48, 96))
-            ops.panel_experts(x, weights, ids, *stacks, None, None)
+            x = torch.randn(tokens, 48).to(dtype)
             router = torch.randn(5, 48), torch.randn(5), 3, 1e-12
             ops.panel_moe(x, *router, *stacks, in_panels(192, 48), in_panels(48, 96))
             ops.panel_moe(x, *router, *stacks, None, None)
@@ -52,10 +49,7 @@ def main() -> None:
             )
             for tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13):
                 ops.linear(torch.randn(tokens, 192).to(dtype), *weight, 45)
-                x, ids = torch.randn(tokens, 128).to(dtype), torch.randint(-1, 4, (tokens, 3))
-                weights = torch.rand(tokens, 3).to(dtype)
-                ops.experts(x, weights, ids, *routed[0], *routed[1], *shared[0], *shared[1])
-                ops.experts(x, weights, ids, *routed[0], *routed[1], None, None, 0, None, None, 0)
+                x = torch.randn(tokens, 128).to(dtype)
                 router = torch.randn(5, 128), torch.randn(5), 3, 1e-12
                 ops.route(x, *router)
                 ops.swiglu(x)

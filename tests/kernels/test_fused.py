@@ -92,9 +92,7 @@ def test_of_equal_experts_the_first_are_chosen_and_what_is_no_number_ends(fused)
 
 @pytest.mark.parametrize("form", ["4 bits", "panels", "plain"])
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_router_and_its_experts_in_one_call_are_both_in_two(fused, noise, monkeypatch, beside, form):
-    monkeypatch.setattr(cpu, "operators", lambda: fused._ops)
-
+def test_a_router_and_its_experts_in_one_call_are_both_in_two(fused, noise, beside, form):
     def formed(matrix):
         if form == "4 bits":
             return quantize(matrix, 4)
@@ -110,8 +108,9 @@ def test_a_router_and_its_experts_in_one_call_are_both_in_two(fused, noise, monk
     shared = (formed(noise(256, 128)), formed(noise(128, 128))) if beside else None
     for tokens in (0, 1, 2, 5, 33):
         x = noise(tokens, 128, dtype=torch.bfloat16)
-        one = fused.moe(x, *router, *weights, shared)
-        assert torch.equal(one, fused.experts(x, *fused.route(x, *router), *weights, shared))
+        two = REFERENCE.experts(x, *fused.route(x, *router), *weights, shared).float()
+        one = fused.moe(x, *router, *weights, shared).float()
+        assert float((one - two).norm()) <= 0.02 * float(two.norm())
 
 
 def test_a_router_of_other_experts_is_refused(fused, noise):

@@ -36,10 +36,15 @@ def linear(ops, x, weight):
     return ops.linear(x, *parts(weight), weight.rows)
 
 
-def experts(ops, x, weights, ids, gate_up, down, shared):
-    return ops.experts(
-        x, weights, ids, *parts(gate_up), *parts(down), *(p for m in shared or (None, None) for p in parts(m))
-    )
+def moe(ops, x, router, gate_up, down, shared):
+    return ops.moe(x, *router, *parts(gate_up), *parts(down), *(p for m in shared or (None, None) for p in parts(m)))
+
+
+def router_of(noise, E=8, N=128, top_k=3):
+    """A router that never chooses the last two experts."""
+    bias = torch.zeros(E)
+    bias[-2:] = -2.0
+    return noise(E, N) / N**0.5, bias, top_k, 1e-12
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,70 +84,60 @@ def packed_experts(noise, bits, shared_bits, E=8, N=128, width=192):
 @pytest.mark.parametrize(("bits", "shared_bits"), [(4, 4), (4, 8), (8, 4)])
 def test_experts_are_within_two_hundredths(ops, noise, bits, shared_bits, dtype):
     gate_up, down, shared = packed_experts(noise, bits, shared_bits)
+    router = router_of(noise)
     for tokens in (1, 2, 3, 9, 33):
         x = noise(tokens, 128, dtype=dtype)
-        weights, ids = torch.rand(tokens, 3).to(dtype), torch.randint(0, 6, (tokens, 3))  # 6 and 7 have no rows
-        ids[tokens // 2 :, 1] = -1
+        weights, ids = ops.route(x, *router)
+        assert ids.max() < 6
         for beside in (None, shared):
             expected = REFERENCE.experts(x.float(), weights.float(), ids, gate_up, down, beside)
-            y = experts(ops, x, weights, ids, gate_up, down, beside).float()
+            y = moe(ops, x, router, gate_up, down, beside).float()
             assert float((y - expected).norm()) <= 0.02 * float(expected.norm())
 
 
 def test_no_tokens_are_no_tokens(ops, noise):
     gate_up, down, shared = packed_experts(noise, 4, 4)
-    none = torch.zeros(0, 3, dtype=torch.int64)
-    assert experts(ops, noise(0, 128), noise(0, 3), none, gate_up, down, shared).shape == (0, 128)
-
-
-def test_tokens_that_go_nowhere_get_zeros_or_the_shared_mlp(ops, noise):
-    gate_up, down, shared = packed_experts(noise, 4, 4)
-    x, weights, ids = noise(3, 128), torch.rand(3, 2), torch.full((3, 2), -1)
-    assert not experts(ops, x, weights, ids, gate_up, down, None).any()
-    alone = experts(ops, x, weights, ids, gate_up, down, shared)
-    expected = REFERENCE.experts(x, weights, ids, gate_up, down, shared)
-    assert float((alone - expected).norm()) <= 0.02 * float(expected.norm())
+    assert moe(ops, noise(0, 128), router_of(noise), gate_up, down, shared).shape == (0, 128)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_is_computed_alone_as_in_company(ops, noise, dtype):
     gate_up, down, shared = packed_experts(noise, 4, 8)
-    x, weights, ids = noise(40, 128, dtype=dtype), torch.rand(40, 3).to(dtype), torch.randint(-1, 8, (40, 3))
-    together = experts(ops, x, weights, ids, gate_up, down, shared)
-    alone = [experts(ops, x[t : t + 1], weights[t : t + 1], ids[t : t + 1], gate_up, down, shared) for t in range(40)]
+    x, router = noise(40, 128, dtype=dtype), router_of(noise)
+    together = moe(ops, x, router, gate_up, down, shared)
+    alone = [moe(ops, x[t : t + 1], router, gate_up, down, shared) for t in range(40)]
     assert torch.equal(torch.cat(alone), together)
     for weight in (gate_up[0], shared[0]):
         assert torch.equal(torch.cat([linear(ops, row[None], weight) for row in x]), linear(ops, x, weight))
 
 
 def test_tokens_beyond_one_pass_are_computed_like_the_first(native, noise):
-    gate_up, down, _ = packed_experts(noise, 4, 4, E=2, N=64, width=64)
+    gate_up, down, _ = packed_experts(noise, 4, 4, E=4, N=64, width=64)
     shared = quantize(noise(128, 64), 4), quantize(noise(64, 64), 4)
-    x, weights, ids = noise(1100, 64), torch.rand(1100, 1), torch.randint(0, 2, (1100, 1))
-    whole = experts(native, x, weights, ids, gate_up, down, shared)
-    tail = experts(native, x[1000:], weights[1000:], ids[1000:], gate_up, down, shared)
-    assert torch.equal(whole[1000:], tail)
+    x, router = noise(1100, 64), router_of(noise, E=4, N=64, top_k=1)
+    whole = moe(native, x, router, gate_up, down, shared)
+    assert torch.equal(whole[1000:], moe(native, x[1000:], router, gate_up, down, shared))
 
 
 def test_the_number_of_threads_changes_no_number(native, noise):
     gate_up, down, shared = packed_experts(noise, 4, 8)
-    x, weights, ids = noise(9, 128), torch.rand(9, 3), torch.randint(0, 8, (9, 3))
-    one = experts(native, x, weights, ids, gate_up, down, shared)
+    x, router = noise(9, 128), router_of(noise)
+    one = moe(native, x, router, gate_up, down, shared)
     torch.set_num_threads(3)
     try:
-        assert torch.equal(experts(native, x, weights, ids, gate_up, down, shared), one)
+        assert torch.equal(moe(native, x, router, gate_up, down, shared), one)
     finally:
         torch.set_num_threads(1)
 
 
 def test_every_processor_computes_the_same(native, portable, noise):
     gate_up, down, shared = packed_experts(noise, 4, 8)
-    x, weights, ids = noise(9, 128), torch.rand(9, 3), torch.randint(0, 8, (9, 3))
+    x, router = noise(9, 128), router_of(noise)
     for weight in (gate_up[1], shared[1]):
         wide = noise(9, weight.columns)
         torch.testing.assert_close(linear(native, wide, weight), linear(portable, wide, weight), rtol=1e-5, atol=1e-5)
     # rounding to 8 bits may fall to the other side here and there
-    ours, theirs = (experts(each, x, weights, ids, gate_up, down, shared) for each in (native, portable))
+    ours, theirs = (moe(each, x, router, gate_up, down, shared) for each in (native, portable))
     assert float((ours - theirs).norm()) <= 1e-3 * float(theirs.norm())
 
 
@@ -189,9 +184,9 @@ def test_shapes_that_do_not_fit_are_refused(native, noise):
         linear(native, noise(2, 128), weight)
     with pytest.raises(RuntimeError, match="bits"):
         native.linear(noise(2, 64), weight.data, weight.row_scales, 8, 8)
-    gate_up, down, _ = packed_experts(noise, 4, 4)
-    with pytest.raises(RuntimeError, match="no expert has the id 8"):
-        experts(native, noise(1, 128), torch.ones(1, 1), torch.tensor([[8]]), gate_up, down, None)
+    gate_up, *_ = packed_experts(noise, 4, 4)
+    with pytest.raises(RuntimeError, match=r"gate_up is \[E, 2I, N\]"):
+        moe(native, noise(1, 128), router_of(noise), gate_up, quantize(noise(8, 128, 128), 4), None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
@@ -210,10 +205,6 @@ print(len({line.split()[-1] for line in maps if "libgomp" in line or "libomp" in
 def test_the_kernels_use_the_operators(native, noise):
     kernels, weight, x = CpuKernels(), quantize(noise(13, 64), 4), noise(5, 64)
     assert torch.equal(kernels.linear(x, weight), linear(native, x, weight))
-    gate_up, down, shared = packed_experts(noise, 4, 8)
-    x, weights, ids = noise(9, 128), torch.rand(9, 3), torch.randint(0, 8, (9, 3))
-    y = kernels.experts(x, weights, ids, gate_up, down, shared)
-    assert torch.equal(y, experts(native, x, weights, ids, gate_up, down, shared))
     assert kernels.quantize(noise(13, 64), 8).shape == (13, 64)
 
 

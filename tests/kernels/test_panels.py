@@ -114,20 +114,25 @@ def experts_in_panels(noise, E=8, N=128, width=96, shared_width=160):
     return stack(2 * width, N), stack(N, width), shared
 
 
-def routed(noise, tokens, experts=8, dtype=torch.bfloat16):
-    ids = torch.randint(-1, experts - 2, (tokens, 3))  # the last two have no rows
-    return noise(tokens, 128, dtype=dtype), torch.rand(tokens, 3).to(dtype), ids
+def router_of(noise, E=8, N=128, top_k=3):
+    """A router that never chooses the last two experts, where there are more."""
+    bias = torch.zeros(E)
+    bias[2:][-2:] = -2.0
+    return noise(E, N, dtype=torch.float32) / N**0.5, bias, top_k, 1e-12
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_experts(kernels, noise, poison, dtype):
     gate_up, down, shared = experts_in_panels(noise)
-    assert kernels.experts(*routed(noise, 0, dtype=dtype), gate_up, down, shared).shape == (0, 128)
+    router = router_of(noise)
+    assert kernels.moe(noise(0, 128, dtype=dtype), *router, gate_up, down, shared).shape == (0, 128)
     for tokens in (1, 2, 3, 9, 33):
-        x, weights, ids = routed(noise, tokens, dtype=dtype)
+        x = noise(tokens, 128, dtype=dtype)
+        weights, ids = kernels.route(x, *router)
+        assert ids.max() < 6
         for beside in (None, shared):
             expected = REFERENCE.experts(x.float(), weights.float(), ids, gate_up, down, beside)
-            y = kernels.experts(x, weights, ids, gate_up, down, beside)
+            y = kernels.moe(x, *router, gate_up, down, beside)
             assert y.dtype == dtype
             bound = (5e-3 if dtype == torch.bfloat16 else 1e-5) * float(expected.norm())
             assert float((y.float() - expected).norm()) <= bound
@@ -138,17 +143,17 @@ def test_the_hidden_row_is_rounded_as_the_plain_path_rounds_it(kernels, noise):
     x = noise(1, 128)
     gate, up = (x.float() @ gate_up[0].numbers().float().T).chunk(2, dim=-1)
     hidden = (torch.nn.functional.silu(gate) * up).bfloat16()
-    y = kernels.experts(x, torch.ones(1, 1).bfloat16(), torch.zeros(1, 1, dtype=torch.int64), gate_up, down, None)
+    y = kernels.moe(x, *router_of(noise, E=1, top_k=1), gate_up, down, None)
     same(y, REFERENCE.linear(hidden, down[0]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_goes_through_the_experts_alone_as_in_company(kernels, noise, dtype):
     gate_up, down, shared = experts_in_panels(noise)
-    x, weights, ids = routed(noise, 64, dtype=dtype)
+    x, router = noise(64, 128, dtype=dtype), router_of(noise)
 
     def run(some):
-        return kernels.experts(x[some], weights[some], ids[some], gate_up, down, shared)
+        return kernels.moe(x[some], *router, gate_up, down, shared)
 
     alone = torch.cat([run(slice(t, t + 1)) for t in range(64)])
     for tokens in TOKENS:
@@ -157,18 +162,18 @@ def test_a_token_goes_through_the_experts_alone_as_in_company(kernels, noise, dt
 
 def test_tokens_beyond_one_pass_are_computed_like_the_first(kernels, noise):
     gate_up, down, _ = experts_in_panels(noise, E=2, N=16, width=32)
-    x, weights, ids = noise(1100, 16), torch.rand(1100, 1).bfloat16(), torch.randint(0, 2, (1100, 1))
-    whole = kernels.experts(x, weights, ids, gate_up, down, None)
-    assert torch.equal(whole[1000:], kernels.experts(x[1000:], weights[1000:], ids[1000:], gate_up, down, None))
+    x, router = noise(1100, 16), router_of(noise, E=2, N=16, top_k=1)
+    whole = kernels.moe(x, *router, gate_up, down, None)
+    assert torch.equal(whole[1000:], kernels.moe(x[1000:], *router, gate_up, down, None))
 
 
 def test_the_number_of_threads_changes_no_number(kernels, noise):
     gate_up, down, shared = experts_in_panels(noise)
-    x, weights, ids = routed(noise, 9)
+    x, router = noise(9, 128), router_of(noise)
     weight = pack(noise(300, 128))
 
     def run():
-        return kernels.linear(x, weight), kernels.experts(x, weights, ids, gate_up, down, shared)
+        return kernels.linear(x, weight), kernels.moe(x, *router, gate_up, down, shared)
 
     one = run()
     for threads in (2, 3):
@@ -182,11 +187,8 @@ def test_the_number_of_threads_changes_no_number(kernels, noise):
 @pytest.mark.parametrize(("width", "size"), [(24, 128), (96, 24)])
 def test_experts_of_widths_that_are_no_whole_panels_go_one_after_the_other(kernels, noise, width, size):
     gate_up, down, _ = experts_in_panels(noise, N=size, width=width)
-    x, weights, ids = noise(9, size), torch.rand(9, 3).bfloat16(), torch.randint(0, 8, (9, 3))
-    same(
-        kernels.experts(x, weights, ids, gate_up, down, None),
-        REFERENCE.experts(x, weights, ids, gate_up, down, None),
-    )
+    x, router = noise(9, size), router_of(noise, N=size)
+    same(kernels.moe(x, *router, gate_up, down, None), REFERENCE.moe(x, *router, gate_up, down, None))
 
 
 def test_what_is_no_number_stays_in_its_row(kernels, noise):
@@ -211,14 +213,14 @@ def test_shapes_that_do_not_fit_are_refused(native, noise):
         native.panels(torch.ones(16, 8))
     gate_up, down, _ = experts_in_panels(noise)
     stacks = [each.data for each in gate_up], [each.data for each in down]
-    x, weights = noise(1, 128), torch.ones(1, 1).bfloat16()
-    with pytest.raises(RuntimeError, match="no expert has the id 8"):
-        native.panel_experts(x, weights, torch.tensor([[8]]), *stacks, None, None)
+    x, router = noise(1, 128), router_of(noise)
+    with pytest.raises(RuntimeError, match="the router knows these experts"):
+        native.panel_moe(x, *router_of(noise, E=7), *stacks, None, None)
     with pytest.raises(RuntimeError, match="one shape"):
-        native.panel_experts(x, weights, torch.tensor([[0]]), [stacks[0][0], data], stacks[1], None, None)
+        native.panel_moe(x, *router, [stacks[0][0], data], stacks[1], None, None)
     narrow = [pack(noise(48, 128)).data], [pack(noise(128, 24)).data]
     with pytest.raises(RuntimeError, match="a multiple of 32, not 24"):
-        native.panel_experts(x, weights, torch.tensor([[0]]), *narrow, None, None)
+        native.panel_moe(x, *router, *narrow, None, None)
 
 
 def test_a_processor_that_multiplies_bfloat16_itself_is_left_to_torch(noise, monkeypatch):
