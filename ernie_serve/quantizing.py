@@ -12,16 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ernie_serve.config import path_of
-from ernie_serve.kernels.cpu import CpuKernels
-from ernie_serve.kernels.fused import cpu_kernels
-from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.forms import quantizer
 from ernie_serve.model.loading import load
 from ernie_serve.model.quantize import model_bytes, shapes_of
-from ernie_serve.model.quantize_folder import quantize_folder
+from ernie_serve.model.quantize_folder import kernels_of, quantize_folder
 from ernie_serve.model.quantize_report import LogitError, MatrixError, Measured, logit_errors
 from ernie_serve.model.recipes import DeviceKind, Quantization, Recipe
 from ernie_serve.text.tokenizer import Tokenizer
@@ -54,7 +51,6 @@ def quantize(
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    measured = Measured(quantizer(CpuKernels(), CPU))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
 
@@ -62,15 +58,14 @@ def quantize(
             bar.update(task, completed=done, description=what)
 
         original = hub.resolve(source, revision, "all", show_done)
-        num_bytes = quantize_folder(
-            original, folder, quantization, show_done, quantize=measured if report_tokens else None
-        )
+        measured = Measured(quantizer(kernels_of(quantization), CPU)) if report_tokens else None
+        num_bytes = quantize_folder(original, folder, quantization, show_done, quantize=measured)
     console.print(
         f"{folder}: {recipe}, {size(num_bytes)} of weights. Serve it with: ernie-serve serve {folder}"
         + (" --device cuda" if device == "cuda" else ""),
         soft_wrap=True,
     )
-    if report_tokens:
+    if measured:
         show = Console(highlight=False).print
         show(matrix_table(measured.errors))
         logits = compare(original, folder, report_tokens)
@@ -85,8 +80,9 @@ def size(num_bytes: int) -> str:
 def compare(original: Path, folder: Path, num_tokens: int) -> list[LogitError] | str:
     """Distances of the two folders' predictions; text says why there are none."""
     plain, packed = ModelConfig.from_folder(original), ModelConfig.from_folder(folder)
+    assert packed.quantization, "it was written so"
     with torch.device("meta"):
-        kernels = ReferenceKernels() if packed.quantization and packed.quantization.device == "cuda" else cpu_kernels()
+        kernels = kernels_of(packed.quantization)
         ours, theirs = (Ernie(config, kernels, torch.float32) for config in (packed, plain))
     needed = sum(model_bytes(shapes_of(each), each.config.quantization, torch.float32) for each in (ours, theirs))
     if needed > (free := memory.free_bytes(CPU)):

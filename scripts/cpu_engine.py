@@ -17,7 +17,6 @@ import torch
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import build_engine
-from ernie_serve.kernels import cpu, native
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.messages import EngineRequest, PlanRow, SamplingParams, StepPlan
 from ernie_serve.model.config import ModelConfig
@@ -144,19 +143,15 @@ class Timed:
 
 def share_outside(core: EngineCore) -> float:
     """Of the time of decode steps of one stream, what the kernels do not take: scheduler, Python, calls, sampling."""
-    timed = Timed(native.operators())
-    model: Any = core.runner.model  # type: ignore[attr-defined]
-    kept = cpu.operators
-    cpu.operators = lambda: timed  # type: ignore[assignment]
-    model.kernels._ops = timed
+    kernels = core.runner.model.kernels  # type: ignore[attr-defined]
+    kernels._ops = timed = Timed(kernels._ops)
     shares = []
     core.add(request("outside", [5] * 16, 33))
     while core.has_work:
         timed.seconds, began = 0.0, time.perf_counter()
         core.step()
         shares.append(1 - timed.seconds / (time.perf_counter() - began))
-    cpu.operators = kept
-    model.kernels._ops = timed.operators
+    kernels._ops = timed.operators
     return statistics.median(shares[1:])
 
 

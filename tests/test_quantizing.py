@@ -18,7 +18,7 @@ from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import Settings
 from ernie_serve.engine_process import build_engine
 from ernie_serve.errors import NotEnoughMemory, SettingsError
-from ernie_serve.kernels import cpu, fused, nibbles
+from ernie_serve.kernels import fused, nibbles
 from ernie_serve.messages import EngineRequest, SamplingParams
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import copying_bytes, loading_bytes, model_bytes, parameter_shapes, repacking_bytes
@@ -86,7 +86,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_with_a_compiler_the_engine_counts_a_folder_as_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if cpu.operators() is None:
+    if fused.operators() is None:
         pytest.skip("no C++ compiler")
     counted = counting(monkeypatch)
     assert len(text_of(folder)) == 12
@@ -104,8 +104,7 @@ def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for module in (cpu, fused):
-        monkeypatch.setattr(module, "operators", lambda: None)
+    monkeypatch.setattr(fused, "operators", lambda: None)
     counted = counting(monkeypatch)
     config = ModelConfig.from_folder(packable)
     shapes, quantization = parameter_shapes(config), Quantization.of(recipe)
@@ -122,8 +121,7 @@ def test_without_a_compiler_the_engine_serves_and_counts_what_it_copies(
 
 @pytest.mark.skipif(not nibbles.available(), reason="this torch has no 4-bit product")
 def test_where_a_compiler_would_make_weights_fit_it_is_named(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cpu, fused):
-        monkeypatch.setattr(module, "operators", lambda: None)
+    monkeypatch.setattr(fused, "operators", lambda: None)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 5 << 10)
     with pytest.raises(NotEnoughMemory, match=r"Install a C\+\+ compiler.* Then they need \d\.\d MiB"):
         build_engine(Settings(model=str(packable), quantization="int4"), 600, lambda share, what: None)

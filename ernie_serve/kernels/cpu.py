@@ -1,23 +1,21 @@
-"""The verbs as plain torch does them best on a CPU, and those of packed matrices and of panels as `cpu.cpp` does.
+"""The verbs as plain torch does them best on a CPU, where nothing is compiled.
 
 Knows what is cheap on a CPU: views instead of copies, few calls, and which library multiplies which shape fastest.
-Numbers are those of the reference to rounding; with packed matrices, to that of activations in 8 bits. Where nothing
-can be compiled, packed matrices are repacked for torch's own 4-bit product; those that are not, and where torch has
-none, are turned into numbers slice by slice, which is right and slow. There are no panels then.
+Numbers are those of the reference to rounding. Packed matrices are repacked for torch's own 4-bit product; those that
+are not, and where torch has none, are turned into numbers slice by slice, which is right and slow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format, nibbles, packed
+from ernie_serve.kernels import kv_format, nibbles
 from ernie_serve.kernels.layout import Layout
-from ernie_serve.kernels.native import operators
 from ernie_serve.kernels.nibbles import Nibbles
-from ernie_serve.kernels.packed import ROWS, Bits, Packed
-from ernie_serve.kernels.panels import PANEL, Panels
+from ernie_serve.kernels.packed import ROWS, Packed
+from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
 
 
@@ -52,32 +50,13 @@ class CpuKernels(ReferenceKernels):
         blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())
         return blocked
 
-    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
-        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
-        if (ops := operators()) is None:
-            return packed.quantize(weight, bits, search)
-        weight = weight.float() if weight.dtype == torch.float16 else weight
-        made = packed.empty(weight.shape[0], weight.shape[1], bits)
-        ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
-        return made
-
     def repacks(self) -> bool:
-        """Where nothing can be compiled: for torch's own 4-bit product, if it has one."""
-        return operators() is None and nibbles.available()
+        """For torch's own 4-bit product, if it has one."""
+        return nibbles.available()
 
     def repack(self, weight: Packed) -> Packed | Nibbles:
         """One packed matrix as that product reads it."""
         return nibbles.repack(weight) if self.repacks() else weight
-
-    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
-        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
-        if isinstance(weight, Packed) and (ops := operators()) is not None:
-            y: Tensor = ops.embedding(ids, weight.data, weight.row_scales, weight.bits, weight.rows, dtype)
-            return y
-        if isinstance(weight, Panels) and (ops := operators()) is not None:
-            rows: Tensor = ops.panel_embedding(ids, weight.data, weight.rows, dtype)
-            return rows
-        return super().embedding(ids, weight, dtype)
 
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
         """`x` [T, in] by `weight` [out, in]: [T, out].
@@ -86,17 +65,9 @@ class CpuKernels(ReferenceKernels):
         into another order; oneDNN does neither.
         """
         if isinstance(weight, Packed):
-            if (ops := operators()) is None:
-                return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
-            packed_y: Tensor = ops.linear(x, *weight.handed, weight.rows)
-            return packed_y
-        if isinstance(weight, Nibbles):
-            return weight.product(x)
-        if isinstance(weight, Panels):
-            if (ops := operators()) is None:
-                return super().linear(x, weight)
-            panels_y: Tensor = ops.panel_linear(x, weight.data, weight.rows)
-            return panels_y
+            return torch.cat([F.linear(x, rows.dequantized(x.dtype)) for rows in _slices(weight)], dim=1)
+        if isinstance(weight, Nibbles | Panels):
+            return super().linear(x, weight)
         assert isinstance(weight, Tensor), "the formats of a GPU are not served on a CPU"
         if weight.is_mkldnn or (_HAS_ONEDNN and x.dtype == torch.float32):
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -181,36 +152,6 @@ def multiplies_in_panels(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not _HAS_ONEDNN_BF16
 
 
-def handed_packed(
-    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
-) -> tuple[Tensor | int | None, ...] | None:
-    """How the operator is handed packed experts; none of others."""
-    if not (isinstance(gate_up, Packed) and isinstance(down, Packed)):
-        return None
-    if shared is None:
-        return gate_up.handed + down.handed + _NONE + _NONE
-    first, second = shared
-    if not (isinstance(first, Packed) and isinstance(second, Packed)):
-        return None
-    return gate_up.handed + down.handed + first.handed + second.handed
-
-
-def handed_panels(
-    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
-) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None] | None:
-    """How the operator is handed experts in panels; none of others, nor of widths that are not whole panels."""
-    if not (isinstance(gate_up, Sequence) and isinstance(down, Sequence)):
-        return None
-    ups, downs = ([matrix for matrix in stack if isinstance(matrix, Panels)] for stack in (gate_up, down))
-    beside = [matrix for matrix in shared or () if isinstance(matrix, Panels)]
-    if len(ups) < len(gate_up) or len(downs) < len(down) or len(beside) < len(shared or ()):
-        return None
-    if downs[0].rows % PANEL or any(matrix.rows % (4 * PANEL) for matrix in (ups[0], *beside[:1])):
-        return None
-    both = (beside[0].data, beside[1].data) if beside else (None, None)
-    return [matrix.data for matrix in ups], [matrix.data for matrix in downs], *both
-
-
 def _slices(weight: Packed) -> Iterator[Packed]:
     """A packed matrix in pieces whose numbers take a few MiB."""
     blocks = max(1, _SLICE // weight.columns // ROWS)
@@ -221,10 +162,6 @@ def _slices(weight: Packed) -> Iterator[Packed]:
 
 
 _SLICE = 1 << 21
-
-
-_NONE = (None, None, 0)
-"""How an operator is handed no matrix."""
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

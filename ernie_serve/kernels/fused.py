@@ -1,18 +1,20 @@
-"""The verbs that `cpu.cpp` does in one call each, beside those of packed matrices: attention over the cache, and the
-small ones whose cost in plain torch is the calling.
+"""The verbs that `cpu.cpp` does in one call each: those of packed matrices and of panels, attention over the cache,
+and the small ones whose cost in plain torch is the calling.
 
 Knows which verb is which operator, and what an operator does not take. Knows nothing of how they are compiled.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ernie_serve.kernels import kv_format
-from ernie_serve.kernels.cpu import CpuKernels, handed_packed, handed_panels, multiplies_in_panels
+from ernie_serve.kernels import kv_format, packed
+from ernie_serve.kernels.cpu import CpuKernels, multiplies_in_panels
 from ernie_serve.kernels.layout import Layout
 from ernie_serve.kernels.native import Operators, is_compiled, operators
-from ernie_serve.kernels.packed import Packed
-from ernie_serve.kernels.panels import Panels
+from ernie_serve.kernels.packed import Bits, Packed
+from ernie_serve.kernels.panels import PANEL, Panels
 from ernie_serve.kernels.reference import Matrices, Matrix
 
 _WIDE = 16  # floats: what comes in rows that are no multiple of it is left to plain torch
@@ -43,9 +45,9 @@ def cpu_kernels() -> CpuKernels:
 
 
 class FusedCpuKernels(CpuKernels):
-    """What `CpuKernels` does, in fewer calls.
+    """What `CpuKernels` does, by the operators: in fewer calls, and with packed matrices and panels as they are.
 
-    With packed matrices or panels no token's numbers depend on its neighbours.
+    With these no token's numbers depend on its neighbours.
     """
 
     def __init__(self, ops: Operators) -> None:
@@ -61,11 +63,35 @@ class FusedCpuKernels(CpuKernels):
             return Panels(self._ops.panels(matrix.detach()), matrix.shape[0])
         return super()._packed(matrix)
 
+    def quantize(self, weight: Tensor, bits: Bits, search: bool = True) -> Packed:
+        """`weight` [R, C] as a packed matrix, with the numbers of `packed.quantize` but for a few ties."""
+        weight = weight.float() if weight.dtype == torch.float16 else weight
+        made = packed.empty(weight.shape[0], weight.shape[1], bits)
+        self._ops.quantize(weight.detach(), bits, search, made.data, made.row_scales)
+        return made
+
+    def repacks(self) -> bool:
+        """The operators read packed matrices as they are."""
+        return False
+
+    def embedding(self, ids: Tensor, weight: Matrix, dtype: torch.dtype) -> Tensor:
+        """Rows of `weight` [V, N] for `ids` [T], in `dtype`."""
+        if isinstance(weight, Packed):
+            y: Tensor = self._ops.embedding(ids, *weight.handed, weight.rows, dtype)
+            return y
+        if isinstance(weight, Panels):
+            rows: Tensor = self._ops.panel_embedding(ids, weight.data, weight.rows, dtype)
+            return rows
+        return super().embedding(ids, weight, dtype)
+
     def linear(self, x: Tensor, weight: Matrix) -> Tensor:
-        """`x` [T, in] by `weight` [out, in]: [T, out]."""
+        """`x` [T, in] by `weight` [out, in]: [T, out]. With a packed one, `x` is rounded to 8 bits."""
         if type(weight) is Packed:  # first, and without asking more: a decode step does it some sixty times
             y: Tensor = self._ops.linear(x, weight.data, weight.row_scales, weight.bits, weight.rows)
             return y
+        if isinstance(weight, Panels):
+            panels_y: Tensor = self._ops.panel_linear(x, weight.data, weight.rows)
+            return panels_y
         return super().linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -99,10 +125,10 @@ class FusedCpuKernels(CpuKernels):
     ) -> Tensor:
         """The experts of each token, chosen and computed."""
         y: Tensor
-        if (packed := handed_packed(gate_up, down, shared)) is not None:
-            y = self._ops.moe(x, weight, correction_bias, top_k, norm_min, *packed)
+        if (whole := _handed_packed(gate_up, down, shared)) is not None:
+            y = self._ops.moe(x, weight, correction_bias, top_k, norm_min, *whole)
             return y
-        if (panels := handed_panels(gate_up, down, shared)) is not None:
+        if (panels := _handed_panels(gate_up, down, shared)) is not None:
             y = self._ops.panel_moe(x, weight, correction_bias, top_k, norm_min, *panels)
             return y
         return super().moe(x, weight, correction_bias, top_k, norm_min, gate_up, down, shared)
@@ -155,3 +181,37 @@ class FusedCpuKernels(CpuKernels):
             q, k_cache, v_cache, layout.block_tables, layout.query_starts, layout.context_lens
         )
         return y
+
+
+def _handed_packed(
+    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
+) -> tuple[Tensor | int | None, ...] | None:
+    """How the operator is handed packed experts; none of others."""
+    if not (isinstance(gate_up, Packed) and isinstance(down, Packed)):
+        return None
+    if shared is None:
+        return gate_up.handed + down.handed + _NONE + _NONE
+    first, second = shared
+    if not (isinstance(first, Packed) and isinstance(second, Packed)):
+        return None
+    return gate_up.handed + down.handed + first.handed + second.handed
+
+
+def _handed_panels(
+    gate_up: Matrices, down: Matrices, shared: tuple[Matrix, Matrix] | None
+) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None] | None:
+    """How the operator is handed experts in panels; none of others, nor of widths that are not whole panels."""
+    if not (isinstance(gate_up, Sequence) and isinstance(down, Sequence)):
+        return None
+    ups, downs = ([matrix for matrix in stack if isinstance(matrix, Panels)] for stack in (gate_up, down))
+    beside = [matrix for matrix in shared or () if isinstance(matrix, Panels)]
+    if len(ups) < len(gate_up) or len(downs) < len(down) or len(beside) < len(shared or ()):
+        return None
+    if downs[0].rows % PANEL or any(matrix.rows % (4 * PANEL) for matrix in (ups[0], *beside[:1])):
+        return None
+    both = (beside[0].data, beside[1].data) if beside else (None, None)
+    return [matrix.data for matrix in ups], [matrix.data for matrix in downs], *both
+
+
+_NONE = (None, None, 0)
+"""How an operator is handed no matrix."""

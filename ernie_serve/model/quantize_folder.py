@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from ernie_serve.errors import SettingsError
-from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
+from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.model.forms import Quantize
 from ernie_serve.model.new_folder import new_folder
 from ernie_serve.model.placing import Progress, into_parameters
-from ernie_serve.model.quantize import bits_of, model_bytes, read_quantized, shapes_of
+from ernie_serve.model.quantize import bits_of, model_bytes, parameter_shapes, read_quantized
 from ernie_serve.model.quantized_files import SHARD_BYTES, QuantizedWriter
 from ernie_serve.model.recipes import Quantization
 
@@ -47,12 +48,12 @@ def quantize_folder(
             "Name the original checkpoint."
         )
     plain: torch.dtype = getattr(torch, config.dtype)
-    with torch.device("meta"):
-        model = Ernie(config, CpuKernels(), plain)
-    shapes = shapes_of(model)
+    shapes = parameter_shapes(config)
     bits = bits_of(shapes, quantization)
     num_bytes = model_bytes(shapes, quantization, plain)
     with new_folder(folder, num_bytes) as unfinished:
+        with torch.device("meta"):
+            model = Ernie(config, kernels_of(quantization), plain)
         with closing(QuantizedWriter(unfinished, shapes, bits, plain, shard_bytes)) as writer:
             rest = into_parameters(model, torch.device("cpu"), frozenset(bits))
             read_quantized(model, source, bits, writer.put, rest, progress, quantize=quantize)
@@ -64,6 +65,11 @@ def quantize_folder(
             shutil.copyfile(path, unfinished / path.name)
         write_config(source, unfinished, quantization)
     return num_bytes
+
+
+def kernels_of(quantization: Quantization) -> ReferenceKernels:
+    """What makes its matrices, and reads them on a CPU; nothing is compiled for those of a GPU."""
+    return cpu_kernels() if quantization.device == "cpu" else ReferenceKernels()
 
 
 def write_config(source: Path, folder: Path, quantization: Quantization) -> None:

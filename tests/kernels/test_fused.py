@@ -271,7 +271,6 @@ def model(request, fused, noise, monkeypatch):
             set_matrix(made, name, quantize(made.get_parameter(name).detach(), 4))
         set_matrix(made, "embed_tokens.weight", quantize(made.embed_tokens.weight, 8))
     else:
-        monkeypatch.setattr(cpu, "operators", lambda: fused._ops)
         monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
         pack(made)
     return made

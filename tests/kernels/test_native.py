@@ -10,6 +10,7 @@ import torch
 
 from ernie_serve.kernels import cpu, native, packed
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import FusedCpuKernels
 from ernie_serve.kernels.packed import Packed, quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 
@@ -203,13 +204,15 @@ print(len({line.split()[-1] for line in maps if "libgomp" in line or "libomp" in
 
 
 def test_the_kernels_use_the_operators(native, noise):
-    kernels, weight, x = CpuKernels(), quantize(noise(13, 64), 4), noise(5, 64)
+    kernels, weight, x = FusedCpuKernels(native), quantize(noise(13, 64), 4), noise(5, 64)
     assert torch.equal(kernels.linear(x, weight), linear(native, x, weight))
-    assert kernels.quantize(noise(13, 64), 8).shape == (13, 64)
+    assert torch.equal(kernels.embedding(torch.tensor([12, 3]), weight, torch.float32), weight.dequantized()[[12, 3]])
+    made, half = packed.empty(13, 64, 8), noise(13, 64).half()
+    native.quantize(half.float(), 8, True, made.data, made.row_scales)
+    assert torch.equal(kernels.quantize(half, 8).data, made.data)
 
 
 def test_without_a_compiler_plain_torch_serves_packed_matrices(noise, monkeypatch):
-    monkeypatch.setattr(cpu, "operators", lambda: None)
     monkeypatch.setattr(cpu, "_SLICE", 64 * 16)
     kernels, weight, x = CpuKernels(), quantize(noise(45, 64), 4), noise(5, 64)
     torch.testing.assert_close(kernels.linear(x, weight), REFERENCE.linear(x, weight))

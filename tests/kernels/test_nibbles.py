@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ernie_serve.kernels import cpu, nibbles, packed
+from ernie_serve.kernels import fused, nibbles, packed
 from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.nibbles import Nibbles, nibble_bytes, repack
 from ernie_serve.kernels.packed import Packed, quantize, unpack
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -23,9 +24,8 @@ def noise():
 
 
 @pytest.fixture
-def kernels(monkeypatch):
+def kernels():
     """Those of a machine where nothing can be compiled."""
-    monkeypatch.setattr(cpu, "operators", lambda: None)
     return CpuKernels()
 
 
@@ -138,10 +138,10 @@ def test_experts_are_within_a_hundredth(kernels, noise, bits, shared_bits, dtype
 
 def test_matrices_are_repacked_only_where_nothing_can_be_compiled(noise, monkeypatch):
     weight = quantize(noise(8, 64), 4)
-    for missing, expected in ((True, True), (False, False)):
-        monkeypatch.setattr(cpu, "operators", lambda missing=missing: None if missing else object())
-        assert CpuKernels().repacks() == expected
-        assert isinstance(CpuKernels().repack(weight), Nibbles) == expected
+    for ops in (None, object()):
+        monkeypatch.setattr(fused, "operators", lambda ops=ops: ops)
+        assert cpu_kernels().repacks() == (ops is None)
+        assert isinstance(cpu_kernels().repack(weight), Nibbles) == (ops is None)
     assert REFERENCE.repack(weight) is weight
     assert not REFERENCE.repacks()
 

@@ -19,10 +19,8 @@ TOKENS = [1, 2, 3, 5, 6, 7, 17, 64]
 @pytest.fixture(params=["native", "portable"])
 def kernels(request, monkeypatch):
     """Kernels that use these operators, on a processor that has no instructions for bfloat16."""
-    ops = request.getfixturevalue(request.param)
-    monkeypatch.setattr(cpu, "operators", lambda: ops)
     monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
-    return FusedCpuKernels(ops)
+    return FusedCpuKernels(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -230,7 +228,7 @@ def test_a_processor_that_multiplies_bfloat16_itself_is_left_to_torch(noise, mon
 
 
 def test_nothing_is_compiled_for_float32(monkeypatch):
-    monkeypatch.setattr(cpu, "operators", lambda: pytest.fail("not needed"))
+    monkeypatch.setattr(fused, "operators", lambda: pytest.fail("not needed"))
     assert type(cpu_kernels_for(torch.float32)) is CpuKernels
     assert not CpuKernels().packs(torch.float32)
 
@@ -251,7 +249,6 @@ def test_what_is_compiled_already_serves_a_small_model_too(native, monkeypatch):
 
 
 def test_without_a_compiler_matrices_stay_as_they_are(noise, monkeypatch):
-    monkeypatch.setattr(cpu, "operators", lambda: None)
     monkeypatch.setattr(cpu, "_HAS_ONEDNN_BF16", False)
     weight, x = noise(37, 51), noise(5, 51)
     assert CpuKernels().pack(weight) is weight

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ernie_serve.errors import CheckpointError, SettingsError
+from ernie_serve.kernels import fused
 from ernie_serve.kernels.quantized import Format, Quantized, quantize
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model.config import ModelConfig
@@ -105,6 +106,13 @@ def test_the_config_says_which_layout_it_is_and_is_understood(original: Path, tm
         ({"device": "cpu"}, "format_version 2 for 'cpu'"),
     ):
         assert said in str(read_config(entry | change))
+
+
+def test_nothing_is_compiled_to_write_for_a_gpu(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "operators", lambda: pytest.fail("not needed"))
+    quantize_folder(original, tmp_path / "out", Quantization.of("int8", "cuda"))
 
 
 def test_files_of_another_format_than_the_config_says_are_refused(original: Path, tmp_path: Path) -> None:

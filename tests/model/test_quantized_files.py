@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ernie_serve.errors import CheckpointError, SettingsError
-from ernie_serve.kernels.cpu import CpuKernels
+from ernie_serve.kernels.fused import cpu_kernels
 from ernie_serve.kernels.packed import Packed, unpack
 from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import new_folder, quantize_folder
@@ -68,7 +68,7 @@ def test_what_is_mapped_is_what_quantizing_while_loading_gives(
     folder: Path, packable_checkpoint: Path, logits_of: Logits
 ) -> None:
     read = empty_model(packable_checkpoint)
-    by_the_same = CpuKernels()  # a tie may be rounded the other way by the reference
+    by_the_same = cpu_kernels()  # a tie may be rounded the other way by the reference
     load_quantized(
         read, packable_checkpoint, MIXED, quantize=lambda name, matrix, bits: by_the_same.quantize(matrix, bits)
     )

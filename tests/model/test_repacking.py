@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ernie_serve.kernels import cpu, native, nibbles
+from ernie_serve.kernels import fused, native, nibbles
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.kernels.fused import FusedCpuKernels
 from ernie_serve.kernels.nibbles import Nibbles
@@ -29,11 +29,6 @@ IDS = torch.arange(5, 24)
 Logits = Callable[..., torch.Tensor]
 
 pytestmark = pytest.mark.skipif(not nibbles.available(), reason="this torch has no 4-bit product")
-
-
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "operators", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,6 @@ def of(model: Ernie, name: str) -> object:
     return getattr(model.get_submodule(path), attribute)
 
 
-@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_logits_are_those_of_the_numbers_that_the_bits_stand_for(
     recipe: str, folders: dict[str, Path], logits_of: Logits
@@ -77,19 +71,18 @@ def test_logits_are_those_of_the_numbers_that_the_bits_stand_for(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_logits_are_near_those_of_the_compiled_operators(
-    recipe: str, folders: dict[str, Path], logits_of: Logits, monkeypatch: pytest.MonkeyPatch
+    recipe: str, folders: dict[str, Path], logits_of: Logits
 ) -> None:
     if (ops := native.operators()) is None:
         pytest.skip("no C++ compiler")
     compiled = logits_of(loaded(folders[recipe], FusedCpuKernels(ops)), IDS)
-    monkeypatch.setattr(cpu, "operators", lambda: None)
     assert distance(logits_of(loaded(folders[recipe], CpuKernels()), IDS), compiled) < 0.04
 
 
-@pytest.mark.usefixtures("no_compiler")
 def test_a_mapped_folder_and_quantizing_while_loading_give_the_same(
-    packable_layouts: list[Path], tmp_path: Path, logits_of: Logits
+    packable_layouts: list[Path], tmp_path: Path, logits_of: Logits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fused, "operators", lambda: None)
     first, *others = (logits_of(loaded(folder, CpuKernels(), "mixed"), IDS) for folder in packable_layouts)
     assert others
     assert all(torch.equal(first, other) for other in others)
@@ -97,14 +90,12 @@ def test_a_mapped_folder_and_quantizing_while_loading_give_the_same(
     assert torch.equal(logits_of(loaded(tmp_path / "out", CpuKernels()), IDS), first)
 
 
-@pytest.mark.usefixtures("no_compiler")
 def test_nothing_of_a_repacked_folder_stays_mapped(folders: dict[str, Path]) -> None:
     model = loaded(folders["int4"], CpuKernels())
     assert isinstance(model.embed_tokens.weight, Packed)
     assert str(folders["int4"]) not in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.usefixtures("no_compiler")
 def test_the_formats_of_a_gpu_are_left_as_they_are(packable_checkpoint: Path) -> None:
     with torch.device("meta"):
         model = Ernie(ModelConfig.from_folder(packable_checkpoint), CpuKernels(), torch.float32)
@@ -115,7 +106,6 @@ def test_the_formats_of_a_gpu_are_left_as_they_are(packable_checkpoint: Path) ->
     assert all(isinstance(of(model, name), Quantized) for name in names)
 
 
-@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_size_is_known_from_the_shapes(
@@ -149,8 +139,7 @@ def test_no_more_than_a_few_matrices_are_there_twice(
     program = r"""
 import re, sys, torch
 from pathlib import Path
-from ernie_serve.kernels import cpu, packed
-cpu.operators = lambda: None
+from ernie_serve.kernels import packed
 from ernie_serve.kernels.cpu import CpuKernels
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
