@@ -220,9 +220,9 @@ def load(
 
     for name, value in (_read_toml(config) if config else {}).items():
         take(name, value, f"file {config}")
-    require_known(environ)
+    ours = require_known(environ)
     for name in Settings.model_fields:
-        if (text := environ.get(env_name(name))) is not None and not _is_of_kubernetes(env_name(name), text):
+        if (text := ours.get(env_name(name))) is not None:
             take(name, text, f"environment {env_name(name)}")
     for name, value in flags.items():
         take(name, value, f"flag {flag_name(name)}")
@@ -308,21 +308,40 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _is_of_kubernetes(name: str, value: str) -> bool:
-    """Whether this is one of the names that it gives every pod for a service that is called `ernie-serve`."""
-    return bool(_OF_A_SERVICE.fullmatch(name)) or (name == env_name("port") and "://" in value)
+def require_known(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The settings of an environment, by their names in it.
 
-
-_OF_A_SERVICE = re.compile(rf"{ENV_PREFIX}(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
-
-
-def require_known(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise `SettingsError` for a name with our prefix that is no setting's: it would do nothing, and not say so."""
-    known = {env_name(name) for name in Settings.model_fields} | _NO_SETTINGS
+    Raises `SettingsError` for a name with our prefix that is no setting's: it would do nothing, and not say so.
+    """
+    theirs = _of_services(environ)
+    known = {env_name(name) for name in Settings.model_fields}
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name not in known and not _is_of_kubernetes(name, environ[name]):
+        if name.startswith(ENV_PREFIX) and name not in known | _NO_SETTINGS | theirs:
             nearest = _suggestion(name.removeprefix(ENV_PREFIX).lower(), env_name)
             raise SettingsError(f"The environment has an unknown name {name!r}{nearest}")
+    return {name: environ[name] for name in known - theirs if name in environ}
+
+
+def _of_services(environ: Mapping[str, str]) -> set[str]:
+    """The names with our prefix that Kubernetes gives every pod for a service, known by the one that tells its host.
+
+    A service that is called `ernie-serve` has a URL under `ERNIE_SERVE_PORT`; a number there is the setting.
+    """
+    ours = [name for name in environ if name.startswith(ENV_PREFIX)]
+    services = [name.removesuffix("_SERVICE_HOST") for name in ours if name.endswith("_SERVICE_HOST")]
+    found = {
+        name
+        for service in services
+        for name in ours
+        if name.startswith(service) and _OF_A_SERVICE.fullmatch(name, len(service))
+    }
+    return {name for name in found if name != env_name("port") or "://" in environ[name]}
+
+
+_OF_A_SERVICE = re.compile(
+    r"_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What follows the name of a service, in capitals and with `_` for `-`."""
 
 
 def _suggestion(name: str, spelled: Callable[[str], str] = str) -> str:

@@ -164,19 +164,34 @@ def test_responses_are_kept_in_memory_unless_a_file_is_named(tmp_path: Path) -> 
     assert config.load({}, config=file, environ={})[0].responses_file == "/var/lib/r.sqlite"
 
 
-def test_what_kubernetes_says_of_a_service_that_is_called_like_us_is_not_ours() -> None:
-    environ = {
-        "ERNIE_SERVE_SERVICE_HOST": "10.96.0.12",
-        "ERNIE_SERVE_SERVICE_PORT": "8000",
-        "ERNIE_SERVE_SERVICE_PORT_HTTP": "8000",
-        "ERNIE_SERVE_PORT": "tcp://10.96.0.12:8000",
-        "ERNIE_SERVE_PORT_8000_TCP": "tcp://10.96.0.12:8000",
-        "ERNIE_SERVE_PORT_8000_TCP_ADDR": "10.96.0.12",
-        "ERNIE_SERVE_PORT_8000_TCP_PORT": "8000",
-        "ERNIE_SERVE_PORT_8000_TCP_PROTO": "tcp",
+def of_a_service(name: str) -> dict[str, str]:
+    """What Kubernetes tells every pod of a service, after `name` in capitals."""
+    return {
+        f"{name}_SERVICE_HOST": "10.96.0.12",
+        f"{name}_SERVICE_PORT": "8000",
+        f"{name}_SERVICE_PORT_HTTP": "8000",
+        f"{name}_PORT": "tcp://10.96.0.12:8000",
+        f"{name}_PORT_8000_TCP": "tcp://10.96.0.12:8000",
+        f"{name}_PORT_8000_TCP_ADDR": "10.96.0.12",
+        f"{name}_PORT_8000_TCP_PORT": "8000",
+        f"{name}_PORT_8000_TCP_PROTO": "tcp",
     }
-    settings, origins = config.load({}, environ=environ)
-    assert settings.port == 8000
-    assert origins["port"] == "default"
-    with pytest.raises(SettingsError, match="ERNIE_SERVE_PORTS"):
-        config.load({}, environ={"ERNIE_SERVE_PORTS": "8000"})
+
+
+@pytest.mark.parametrize("name", ["ERNIE_SERVE", "ERNIE_SERVE_CANARY", "ERNIE_SERVE_MODEL", "ERNIE_SERVE_21B_PORT"])
+def test_what_kubernetes_says_of_a_service_that_is_called_like_us_is_not_ours(name: str) -> None:
+    settings, origins = config.load({}, environ=of_a_service("ERNIE_SERVE") | of_a_service(name))
+    assert settings == config.load({}, environ={})[0]
+    assert set(origins.values()) == {"default"}
+    ours = {"ERNIE_SERVE_PORT": "9000", "ERNIE_SERVE_MODEL": "m", "ERNIE_SERVE_HOST": "::1"}
+    settings, _ = config.load({}, environ=of_a_service(name) | ours)
+    assert (settings.port, settings.model, settings.host) == (9000, "m", "::1")
+
+
+@pytest.mark.parametrize("typo", ["ERNIE_SERVE_PORTS", "ERNIE_SERVE_CANARY_PORT", "ERNIE_SERVE_CANARY_HOST"])
+def test_a_name_beside_those_of_a_service_is_refused_as_ever(typo: str) -> None:
+    for beside in ({}, of_a_service("ERNIE_SERVE"), of_a_service("ERNIE_SERVE_BLUE")):
+        with pytest.raises(SettingsError, match=f"{typo}'"):
+            config.load({}, environ={typo: "8000"} | beside)
+    with pytest.raises(SettingsError, match="ERNIE_SERVE_CANARY_PORTS'"):
+        config.load({}, environ=of_a_service("ERNIE_SERVE_CANARY") | {"ERNIE_SERVE_CANARY_PORTS": "8000"})
