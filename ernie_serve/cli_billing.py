@@ -38,7 +38,7 @@ def create(
     max_concurrent: Concurrent = None,
     monthly_limit: Monthly = None,
     scopes: Annotated[
-        str, _flag("--scopes", "Of inference, read-usage, admin. [default: inference,read-usage]")
+        str, _flag("--scopes", "Of inference, read-usage, metrics, admin. [default: inference,read-usage]")
     ] = "inference,read-usage",
     expires: Annotated[
         str | None, _flag("--expires", "When it stops working: 2030-01-31, or 90d from now.", metavar="TIME")

@@ -100,7 +100,7 @@ def test_credit_is_added_once_for_a_reference_and_taken_away(run: Run) -> None:
         (("keys", "create", "k", "--credit", "-1"), "give 0 or more"),
         (("keys", "create", "k", "--rpm", "fast"), "--rpm is `fast`"),
         (("keys", "create", "k", "--rpm", "0"), "requests_per_minute is 0"),
-        (("keys", "create", "k", "--scopes", "root"), "there are inference, read-usage, admin"),
+        (("keys", "create", "k", "--scopes", "root"), "there are inference, read-usage, metrics, admin"),
         (("keys", "create", "k", "--expires", "1999-01-01"), "is over"),
         (("keys", "create", "k", "--expires", "soon"), "is no time"),
         (("keys", "limit", "k"), "Nothing is to be changed"),

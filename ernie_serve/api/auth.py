@@ -13,7 +13,7 @@ from ernie_serve.api.problems import error_response, unknown_url
 from ernie_serve.billing import keys
 from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.meter import Meter
-from ernie_serve.errors import RequestError
+from ernie_serve.errors import Forbidden, RequestError
 
 PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
@@ -31,9 +31,9 @@ NEEDS: dict[str, keys.Scope | None] = {
     "/v1/organization/usage": "read-usage",
     "/v1/organization/costs": "read-usage",
     "/admin": "admin",
-    "/metrics": "admin",
+    "/metrics": "metrics",
 }
-"""The scope that a path, and all that lies below it, needs; `None` is any key."""
+"""The scope that a path, and all that lies below it, needs; `None` is any key but one with the scope metrics alone."""
 
 
 class Auth:
@@ -85,6 +85,8 @@ def require_scope(caller: Caller, method: str, path: str) -> None:
     needed = NEEDS.get(line)
     if needed is not None:
         caller.require(needed)
+    elif caller.scopes == {"metrics"}:
+        raise Forbidden("This key has the scope `metrics` alone: it reads /metrics and nothing else.")
 
 
 def listed(path: str) -> str:

@@ -1,7 +1,7 @@
 """GET /metrics: what the engine and the meter count, in the Prometheus text format.
 
 Knows names, units and help of counts. What means the same as in vLLM has vLLM's name, with `ernie_serve_` for `vllm:`.
-Knows nothing of who reads them: a key with the scope admin may, where keys are asked for. No prompt, answer or key is
+Knows nothing of who reads them: a key with the scope metrics may, where keys are asked for. No prompt, answer or key is
 in any of them.
 
 Source: Prometheus exposition format 0.0.4, by prometheus_client.

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from ernie_serve.billing.money import MAX_NANO
 from ernie_serve.errors import Forbidden, SettingsError
 
-Scope = Literal["inference", "read-usage", "admin"]
+Scope = Literal["inference", "read-usage", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 DEFAULT_SCOPES: tuple[Scope, ...] = ("inference", "read-usage")
 

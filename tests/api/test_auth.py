@@ -140,12 +140,34 @@ def test_every_route_is_closed_but_the_listed(make_services: Any) -> None:
                         needed = needs_of(spelled.rstrip("/"))
                         if key in (None, "wrong"):
                             assert status == 401, asked
-                        elif key == "admin" or (needed and needed[0] in (None, key)):
+                        elif key == "admin" or (needed and may(key, needed[0])):
                             assert status not in (401, 403), asked
                         else:
                             assert status == (403 if needed else 404), asked
 
     asyncio.run(walk_all())
+
+
+def test_a_key_of_metrics_reads_these_and_nothing_else(make_services: Any, ask_app: Any) -> None:
+    app = create_app(make_services(meter=ScopedMeter()))
+    for key, path, status in (
+        ("metrics", "/metrics", 200),
+        ("metrics", "/version", 403),
+        ("metrics", "/v1/models", 403),
+        ("metrics", "/v1/key", 403),
+        ("metrics", "/admin/keys", 403),
+        ("metrics", "/nothing", 404),
+        ("inference", "/metrics", 403),
+        ("read-usage", "/metrics", 403),
+        ("admin", "/metrics", 200),
+    ):
+        answer = ask_app(app, "GET", path, headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == status, (key, path)
+
+
+def may(key: str, needed: KeyScope | None) -> bool:
+    """Whether the key of a scope may call what needs one, or needs none but is nothing for Prometheus."""
+    return key == needed or (needed is None and key != "metrics")
 
 
 def needs_of(path: str) -> list[KeyScope | None]:

@@ -32,7 +32,7 @@ def test_what_cannot_be_a_key_has_no_public_id(text):
 def test_scopes_open_what_they_say_and_admin_everything():
     reader = Caller(account_id="a", project_id="p", key_id="k", scopes=frozenset(["read-usage"]))
     reader.require("read-usage")
-    for scope in ("inference", "admin"):
+    for scope in ("inference", "metrics", "admin"):
         with pytest.raises(Forbidden, match=scope):
             reader.require(scope)
     Caller(account_id="a", project_id="p", key_id="k", scopes=frozenset(["admin"])).require("inference")
@@ -41,7 +41,7 @@ def test_scopes_open_what_they_say_and_admin_everything():
 def test_scopes_are_named_with_commas():
     assert parse_scopes("read-usage, inference") == ("inference", "read-usage")
     for names in ("", ",", "inference,root"):
-        with pytest.raises(SettingsError, match="there are inference, read-usage, admin"):
+        with pytest.raises(SettingsError, match="there are inference, read-usage, metrics, admin"):
             parse_scopes(names)
 
 
