@@ -12,7 +12,7 @@ because a transaction is shared. After each of them
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -47,25 +47,30 @@ class Ask:
     least_tokens: int
 
 
+Bound = Literal["balance", "key", "project"]
+"""What leaves a caller the least to spend: the account's balance, or the monthly limit of the key or of its project."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How many output tokens were reserved, and what the account could still spend before that."""
+    """How many output tokens were reserved, what could still be spent before that, and what bounded it."""
 
     granted: bool
     tokens: int
     room_nano: int
+    bound: Bound
 
 
 def reserve(connection: Connection, ask: Ask, now: int) -> Held:
     """Hold money for a request, or say how many tokens of output could be paid."""
-    room = spendable(connection, ask.caller, now)
+    room, bound = spendable(connection, ask.caller, now)
     affordable = room - ask.prompt_nano
     tokens = min(ask.want_tokens, affordable // ask.token_nano) if ask.token_nano else ask.want_tokens
     if affordable < 0 or tokens < ask.least_tokens:
-        return Held(False, max(0, tokens) if affordable >= 0 else 0, room)
+        return Held(False, max(0, tokens) if affordable >= 0 else 0, room, bound)
     amount = ask.prompt_nano + tokens * ask.token_nano
     if not _hold(connection, ask.caller.account_id, amount):
-        return Held(False, 0, room)
+        return Held(False, 0, room, bound)
     row = {
         "request_id": ask.request_id,
         "account_id": ask.caller.account_id,
@@ -76,12 +81,12 @@ def reserve(connection: Connection, ask: Ask, now: int) -> Held:
         "created": now,
     }
     _INSERT_RESERVATION.changed(connection, row)
-    return Held(True, tokens, room)
+    return Held(True, tokens, room, bound)
 
 
 def extend(connection: Connection, request_id: str, caller: Caller, tokens: int, token_nano: int, now: int) -> int:
     """Hold up to so many more tokens of output for a running request; return how many it became."""
-    room = max(0, spendable(connection, caller, now))
+    room = max(0, spendable(connection, caller, now)[0])
     tokens = min(tokens, room // token_nano) if token_nano else tokens
     amount = tokens * token_nano
     if tokens < 1 or not _RAISE_RESERVATION.changed(connection, {"row_id": request_id, "more": amount}):
@@ -141,16 +146,16 @@ def book(connection: Connection, entries: Sequence[Mapping[str, Any]]) -> None:
     _INSERT_LEDGER.inserted(connection, entries)
 
 
-def spendable(connection: Connection, caller: Caller, now: int) -> int:
-    """What a caller may still spend: the account's balance without its holds, within both monthly limits."""
-    room = unreserved(connection, caller.account_id)
-    for limit, column, id_ in (
-        (caller.limits.month_nano, "key_id", caller.key_id),
-        (caller.project_month_nano, "project_id", caller.project_id),
-    ):
-        if limit is not None:
-            room = min(room, limit - spent_this_month(connection, caller.account_id, column, id_, now))
-    return room
+def spendable(connection: Connection, caller: Caller, now: int) -> tuple[int, Bound]:
+    """What a caller may still spend, the least of balance without holds and both monthly limits, and which that is."""
+    rooms: list[tuple[int, Bound]] = [(unreserved(connection, caller.account_id), "balance")]
+    if caller.limits.month_nano is not None:
+        spent = spent_this_month(connection, caller.account_id, "key_id", caller.key_id, now)
+        rooms.append((caller.limits.month_nano - spent, "key"))
+    if caller.project_month_nano is not None:
+        spent = spent_this_month(connection, caller.account_id, "project_id", caller.project_id, now)
+        rooms.append((caller.project_month_nano - spent, "project"))
+    return min(rooms)
 
 
 def spent_this_month(connection: Connection, account_id: str, column: str, id_: str, now: int) -> int:

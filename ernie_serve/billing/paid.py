@@ -242,15 +242,19 @@ def _within(usage: Usage, covered: int) -> Usage:
 
 
 def _too_poor(order: Order, held: ledger.Held, ask: ledger.Ask) -> PaymentRequired:
-    """Both numbers, in tokens and in money; where the client named no length, what it takes to begin."""
+    """Both numbers, in tokens and in money, and what to raise; where no length was named, what it takes to begin."""
     needed = ask.prompt_nano + ask.least_tokens * ask.token_nano
     asked = order.least_tokens // order.n
     told = f"fewer `{order.length_param}`: you requested up to {asked} tokens, but"
     if order.max_tokens is None:
-        told = f"`{order.length_param}`: without it there must be credit for at least {asked} tokens, and you"
+        told = f"`{order.length_param}`: without it there must be enough for at least {asked} tokens, and you"
+    remedy, what, until = "more credit,", "the account's balance", ""
+    if held.bound != "balance":
+        remedy = f"a higher monthly limit of its {held.bound}, a new month,"
+        what, until = f"the {held.bound}'s monthly limit", " until the month ends, in UTC"
     return PaymentRequired(
-        f"This request needs more credit, or {told} can only afford {held.tokens // order.n}. It would hold "
-        f"{format_usd(needed)} USD, for {order.prompt_tokens} prompt tokens and {order.n} x {asked} of output; balance "
-        f"and monthly limits leave {format_usd(max(0, held.room_nano))} USD.",
+        f"This request needs {remedy} or {told} can only afford {held.tokens // order.n}. It would hold "
+        f"{format_usd(needed)} USD, for {order.prompt_tokens} prompt tokens and {order.n} x {asked} of output; {what} "
+        f"leaves {format_usd(max(0, held.room_nano))} USD{until}.",
         param=order.length_param,
     )

@@ -113,7 +113,10 @@ def test_a_request_that_cannot_be_paid_is_told_both_numbers_and_holds_nothing(sh
     async def scenario():
         async with shop.open() as meter:
             caller = await shop.caller(meter, 100 * 70 + 39 * 280)
-            with pytest.raises(PaymentRequired, match=r"requested up to 50 tokens, but can only afford 39\b"):
+            told = (
+                r"needs more credit, or fewer .* requested up to 50 tokens, but can only afford 39\b.* balance leaves "
+            )
+            with pytest.raises(PaymentRequired, match=told + "0.00001792 USD"):
                 await meter.reserve(caller, order())
             with pytest.raises(PaymentRequired, match="can only afford 0"):
                 await meter.reserve(caller, order(prompt=1000))
@@ -188,6 +191,23 @@ def test_an_open_end_needs_credit_for_a_beginning(shop):
     asyncio.run(scenario())
 
 
+def test_the_narrowest_of_balance_and_limits_is_the_one_that_is_told(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            for credit, key_limit, project_limit, told in (
+                (1, 2, 3, "more credit"),
+                (2, 1, 3, "limit of its key"),
+                (3, 2, 1, "limit of its project"),
+            ):
+                limits = KeyLimits(month_nano=key_limit)
+                new = await shop.new_key(meter, credit, limits=limits, account=told)
+                await meter.change(set_project_limit, new.project_id, project_limit)
+                with pytest.raises(PaymentRequired, match=told):
+                    await meter.reserve(await meter.authenticate(new.key), order())
+
+    asyncio.run(scenario())
+
+
 def test_a_price_change_is_for_requests_that_begin_later(shop):
     async def scenario():
         async with shop.open() as meter:
@@ -222,7 +242,9 @@ def test_a_monthly_limit_holds_within_its_month(shop, whose):
             for index in range(2):
                 await meter.settle(await meter.reserve(caller, order(f"r{index}")), FULL, "ok")
             third = await meter.reserve(caller, order("third"))
-            with pytest.raises(PaymentRequired, match="can only afford 0"):
+            told = f"a higher monthly limit of its {whose}, a new month, or fewer .* can only afford 0.* "
+            told += f"the {whose}'s monthly limit leaves 0 USD until the month ends, in UTC"
+            with pytest.raises(PaymentRequired, match=told):
                 await meter.reserve(caller, order("fourth"))
             await meter.settle(third, FULL, "ok")
             shop.clock.move(31 * 86_400)
