@@ -31,7 +31,7 @@ def router(services: Services) -> APIRouter:
     async def show_key(request: Request) -> Response:
         read_query(QueryFields, request.query_params)
         caller = caller_of(request)
-        spent = await services.meter.report(reports.spending, caller.account_id, caller.key_id, now())
+        spent = await services.meter.report(reports.spending, caller, now())
         account = await services.meter.report(accounts.find_account, caller.account_id)
         assert account is not None, "a key has an account"
         return answered({"data": key_object(caller, account, spent)})
@@ -54,8 +54,20 @@ def router(services: Services) -> APIRouter:
 
 
 def key_object(caller: Caller, account: AccountRecord, spent: Spending) -> dict[str, Any]:
-    """How a key stands. What is left of its limit says nothing of the account's balance, which stands beside it."""
-    limits, month = caller.limits, caller.limits.month_nano
+    """How a key stands: its monthly limit, or its project's where that leaves less, which `limit_of` says.
+
+    What is left of it says nothing of the account's balance, which stands beside it.
+    """
+    limits = caller.limits
+    months = [
+        (limit - used, limit, whose)
+        for whose, limit, used in (
+            ("key", limits.month_nano, spent.month_nano),
+            ("project", caller.project_month_nano, spent.project_month_nano),
+        )
+        if limit is not None
+    ]
+    left, month, whose = min(months, key=lambda each: each[0], default=(None, None, None))
     return {
         "label": f"sk-{caller.key_id}",
         "name": caller.key_name,
@@ -66,7 +78,8 @@ def key_object(caller: Caller, account: AccountRecord, spent: Spending) -> dict[
         "usage_monthly": exact_usd(spent.month_nano),
         "limit": None if month is None else exact_usd(month),
         "limit_reset": None if month is None else "monthly",
-        "limit_remaining": None if month is None else exact_usd(max(0, month - spent.month_nano)),
+        "limit_remaining": None if left is None else exact_usd(max(0, left)),
+        "limit_of": whose,
         "is_free_tier": False,
         "is_provisioning_key": "admin" in caller.scopes,
         "include_byok_in_limit": False,

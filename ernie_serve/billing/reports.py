@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Table, cast, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Table, and_, cast, func, or_, select
 
+from ernie_serve.billing.keys import Caller
 from ernie_serve.billing.ledger import DAY, month_start
 from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
@@ -101,12 +102,13 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """What a key has spent today, in this week (from Monday), this month and ever, in UTC."""
+    """What a key has spent today, this week (from Monday), this month and ever, and its project this month, in UTC."""
 
     day_nano: int
     week_nano: int
     month_nano: int
     total_nano: int
+    project_month_nano: int
 
 
 def find_usage(connection: Connection, request_id: str, scope: Scope) -> UsageRow | None:
@@ -177,18 +179,26 @@ def add(several: Sequence[Sums]) -> Sums:
     return replace(several[0] if several else Sums(), **total)
 
 
-def spending(connection: Connection, account_id: str, key_id: str, now: int) -> Spending:
-    """What a key has spent, by span."""
+def spending(connection: Connection, caller: Caller, now: int) -> Spending:
+    """What a key has spent, by span, and its project."""
     day = now - now % DAY
     week = day - (day // DAY + 3) % 7 * DAY  # the first of January 1970 was a Thursday
     day_of, cost = usage_day.c.day, usage_day.c.cost_nano
+    month, own = month_start(now), usage_day.c.key_id == caller.key_id
+    sums = {
+        "day_nano": and_(own, day_of >= day),
+        "week_nano": and_(own, day_of >= week),
+        "month_nano": and_(own, day_of >= month),
+        "total_nano": own,
+        "project_month_nano": day_of >= month,
+    }
     spans = [
-        cast(func.coalesce(func.sum(cost).filter(day_of >= since), 0), BigInteger)
-        for since in (day, week, month_start(now), 0)
+        cast(func.coalesce(func.sum(cost).filter(counted), 0), BigInteger).label(name) for name, counted in sums.items()
     ]
-    query = select(*spans).where(usage_day.c.account_id == account_id, usage_day.c.key_id == key_id)
-    today, this_week, month, total = tuple(connection.execute(query).one())
-    return Spending(day_nano=today, week_nano=this_week, month_nano=month, total_nano=total)
+    query = select(*spans).where(
+        usage_day.c.account_id == caller.account_id, usage_day.c.project_id == caller.project_id
+    )
+    return Spending(**connection.execute(query).mappings().one())
 
 
 def export_head(form: ExportFormat) -> bytes:

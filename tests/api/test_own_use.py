@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from metered import cost, metered
 
+from ernie_serve.billing.accounts import set_project_limit
 from ernie_serve.billing.keys import KeyLimits
 
 SPENT = cost("Hello", 7)
@@ -31,6 +32,7 @@ def test_a_key_sees_its_limits_its_spending_and_its_account(shop: Any, make_serv
                 "limit": 2 * spent,
                 "limit_reset": "monthly",
                 "limit_remaining": spent,
+                "limit_of": "key",
                 "is_free_tier": False,
                 "is_provisioning_key": False,
                 "include_byok_in_limit": False,
@@ -58,8 +60,33 @@ def test_a_key_without_limits_says_so(small_shop: Any, make_services: Any) -> No
         async with metered(small_shop, make_services) as server:
             told = (await server.get("/v1/key", (await server.new_key()).key))["data"]
             assert (told["limit"], told["limit_reset"], told["limit_remaining"]) == (None, None, None)
+            assert told["limit_of"] is None
             assert told["rate_limit"]["requests"] == -1
             assert told["expires_at"] is None
+
+    asyncio.run(scenario())
+
+
+def test_of_two_monthly_limits_the_one_that_leaves_less_is_told(shop: Any, make_services: Any) -> None:
+    async def scenario() -> None:
+        async with metered(shop, make_services) as server:
+            new = await server.new_key(limits=KeyLimits(month_nano=5 * SPENT))
+            beside = await server.new_key(name="beside")
+            for key in (new.key, beside.key, beside.key):
+                await server.complete(key, "Hello", 7)
+            for project, whose, limit, left in (
+                (8, "key", 5, 4),
+                (7, "key", 5, 4),
+                (6, "project", 6, 3),
+                (2, "project", 2, 0),
+            ):
+                await server.meter.change(set_project_limit, new.project_id, project * SPENT)
+                told = (await server.get("/v1/key", new.key))["data"]
+                assert (told["limit_of"], told["limit_reset"]) == (whose, "monthly")
+                assert (told["limit"] * 10**9, told["limit_remaining"] * 10**9) == (limit * SPENT, left * SPENT)
+                assert told["usage_monthly"] * 10**9 == SPENT
+            only = (await server.get("/v1/key", beside.key))["data"]
+            assert (only["limit_of"], only["limit"] * 10**9) == ("project", 2 * SPENT)
 
     asyncio.run(scenario())
 

@@ -158,15 +158,19 @@ def test_spending_is_by_day_week_month_and_ever(shop):
             await spend(
                 shop, meter, caller, [friday - 20 * DAY, friday - 5 * DAY, friday - 4 * DAY, friday - 1, friday]
             )
-            told = await meter.report(spending, caller.account_id, caller.key_id, friday + 100)
+            beside = await shop.caller(meter, name="beside")
+            await spend(shop, meter, beside, [friday - 20 * DAY, friday])
+            await spend(shop, meter, await shop.caller(meter, project="other"), [friday])
+            told = await meter.report(spending, caller, friday + 100)
             assert (told.day_nano, told.week_nano, told.month_nano, told.total_nano) == (
                 COST,
                 3 * COST,
                 4 * COST,
                 5 * COST,
             )
-            nothing = await meter.report(spending, caller.account_id, "no key", friday)
-            assert (nothing.day_nano, nothing.total_nano) == (0, 0)
+            assert told.project_month_nano == 5 * COST
+            nothing = await meter.report(spending, await shop.caller(meter, name="new", account="new"), friday)
+            assert (nothing.day_nano, nothing.total_nano, nothing.project_month_nano) == (0, 0, 0)
 
     asyncio.run(scenario())
 

@@ -88,6 +88,7 @@ class KeyStandingData(Answered):
     limit: float | None
     limit_reset: Literal["monthly"] | None
     limit_remaining: float | None
+    limit_of: Literal["key", "project"] | None
     expires_at: str | None
     rate_limit: RateLimit
     scopes: list[str]
