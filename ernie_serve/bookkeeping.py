@@ -77,7 +77,7 @@ def list_keys(url: str | None) -> None:
     with opened(url) as desk:
         records = desk.read(accounts.list_keys)
         balances = {each.id: each.balance_nano for each in desk.read(accounts.list_accounts)}
-    names = ("key", "name", "account", "balance USD", "project", "state", "scopes", "limits", "created", "last used")
+    names = ("key", "name", "account", "balance USD", "project", "state", "scopes", "limits")
     rows = [
         (
             f"sk-{record.caller.key_id}",
@@ -90,10 +90,11 @@ def list_keys(url: str | None) -> None:
             _told(record.caller.limits),
             date_of(record.created),
             date_of(record.last_used),
+            date_of(record.caller.expires) or "never",
         )
         for record in records
     ]
-    print_table(names, rows, numbers={"balance USD"})
+    print_table((*names, "created", "last used", "expires"), rows, numbers={"balance USD"})
 
 
 def disable_key(url: str | None, key: str) -> None:

@@ -68,6 +68,11 @@ def test_a_key_is_printed_as_the_last_line_and_nowhere_else(run: Run) -> None:
     assert key[20:] not in shown
     for fact in ("laptop", "acme", "2.5", "web", "active", "0.75 USD a month"):
         assert fact in last_line(shown)
+    assert shown.splitlines()[0].split()[-1] == "expires"
+    assert last_line(shown).split()[-2:] == ["2100-01-01", "00:00"]
+    run("keys", "create", "for ever")
+    ends = {line.split()[-1] for line in run("keys", "list")[1].splitlines()}
+    assert ends == {"expires", "00:00", "never"}
 
 
 def test_credit_is_added_once_for_a_reference_and_taken_away(run: Run) -> None:
