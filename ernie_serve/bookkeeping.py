@@ -1,4 +1,4 @@
-"""What `ernie-serve keys`, `topup` and `audit` do: on the billing store, beside a running server or without one.
+"""What `ernie-serve keys`, `topup`, `bookings` and `audit` do: on the billing store, whether a server runs or not.
 
 Knows the store's office, and how amounts, times and tables are written for a person. Knows no flag.
 """
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
-from ernie_serve.billing import accounts, office, reports
+from ernie_serve.billing import accounts, bookings, office, reports
 from ernie_serve.billing.accounts import KeyRecord
 from ernie_serve.billing.keys import KeyLimits, parse_scopes
 from ernie_serve.billing.money import MAX_NANO, format_usd, parse_usd
@@ -120,10 +120,25 @@ def top_up(url: str | None, account: str, amount: str, *, kind: str | None, refe
     nano = parse_usd(amount, "USD")
     kind = kind or ("topup" if nano >= 0 else "adjust")
     with opened(url) as desk:
-        ref = None if reference is None else office.given_ref(reference)
-        balance = desk(office.top_up, account, nano, now=time_now(), kind=kind, ref=ref)
+        ref = None if reference is None else bookings.given_ref(reference)
+        new = desk(office.book, account, nano, now=time_now(), kind=kind, ref=ref)
+        before = None if new or ref is None else desk.read(bookings.find_booking, ref)
         record = desk.read(office.the_account, account)
-    print(f"The account {record.name} ({record.id}) has {format_usd(balance)} USD.")
+    if before is not None:
+        print(f"The reference `{before.reference}` was booked before, {before}: nothing is booked again.")
+    print(f"The account {record.name} ({record.id}) has {format_usd(record.balance_nano)} USD.")
+
+
+def list_bookings(url: str | None, account: str | None) -> None:
+    """Print what was booked by hand, to every account or to one."""
+    with opened(url) as desk:
+        account_id = None if account is None else desk.read(office.the_account, account).id
+        records = desk.read(bookings.list_bookings, account_id)
+    rows = [
+        (date_of(each.created), each.account_name, each.kind, format_usd(each.nano), each.reference or "")
+        for each in records
+    ]
+    print_table(("booked", "account", "kind", "USD", "reference"), rows, numbers={"USD"})
 
 
 def audit(url: str | None) -> bool:

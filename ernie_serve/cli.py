@@ -45,6 +45,7 @@ config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_billing.keys_app, name="keys")
 app.command()(cli_billing.usage)
+app.command()(cli_billing.bookings)
 app.command()(cli_billing.audit)
 app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 

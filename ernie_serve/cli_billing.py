@@ -1,4 +1,4 @@
-"""The verbs of billing: keys, usage, topup, audit.
+"""The verbs of billing: keys, topup, bookings, usage, audit.
 
 Knows their flags. Knows nothing of what they do.
 """
@@ -107,6 +107,16 @@ def topup(
     from ernie_serve import bookkeeping
 
     bookkeeping.top_up(database_url, account, usd, kind=kind, reference=reference)
+
+
+def bookings(
+    account: Annotated[str | None, _flag("--account", "Those to this account alone, by name or id.")] = None,
+    database_url: Store = None,
+) -> None:
+    """Show what was booked to accounts by hand, oldest first: credit of new keys, top-ups, refunds, adjustments."""
+    from ernie_serve import bookkeeping
+
+    bookkeeping.list_bookings(database_url, account)
 
 
 def usage(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,10 +78,30 @@ def test_a_key_is_printed_as_the_last_line_and_nowhere_else(run: Run) -> None:
 
 def test_credit_is_added_once_for_a_reference_and_taken_away(run: Run) -> None:
     run("keys", "create", "k", "--account", "acme", "--credit", "1")
-    for _ in range(2):
-        assert "has 6.000000001 USD" in run("topup", "acme", "5.000000001", "--reference", "invoice 7")[1]
+    for times in range(2):
+        told = run("topup", "acme", "5.000000001", "--reference", "invoice 7")[1]
+        assert "has 6.000000001 USD" in told
+        assert told.count("reference `invoice 7` was booked before, 5.000000001 USD as topup to the account") == times
     assert "has 4.000000001 USD" in run("topup", "acme", "-2")[1]
     assert "has 4.500000001 USD" in run("topup", "acme", "0.5", "--kind", "refund")[1]
+    assert "was used for another booking, 5.000000001 USD" in run("topup", "acme", "5", "--reference", "invoice 7")[2]
+
+
+def test_bookings_are_a_table(run: Run) -> None:
+    for name in ("acme", "other"):
+        run("keys", "create", "k", "--account", name, "--credit", "1")
+    run("topup", "acme", "5", "--reference", "invoice 7")
+    run("topup", "other", "-0.5")
+    head, *lines = (re.split(" {2,}", line.strip()) for line in run("bookings")[1].splitlines())
+    assert head == ["booked", "account", "kind", "USD", "reference"]
+    assert [each[1:] for each in lines] == [
+        ["acme", "topup", "1"],
+        ["other", "topup", "1"],
+        ["acme", "topup", "5", "invoice 7"],
+        ["other", "adjust", "-0.5"],
+    ]
+    assert len(run("bookings", "--account", "other")[1].splitlines()) == 1 + 2
+    assert "no account `nobody`" in run("bookings", "--account", "nobody")[2]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +159,15 @@ def test_only_keys_create_makes_a_store(run_on: Callable[[str], Run], tmp_path: 
     if file:
         path.touch()
     run = run_on(f"sqlite:///{path}")
-    for command in ("keys list", "keys disable k", "keys limit k --rpm 5", "topup acme 5", "usage", "usage --csv"):
+    for command in (
+        "keys list",
+        "keys disable k",
+        "keys limit k --rpm 5",
+        "topup acme 5",
+        "usage",
+        "bookings",
+        "usage --csv",
+    ):
         code, out, err = run(*command.split())
         assert (code, out) == (1, "")
         assert err.startswith(f"ernie-serve: There is no billing store at {path}. `ernie-serve keys create` makes one;")

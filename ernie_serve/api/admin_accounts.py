@@ -1,6 +1,6 @@
-"""/admin/accounts and /admin/projects: who pays, what they have, and credit. For admin keys.
+"""/admin/accounts, /admin/bookings and /admin/projects: who pays, what they have, and credit. For admin keys.
 
-Knows the shapes of both. Accounts and projects are made by making a key for them.
+Knows the shapes of all three. Accounts and projects are made by making a key for them.
 """
 
 from typing import Any
@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from ernie_serve.api.desk import Desk, answered, listed, now, refusals, usd
 from ernie_serve.api.schema.admin import AccountChangeBody, ProjectChangeBody, TopUpBody
-from ernie_serve.api.schema.queries import ListQuery, ProjectsQuery, QueryFields, read_query
+from ernie_serve.api.schema.queries import BookingsQuery, ListQuery, ProjectsQuery, QueryFields, read_query
 from ernie_serve.api.services import Services
-from ernie_serve.billing import accounts, office
+from ernie_serve.billing import accounts, bookings, office
 from ernie_serve.billing.accounts import AccountRecord, ProjectRecord
+from ernie_serve.billing.bookings import Booking
 from ernie_serve.billing.money import format_usd
 from ernie_serve.errors import InvalidRequest, RecordNotFound
 
@@ -49,10 +50,17 @@ def router(services: Services) -> APIRouter:
             told = "`amount_usd` is below zero. To take credit away send the `kind` `adjust` with it."
             raise InvalidRequest(told, param="amount_usd")
         with refusals():
-            ref = None if body.reference is None else office.given_ref(body.reference)
+            ref = None if body.reference is None else bookings.given_ref(body.reference)
         told = f"booked {format_usd(amount)} USD to the account {account.id} as {body.kind}"
         await desk.change(request, told, office.book, account.id, amount, now=now(), kind=body.kind, ref=ref)
         return answered(account_object(await the_account(desk, request)))
+
+    @routes.api_route("/admin/bookings", methods=["GET", "HEAD"])
+    async def list_bookings(request: Request) -> Response:
+        asked = read_query(BookingsQuery, request.query_params)
+        read = bookings.list_bookings
+        found = await desk.read(read, asked.account_id, after=asked.after, limit=asked.limit + 1)
+        return listed([booking_object(each) for each in found], asked.limit)
 
     @routes.api_route("/admin/projects", methods=["GET", "HEAD"])
     async def list_projects(request: Request) -> Response:
@@ -93,6 +101,20 @@ def account_object(record: AccountRecord) -> dict[str, Any]:
         "status": record.status,
         **usd("balance", record.balance_nano),
         **usd("reserved", record.reserved_nano),
+        "created_at": record.created,
+    }
+
+
+def booking_object(record: Booking) -> dict[str, Any]:
+    """What was booked to an account by hand."""
+    return {
+        "id": str(record.id),
+        "object": "booking",
+        "account_id": record.account_id,
+        "account": record.account_name,
+        "kind": record.kind,
+        **usd("amount", record.nano),
+        "reference": record.reference,
         "created_at": record.created,
     }
 

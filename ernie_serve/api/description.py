@@ -68,6 +68,7 @@ OPERATIONS = (
         "post", "/admin/accounts/{account_id}", "Close or open it", records.AccountRecord, admin.AccountChangeBody
     ),
     Operation("post", "/admin/accounts/{account_id}/topups", "Add credit", records.AccountRecord, admin.TopUpBody),
+    Operation("get", "/admin/bookings", "What was booked", records.RecordList, query=queries.BookingsQuery),
     Operation("get", "/admin/projects", "Projects", records.RecordList, query=queries.ProjectsQuery),
     Operation("post", "/admin/projects/{project_id}", "Limit it", records.ProjectRecord, admin.ProjectChangeBody),
     Operation("get", "/metrics", "What is counted, for Prometheus", None, media=("text/plain",)),

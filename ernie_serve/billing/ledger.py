@@ -119,13 +119,6 @@ def top_up(connection: Connection, account_id: str, nano: int, kind: str, ref: s
     return balance
 
 
-def booking(connection: Connection, ref: str) -> tuple[str, int, str] | None:
-    """The account, the amount and the kind of what was booked under a reference."""
-    query = select(ledger.c.account_id, ledger.c.delta_nano, ledger.c.kind).where(ledger.c.ref == ref)
-    row = connection.execute(query).first()
-    return None if row is None else (row[0], row[1], row[2])
-
-
 def give_back(connection: Connection, account_id: str, held: int) -> None:
     """Let go of held money, whose reservations the caller has closed."""
     charge(connection, account_id, cost=0, held=held)

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ernie_serve.billing import accounts, ledger
+from ernie_serve.billing import accounts, bookings, ledger
 from ernie_serve.billing.accounts import DEFAULT_ACCOUNT, DEFAULT_PROJECT, AccountRecord, KeyRecord
 from ernie_serve.billing.database import Database, cause_of
 from ernie_serve.billing.keys import DEFAULT_SCOPES, END_OF_TIME, KeyLimits, Scope, public_id_of
@@ -124,17 +124,19 @@ def top_up(
             f"The account {record.name} has {format_usd(record.balance_nano)} USD, of which running requests hold "
             f"{format_usd(record.reserved_nano)}; {format_usd(-nano)} cannot be taken."
         )
-    booked = ledger.booking(connection, ref)
-    if booked != (record.id, nano, kind):
+    booked = bookings.find_booking(connection, ref)
+    assert booked is not None, "it was there, or is now"
+    if (booked.account_id, booked.nano, booked.kind) != (record.id, nano, kind):
         raise SettingsError(
-            f"The reference `{ref[:80]}` is that of another booking. Give each booking its own, or none at all."
+            f"The reference `{booked.reference}` was used for another booking, {booked}. Give each booking its own, or "
+            "none at all."
         )
     return balance
 
 
 def book(connection: Connection, account: str, nano: int, *, now: int, kind: str, ref: str | None) -> bool:
     """`top_up`; `False` where that changed nothing: `ref` had been booked before, or the amount is nothing."""
-    before = None if ref is None else ledger.booking(connection, ref)
+    before = None if ref is None else bookings.find_booking(connection, ref)
     top_up(connection, account, nano, now=now, kind=kind, ref=ref)
     return before is None and nano != 0
 
@@ -143,13 +145,6 @@ def disable(connection: Connection, key_id: str, now: int) -> bool:
     """Make a key useless. `False` where it was before."""
     before = accounts.find_key(connection, key_id)
     return accounts.disable_key(connection, key_id, now) and before is not None and before.disabled is None
-
-
-def given_ref(reference: str) -> str:
-    """The `ref` of a booking from what a person calls it, which is never that of a request or a key."""
-    if not 0 < len(reference) <= 128 or not reference.isprintable():
-        raise SettingsError(f"The reference has {len(reference)} characters; give 1 to 128 printable ones.")
-    return f"ref:{reference}"
 
 
 def change_limits(connection: Connection, key: str, changes: Mapping[str, int | None]) -> KeyRecord:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    literal_column,
 )
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -167,6 +168,9 @@ ledger = _table(
     Index("ledger_ref", "ref", unique=True),
     Index("ledger_account", "account_id", "id"),
 )
+BY_HAND = ledger.c.kind != literal_column("'usage'")
+"""Entries that are no request's. Spelled out, because a statement only uses the index whose words it has."""
+Index("ledger_by_hand", ledger.c.id, sqlite_where=BY_HAND, postgresql_where=BY_HAND)
 
 idempotency = _table(
     "idempotency",

@@ -105,8 +105,47 @@ def test_credit_is_booked_once_for_a_reference_and_in_both_directions(
                 assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), body
                 assert not refused.json()["error"]["message"].endswith(".."), body
             assert (await done(server, "GET", f"/admin/accounts/{account}", admin))["balance_usd"] == "5.000000001"
+            used = await server.ask("POST", path, admin, json={"amount_usd": "8", "reference": "invoice 7"})
+            told = "reference `invoice 7` was used for another booking, 7.000000001 USD as topup to the account a ("
+            assert told in used.json()["error"]["message"]
             booked = [each for each in caplog.messages if "booked" in each]
             assert [each.split()[5] for each in booked] == ["7.000000001", "-2"]
+
+    asyncio.run(scenario())
+
+
+def test_bookings_are_listed_page_by_page(small_shop: Any, make_services: Any) -> None:
+    async def scenario() -> None:
+        async with metered(small_shop, make_services) as server:
+            admin = await admin_of(server)
+            keys = [await server.new_key(account=name) for name in ("a", "b")]
+            for index, new in enumerate(keys):
+                await server.complete(new.key)
+                path = f"/admin/accounts/{new.account_id}/topups"
+                await done(server, "POST", path, admin, {"amount_usd": 1, "reference": f"invoice {index}"})
+            await done(server, "POST", path, admin, {"amount_usd": "-0.5", "kind": "adjust"})
+            every = await done(server, "GET", "/admin/bookings", admin)
+            assert (every["has_more"], every["last_id"]) == (False, every["data"][-1]["id"])
+            told = [(each["account"], each["kind"], each["amount_usd"], each["reference"]) for each in every["data"]]
+            assert told == [
+                ("root", "topup", "1", None),
+                ("a", "topup", "1", None),
+                ("b", "topup", "1", None),
+                ("a", "topup", "1", "invoice 0"),
+                ("b", "topup", "1", "invoice 1"),
+                ("b", "adjust", "-0.5", None),
+            ]
+            first = await done(server, "GET", "/admin/bookings?limit=4", admin)
+            rest = await done(server, "GET", f"/admin/bookings?limit=4&after={first['last_id']}", admin)
+            assert (first["has_more"], first["data"] + rest["data"]) == (True, every["data"])
+            of_b = await done(server, "GET", f"/admin/bookings?account_id={keys[1].account_id}", admin)
+            assert of_b["data"] == [each for each in every["data"] if each["account"] == "b"]
+            assert set(of_b["data"][0]) == {
+                *("id", "object", "account_id", "account", "kind", "amount_usd", "amount_nano_usd", "reference"),
+                "created_at",
+            }
+            for query in ("limit=0", "limit=1001", "after=x", "after=-1", "kind=topup"):
+                assert (await server.ask("GET", f"/admin/bookings?{query}", admin)).status_code == 400
 
     asyncio.run(scenario())
 

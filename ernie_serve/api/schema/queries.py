@@ -17,6 +17,7 @@ Seconds = Annotated[int, Field(ge=0, lt=2**40)]
 Id = Annotated[str, Field(max_length=128)]
 Ids = Annotated[list[Id], Field(max_length=100)]
 Limit = Annotated[int, Field(ge=1, le=1440)]
+PageLimit = Annotated[int, Field(ge=1, le=1000)]
 PageName = Annotated[str, Field(pattern=r"^page_[0-9]{1,12}$")]
 
 
@@ -72,7 +73,7 @@ class ListQuery(QueryFields):
     """A page of a list: so many, after the one with this id."""
 
     after: Id | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: PageLimit = 100
 
 
 class KeysQuery(ListQuery):
@@ -80,6 +81,14 @@ class KeysQuery(ListQuery):
 
     account_id: Id | None = None
     project_id: Id | None = None
+
+
+class BookingsQuery(QueryFields):
+    """`GET /admin/bookings`. Its ids are numbers."""
+
+    account_id: Id | None = None
+    after: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    limit: PageLimit = 100
 
 
 class ProjectsQuery(QueryFields):
