@@ -1,4 +1,4 @@
-"""What `ernie-serve keys`, `topup`, `bookings` and `audit` do: on the billing store, whether a server runs or not.
+"""What `ernie-serve keys`, `topup`, `bookings`, `prices` and `audit` do: on the store, whether a server runs or not.
 
 Knows the store's office, and how amounts, times and tables are written for a person. Knows no flag.
 """
@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
-from ernie_serve.billing import accounts, bookings, office, reports
+from ernie_serve.billing import accounts, bookings, office, price_lists, reports
 from ernie_serve.billing.accounts import KeyRecord
 from ernie_serve.billing.keys import KeyLimits, parse_scopes
 from ernie_serve.billing.money import MAX_NANO, format_usd, parse_usd
 from ernie_serve.billing.office import Office
 from ernie_serve.billing.opening import default_url
+from ernie_serve.billing.prices import usd_per_million
 from ernie_serve.errors import SettingsError
 
 LIMITS = {
@@ -139,6 +140,25 @@ def list_bookings(url: str | None, account: str | None) -> None:
         for each in records
     ]
     print_table(("booked", "account", "kind", "USD", "reference"), rows, numbers={"USD"})
+
+
+def list_prices(url: str | None) -> None:
+    """Print every price list, and since when it held."""
+    with opened(url) as desk:
+        found = desk.read(price_lists.list_prices)
+    names = ("version", "model", "input", "cached", "output", "since")
+    rows = [
+        (
+            str(each.prices.version),
+            each.model,
+            usd_per_million(each.prices.input_nano),
+            usd_per_million(each.prices.cached_nano),
+            usd_per_million(each.prices.output_nano),
+            date_of(each.valid_from),
+        )
+        for each in found
+    ]
+    print_table(names, rows, numbers={"version", "input", "cached", "output"})
 
 
 def audit(url: str | None) -> bool:

@@ -46,6 +46,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_billing.keys_app, name="keys")
 app.command()(cli_billing.usage)
 app.command()(cli_billing.bookings)
+app.command()(cli_billing.prices)
 app.command()(cli_billing.audit)
 app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 

@@ -1,4 +1,4 @@
-"""The verbs of billing: keys, topup, bookings, usage, audit.
+"""The verbs of billing: keys, topup, bookings, usage, prices, audit.
 
 Knows their flags. Knows nothing of what they do.
 """
@@ -143,6 +143,13 @@ def usage(
         usage_table.export_usage(database_url, "csv" if csv else "jsonl", since=since, until=until, **whose)
     else:
         usage_table.show_usage(database_url, since=since, until=until, by=by, **whose)
+
+
+def prices(database_url: Store = None) -> None:
+    """Show what a million tokens cost in US dollars, by the `price_version` of exports, and from when on (UTC)."""
+    from ernie_serve import bookkeeping
+
+    bookkeeping.list_prices(database_url)
 
 
 def audit(database_url: Store = None) -> None:

@@ -257,7 +257,10 @@ def billing_told(settings: Settings) -> str | None:
     from ernie_serve.billing.opening import default_url
 
     store = store_told(settings.database_url or default_url())
-    return f"on, {settings.input_price} USD in and {settings.output_price} USD out a million tokens; {store}"
+    prices = prices_from_usd(settings.input_price, settings.output_price, settings.cached_input_price)
+    other = prices.cached_nano != prices.input_nano
+    cached = f" ({settings.cached_input_price} where the prefix cache had it)" if other else ""
+    return f"on, {settings.input_price} USD in{cached} and {settings.output_price} USD out a million tokens; {store}"
 
 
 def _pinned(settings: Settings, folder: Path) -> Settings:

@@ -17,7 +17,7 @@ from stores import Shop
 from ernie_serve.billing.accounts import list_keys
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.office import office, open_key
-from ernie_serve.billing.prices import Usage
+from ernie_serve.billing.prices import Prices, Usage
 from ernie_serve.bookkeeping import parse_time
 from ernie_serve.errors import PaymentRequired, RateLimited, SettingsError, Unauthorized
 
@@ -166,6 +166,7 @@ def test_only_keys_create_makes_a_store(run_on: Callable[[str], Run], tmp_path: 
         "topup acme 5",
         "usage",
         "bookings",
+        "prices",
         "usage --csv",
     ):
         code, out, err = run(*command.split())
@@ -222,6 +223,22 @@ def test_usage_is_a_table_or_every_request(run: Run, shop: Shop) -> None:
     lines = run("usage", *span, "--json", "--key", "a")[1].splitlines()
     assert {json.loads(line)["request_id"] for line in lines} == {"a-0", "a-1", "a-2"}
     assert {json.loads(line)["cost_usd"] for line in lines} == {"0.0000021"}
+
+
+def test_prices_are_listed_by_version_with_since_when_they_hold(run: Run, shop: Shop) -> None:
+    async def scenario() -> None:
+        for cached in (70, 7):
+            async with shop.open(Prices(cached_nano=cached)):
+                shop.clock.move(86_400)
+
+    run("keys", "create", "k")
+    asyncio.run(scenario())
+    head, *lines = (re.split(" {2,}", line.strip()) for line in run("prices")[1].splitlines())
+    assert head == ["version", "model", "input", "cached", "output", "since"]
+    assert lines == [
+        ["1", "ernie", "0.07", "0.07", "0.28", "2027-01-15 08:00"],
+        ["2", "ernie", "0.07", "0.007", "0.28", "2027-01-16 08:00"],
+    ]
 
 
 def test_an_audit_says_that_all_adds_up_or_what_does_not(run: Run, shop: Shop) -> None:

@@ -23,6 +23,21 @@ def test_a_prompt_that_does_not_fit_is_told_instead_of_an_empty_line(capfd: pyte
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "on, 0.07 USD in and 0.28 USD out a million tokens; SQLite"),
+        ({"cached_input_price": "0.070"}, "on, 0.07 USD in and 0.28 USD out a million tokens; SQLite"),
+        ({"cached_input_price": "0.01"}, "on, 0.07 USD in (0.01 where the prefix cache had it) and 0.28 USD out a "),
+        ({"cached_input_price": "0"}, "on, 0.07 USD in (0 where the prefix cache had it) and 0.28 USD out a million"),
+    ],
+)
+def test_the_banner_tells_the_prices_that_differ(given: Any, told: str) -> None:
+    shown = launch.billing_told(Settings(billing=True, database_url="sqlite:////tmp/none.db", **given))
+    assert shown is not None
+    assert shown.startswith(told)
+
+
 def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")  # what a terminal that was closed says

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ernie_serve.api import (
     admin_accounts,
     admin_keys,
+    admin_prices,
     chat,
     completions,
     description,
@@ -50,7 +51,7 @@ def create_app(services: Services) -> FastAPI:
     speaking = (completions, chat, responses, models, tokenize, health, metrics, version, description)
     for room in speaking:
         app.include_router(room.router(services))
-    for room in (own_use, organization, admin_keys, admin_accounts):
+    for room in (own_use, organization, admin_keys, admin_accounts, admin_prices):
         app.include_router(room.router(services), dependencies=[Depends(services.require_metered)])
     return app
 

@@ -71,6 +71,7 @@ OPERATIONS = (
     Operation("get", "/admin/bookings", "What was booked", records.RecordList, query=queries.BookingsQuery),
     Operation("get", "/admin/projects", "Projects", records.RecordList, query=queries.ProjectsQuery),
     Operation("post", "/admin/projects/{project_id}", "Limit it", records.ProjectRecord, admin.ProjectChangeBody),
+    Operation("get", "/admin/prices", "Prices by version", records.RecordList, query=queries.NumberedQuery),
     Operation("get", "/metrics", "What is counted, for Prometheus", None, media=("text/plain",)),
     Operation("get", "/health/live", "Whether the server runs", answers.Health),
     Operation("get", "/health/ready", "Whether it answers requests", answers.Health),

@@ -3,10 +3,36 @@
 Knows the table. Lists are only ever added, so that what was charged can always be explained.
 """
 
+from dataclasses import dataclass
+from itertools import groupby
+
 from sqlalchemy import Connection, func, insert, select, text
 
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.schema import price
+
+_KINDS = ("input", "cached", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Prices of a model, and since when: they hold until its next list."""
+
+    model: str
+    prices: Prices
+    valid_from: int
+
+
+def list_prices(connection: Connection, *, after: int = 0, limit: int | None = None) -> list[PriceList]:
+    """Price lists of every model, oldest first; `limit` of them after the version `after`."""
+    query = select(price).where(price.c.version > after).order_by(price.c.version)
+    rows = connection.execute(query.limit(None if limit is None else limit * len(_KINDS)))
+    found = []
+    for version, kinds in groupby(rows, key=lambda row: row.version):
+        row = {each.kind: each for each in kinds}
+        nano = {f"{kind}_nano": row[kind].nano_per_token for kind in _KINDS}
+        found.append(PriceList(row["input"].model, Prices(**nano, version=version), row["input"].valid_from))
+    return found
 
 
 def current_prices(connection: Connection, model: str) -> Prices | None:
@@ -36,6 +62,6 @@ def set_prices(connection: Connection, model: str, prices: Prices, now: int) -> 
         return current
     version = 1 + (connection.execute(select(func.max(price.c.version))).scalar() or 0)
     shared = {"version": version, "model": model, "valid_from": now}
-    kinds = zip(("input", "cached", "output"), new, strict=True)
+    kinds = zip(_KINDS, new, strict=True)
     connection.execute(insert(price), [shared | {"kind": kind, "nano_per_token": nano} for kind, nano in kinds])
     return Prices(input_nano=new[0], cached_nano=new[1], output_nano=new[2], version=version)

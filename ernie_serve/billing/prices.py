@@ -6,7 +6,7 @@ Knows tokens and nano-USD. Knows no account, no store and no HTTP.
 from dataclasses import dataclass
 from typing import Literal
 
-from ernie_serve.billing.money import Nano, scaled
+from ernie_serve.billing.money import Nano, format_usd, scaled
 from ernie_serve.errors import SettingsError
 
 Status = Literal["ok", "cancelled", "failed"]
@@ -62,6 +62,11 @@ def prices_from_usd(input_per_million: str, output_per_million: str, cached_per_
         cached_nano=_per_token(cached, "The price of cached input"),
         output_nano=_per_token(output_per_million, "The output price"),
     )
+
+
+def usd_per_million(nano: int) -> str:
+    """Dollars for a million tokens, from nano-USD for one."""
+    return format_usd(nano * 1_000_000)
 
 
 def _per_token(text: str, what: str) -> int:

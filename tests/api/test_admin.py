@@ -11,6 +11,8 @@ from metered import Metered, cost, metered
 from schemathesis import checks
 
 from ernie_serve.api.description import OPERATIONS, describe
+from ernie_serve.billing.price_lists import set_prices
+from ernie_serve.billing.prices import Prices
 
 ADMIN_ROUTES = [each for each in OPERATIONS if each.path.startswith("/admin/")]
 
@@ -110,6 +112,35 @@ def test_credit_is_booked_once_for_a_reference_and_in_both_directions(
             assert told in used.json()["error"]["message"]
             booked = [each for each in caplog.messages if "booked" in each]
             assert [each.split()[5] for each in booked] == ["7.000000001", "-2"]
+
+    asyncio.run(scenario())
+
+
+def test_the_price_of_a_request_is_found_by_its_version(shop: Any, make_services: Any) -> None:
+    async def scenario() -> None:
+        async with metered(shop, make_services) as server:
+            admin, new = await admin_of(server), await server.new_key()
+            answer = await server.complete(new.key)
+            for nano in (7, 0):
+                await server.meter.change(set_prices, "other", Prices(cached_nano=nano), now=9)
+            version = (await server.get("/v1/generation", new.key, id=answer["id"]))["data"]["price_version"]
+            every = await done(server, "GET", "/admin/prices", admin)
+            assert [each["price_version"] for each in every["data"]] == [version, version + 1, version + 2]
+            assert every["data"][1] == {
+                "id": str(version + 1),
+                "object": "price_list",
+                "price_version": version + 1,
+                "model": "other",
+                "input_usd_per_million": "0.07",
+                "input_nano_usd": 70,
+                "cached_input_usd_per_million": "0.007",
+                "cached_input_nano_usd": 7,
+                "output_usd_per_million": "0.28",
+                "output_nano_usd": 280,
+                "valid_from": 9,
+            }
+            page = await done(server, "GET", f"/admin/prices?limit=1&after={version}", admin)
+            assert (page["data"], page["has_more"]) == ([every["data"][1]], True)
 
     asyncio.run(scenario())
 

@@ -83,12 +83,17 @@ class KeysQuery(ListQuery):
     project_id: Id | None = None
 
 
-class BookingsQuery(QueryFields):
-    """`GET /admin/bookings`. Its ids are numbers."""
+class NumberedQuery(QueryFields):
+    """A page of a list whose ids are numbers, as of `GET /admin/prices`."""
 
-    account_id: Id | None = None
     after: Annotated[int, Field(ge=0, lt=2**63)] = 0
     limit: PageLimit = 100
+
+
+class BookingsQuery(NumberedQuery):
+    """`GET /admin/bookings`."""
+
+    account_id: Id | None = None
 
 
 class ProjectsQuery(QueryFields):

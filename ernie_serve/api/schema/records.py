@@ -183,7 +183,7 @@ class ProjectRecord(Answered):
 
 
 class RecordList(Answered):
-    """A page of keys, accounts, bookings or projects; the next is `after` the last id."""
+    """A page of keys, accounts, bookings, projects or price lists; the next is `after` the last id."""
 
     object: Literal["list"]
     data: list[dict[str, Any]]
