@@ -121,7 +121,9 @@ def bookings(
 
 def usage(
     since: Annotated[str, _flag("--since", "From when: 2026-11-01, or 30d ago. [default: 30d]")] = "30d",
-    until: Annotated[str | None, _flag("--until", "To when. [default: now]")] = None,
+    until: Annotated[
+        str | None, _flag("--until", "To when, which is excluded: 2026-12-01 ends with November. [default: now]")
+    ] = None,
     by: Annotated[
         str, _flag("--by", "A row for each day or hour, and account, project, key, model. [default: day,account]")
     ] = "day,account",
@@ -133,7 +135,7 @@ def usage(
     json: Annotated[bool, _flag("--json", "Write every request as a line of JSON instead.")] = False,
     database_url: Store = None,
 ) -> None:
-    """Show requests, tokens and cost. Times are UTC; the table counts whole days or hours."""
+    """Show requests, tokens and cost, of 30 days unless told. Times are UTC; the table counts whole days or hours."""
     from ernie_serve import usage_table
 
     if csv and json:

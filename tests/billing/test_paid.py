@@ -176,6 +176,22 @@ def test_a_lease_that_cannot_be_extended_covers_what_is_left_and_ends(shop):
     asyncio.run(scenario())
 
 
+def test_what_a_key_has_running_goes_on_when_it_is_disabled_and_is_charged(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            new = await shop.new_key(meter)
+            caller = await meter.authenticate(new.key)
+            running = await meter.reserve(caller, order(max_tokens=None, most_tokens=5000))
+            await meter.change(disable_key, new.key_id, 1)
+            with pytest.raises(Unauthorized):
+                await meter.authenticate(new.key)
+            assert await running.cover(3000)
+            usage = Usage(prompt_tokens=100, completion_tokens=3000)
+            assert (await meter.settle(running, usage, "ok")).cost_nano == 100 * 70 + 3000 * 280
+
+    asyncio.run(scenario())
+
+
 def test_an_open_end_needs_credit_for_a_beginning(shop):
     async def scenario():
         async with shop.open() as meter:

@@ -4,7 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from ernie_serve.billing.prices import Usage
 from ernie_serve.billing.reports import (
     Scope,
     export,
+    export_head,
     find_usage,
     list_usage,
     problems,
@@ -171,6 +174,27 @@ def test_spending_is_by_day_week_month_and_ever(shop):
             assert told.project_month_nano == 5 * COST
             nothing = await meter.report(spending, await shop.caller(meter, name="new", account="new"), friday)
             assert (nothing.day_nano, nothing.total_nano, nothing.project_month_nano) == (0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_the_columns_of_an_export_are_told_in_their_order():
+    text = (Path(__file__).parents[2] / "docs/billing.md").read_text(encoding="utf-8")
+    told = text.split("## Exports", 1)[1].split("\n## ", 1)[0]
+    columns = export_head("csv").decode().strip().split(",")
+    heads = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `")]
+    assert [name for head in heads for name in re.findall(r"`(\w+)`", head)] == columns
+
+
+def test_a_request_that_we_failed_keeps_its_tokens_and_costs_nothing(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            order = Order(request_id="r", model="ernie", prompt_tokens=10, max_tokens=5, most_tokens=9)
+            usage = Usage(prompt_tokens=10, completion_tokens=5)
+            await meter.settle(await meter.reserve(caller, order), usage, "failed", finish_reason="error")
+            row = await meter.report(find_usage, "r", Scope())
+            assert (row.prompt, row.completion, row.cost_nano, row.status) == (10, 5, 0, "failed")
 
     asyncio.run(scenario())
 
