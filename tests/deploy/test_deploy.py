@@ -15,6 +15,7 @@ import yaml
 from served import running
 
 from ernie_serve import config
+from ernie_serve.api.auth import PUBLIC_PATHS
 from ernie_serve.config import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,6 +68,24 @@ def test_a_manager_waits_longer_than_the_server_does() -> None:
     _, compose, systemd = commands()
     assert int(SERVICE["stop_grace_period"].removesuffix("s")) > int(compose[compose.index("--shutdown-timeout") + 1])
     assert int(unit("TimeoutStopSec")[0]) > int(systemd[systemd.index("--shutdown-timeout") + 1])
+
+
+def test_a_pod_is_probed_where_there_is_a_path_and_waits_longer_than_the_server_does() -> None:
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    block = re.search(r"^## Kubernetes$.*?^```yaml$(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block
+    spec = yaml.safe_load(block[1])["spec"]
+    (container,) = spec["containers"]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    for probe, path in (("livenessProbe", "/health/live"), ("readinessProbe", "/health/ready")):
+        asked = container[probe]["httpGet"]
+        assert asked["path"] == path
+        assert path in PUBLIC_PATHS
+        assert str(ports[asked["port"]]) == image_environment()["ERNIE_SERVE_PORT"]
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    assert spec["terminationGracePeriodSeconds"] >= int(seconds) + Settings().shutdown_timeout + 20
+    assert {each["mountPath"] for each in container["volumeMounts"]} == image_volumes()
 
 
 def test_what_must_stay_lies_on_a_volume() -> None:
