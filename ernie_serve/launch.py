@@ -5,6 +5,7 @@ only where the engine is to run in this process.
 """
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -28,7 +29,7 @@ from ernie_serve.billing.free import FreeMeter
 from ernie_serve.billing.meter import Meter
 from ernie_serve.billing.prices import prices_from_usd
 from ernie_serve.bundled import ERNIE_TINY
-from ernie_serve.config import Settings, path_of
+from ernie_serve.config import Settings, flag_name, path_of
 from ernie_serve.engine.client import EngineClient, ProcessClient
 from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, StartupError
@@ -44,6 +45,8 @@ from ernie_serve.text.generation import GenerationDefaults
 from ernie_serve.text.template import ChatTemplate
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import environment
+
+logger = logging.getLogger(__name__)
 
 _MOST_FILES = 65_536
 """So many connections and files are taken where the system lets us; each connection is one."""
@@ -224,6 +227,8 @@ async def _watch(house: House, settings: Settings) -> None:
     while client.state == "loading":  # noqa: ASYNC110  # the state is set from the reader's thread
         await asyncio.sleep(0.2)
     if client.info is not None:
+        if vain := without_effect(settings, client.info.device):
+            logger.warning("Without effect here: %s.", "; ".join(vain))
         if client.info.device == "cpu":
             os.nice(_NICE)
         with suppress(OSError, SystemExit):
@@ -247,6 +252,20 @@ async def _watch(house: House, settings: Settings) -> None:
 _LOOK_SECONDS = 0.2
 _STUCK_SECONDS = 300.0
 """How long an engine at work may say nothing: many times what a layer of a step takes."""
+
+
+def without_effect(settings: Settings, device: str) -> list[str]:
+    """What was set, by flag, environment or file, and does nothing, with the reason."""
+    of_billing = ("database_url", "input_price", "cached_input_price", "output_price")
+    vain = (
+        ("on a CPU", device == "cpu", ("gpu_memory_utilization",)),
+        ("without --billing", not settings.billing, of_billing),
+    )
+    told = []
+    for why, idle, names in vain:
+        if given := [flag_name(name) for name in names if idle and name in settings.model_fields_set]:
+            told.append(f"{', '.join(given)} {why}")
+    return told
 
 
 def billing_told(settings: Settings) -> str | None:

@@ -38,6 +38,28 @@ def test_the_banner_tells_the_prices_that_differ(given: Any, told: str) -> None:
     assert shown.startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "told"),
+    [
+        ("cpu", {}, []),
+        ("cpu", {"gpu_memory_utilization": 0.92}, ["--gpu-memory-utilization on a CPU"]),
+        ("cuda:0", {"gpu_memory_utilization": 0.5}, []),
+        ("cuda:0", {"billing": False, "output_price": "0.28"}, ["--output-price without --billing"]),
+        ("cpu", {"billing": True, "input_price": "1", "database_url": "sqlite:////tmp/x.db"}, []),
+        (
+            "cpu",
+            {"gpu_memory_utilization": 0.5, "input_price": "1", "cached_input_price": "0", "database_url": "x"},
+            [
+                "--gpu-memory-utilization on a CPU",
+                "--database-url, --input-price, --cached-input-price without --billing",
+            ],
+        ),
+    ],
+)
+def test_what_was_set_and_does_nothing_is_named(device: str, given: Any, told: list[str]) -> None:
+    assert launch.without_effect(load(given, environ={})[0], device) == told
+
+
 def test_an_engine_that_ends_is_noticed_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")  # what a terminal that was closed says
