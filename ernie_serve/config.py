@@ -158,6 +158,12 @@ class Settings(BaseModel):
     )
     gpu_memory_utilization: float = _setting("Engine", 0.92, "Share of the GPU's memory to use.", gt=0, le=1)
     enable_prefix_caching: bool = _setting("Engine", True, "Reuse the KV cache of prompts that begin alike.")
+    scheduling_policy: Literal["priority", "fcfs"] | None = _setting(
+        "Engine",
+        None,
+        "Who is computed first. priority: requests whose `priority` is lower, then those that came first. fcfs: those "
+        "that came first; a `priority` is refused. Default: priority, with billing fcfs.",
+    )
     threads: int | None = _setting(
         "Engine",
         None,

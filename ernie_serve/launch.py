@@ -160,12 +160,18 @@ def create_app(
         model_names=names,
         max_model_len=settings.max_model_len or text.config.max_position_embeddings,
         max_output_tokens=settings.max_output_tokens,
+        takes_priority=takes_priority(settings),
         meter=meter,
         allowed_origins=settings.allowed_origins,
         responses=responses,
         measures=measures,
     )
     return create(services)
+
+
+def takes_priority(settings: Settings) -> bool:
+    """Whether a request may say that it goes first: where requests are paid for, only if the operator says so."""
+    return (settings.scheduling_policy or ("fcfs" if settings.billing else "priority")) == "priority"
 
 
 def open_responses(settings: Settings) -> KeptResponses:

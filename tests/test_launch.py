@@ -162,6 +162,14 @@ def test_without_billing_the_keys_of_the_settings_are_asked_for() -> None:
     assert isinstance(asyncio.run(launch.open_meter(Settings(), "ernie")), FreeMeter)
 
 
+def test_who_pays_cannot_buy_the_place_of_others_unless_the_operator_says_so() -> None:
+    assert launch.takes_priority(Settings())
+    assert not launch.takes_priority(Settings(billing=True))
+    for billing in (False, True):
+        assert launch.takes_priority(Settings(billing=billing, scheduling_policy="priority"))
+        assert not launch.takes_priority(Settings(billing=billing, scheduling_policy="fcfs"))
+
+
 def test_a_price_that_cannot_be_charged_does_not_start_without_billing_either() -> None:
     with pytest.raises(SettingsError, match="input price"):
         opened(input_price="0.0001")

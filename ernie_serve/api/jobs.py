@@ -35,6 +35,7 @@ def make_job(
     """`n` choices for each prompt, in order. Raises `InvalidRequest` for what does not fit or is out of range."""
     job_id = f"{id_prefix or ('chatcmpl-' if chat else 'cmpl-')}{_new_id()}"
     num_choices = require_choices(services, fields, len(prompts))
+    priority = require_priority(services, fields)
     prompt_only = fields.wanted_tokens[1] == 0 and fields.scored_prompt is not None
     sampling = Sampling(
         fields,
@@ -54,7 +55,7 @@ def make_job(
                 request_id=f"{job_id}-{prompt_index * num_choices + number}",
                 prompt_token_ids=ids,
                 sampling=sampling.for_choice(number, len(ids)),
-                priority=fields.priority or 0,
+                priority=priority,
                 cache_salt=fields.cache_salt or "",
             ),
             opening=openings[prompt_index] if openings else "",
@@ -108,6 +109,16 @@ def require_choices(services: Services, fields: TextRequest, num_prompts: int) -
         told = f"{num_prompts} prompts with `{param}` {num_choices} make {num_prompts * num_choices} choices"
         raise InvalidRequest(f"{told}; one request may have {limits.max_choices}. Send several.", param=param)
     return num_choices
+
+
+def require_priority(services: Services, fields: TextRequest) -> int:
+    """The place of a request among others. Raises `InvalidRequest` for any but 0 where all are served as they come."""
+    priority = fields.priority or 0
+    if priority and not services.takes_priority:
+        told = f"`priority` is {priority}, but this server takes only 0: it serves requests in the order they come in."
+        more = "Leave it out, or have the server started with --scheduling-policy priority."
+        raise InvalidRequest(f"{told} {more}", param="priority")
+    return priority
 
 
 def _new_id() -> str:

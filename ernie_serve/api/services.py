@@ -42,9 +42,9 @@ class Services:
     plain text. `check_grammar` raises `InvalidRequest` for a grammar that cannot be compiled, `Overloaded` where there
     is no time to see, and may block. The first of `model_names` is the one that answers report; all of them are
     accepted. `max_model_len` bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where
-    it is not `None`. `meter` says who may call and what it costs; pages of `allowed_origins` may call from browsers.
-    `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key may be. `measures`
-    counts what was answered.
+    it is not `None`. `takes_priority` is whether a request may say that it goes before others. `meter` says who may
+    call and what it costs; pages of `allowed_origins` may call from browsers. `responses` keeps what `/v1/responses`
+    may be asked for again, `replays` what an idempotency key may be. `measures` counts what was answered.
     """
 
     engine: EngineClient
@@ -56,6 +56,7 @@ class Services:
     model_names: tuple[str, ...]
     max_model_len: int
     max_output_tokens: int | None = None
+    takes_priority: bool = True
     meter: Meter = field(default_factory=FreeMeter)
     allowed_origins: tuple[str, ...] = ()
     responses: KeptResponses = field(default_factory=ResponseStore)

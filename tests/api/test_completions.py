@@ -165,6 +165,27 @@ def test_priority_and_salt_reach_the_engine(complete: Any, engine: Any) -> None:
     assert (engine.requests[0].priority, engine.requests[0].cache_salt) == (-3, "mine")
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("/v1/responses", {"input": "Hi"}),
+    ],
+)
+def test_where_requests_are_served_as_they_come_none_goes_first(
+    call_with: Any, engine: Any, path: str, asked: dict[str, Any]
+) -> None:
+    call = call_with(takes_priority=False)
+    for priority in (-1, 1):
+        refused = call("POST", path, json={"model": "ernie", "priority": priority, **asked})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+        assert "--scheduling-policy priority" in refused.json()["error"]["message"]
+    assert engine.requests == []
+    for nothing in (0, None):
+        assert call("POST", path, json={"model": "ernie", "priority": nothing, **asked}).status_code == 200
+
+
 def test_prompt_that_does_not_fit_is_told_with_both_numbers(complete: Any) -> None:
     assert complete(prompt="x" * 255).status_code == 200
     error = complete(prompt="x" * 256).json()["error"]
