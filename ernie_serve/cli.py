@@ -4,7 +4,6 @@ Knows the verbs and how flags become settings. Knows nothing of what a verb does
 take settings are made from the fields of `Settings`, so a setting is named and explained in one place.
 """
 
-import copy
 import errno
 import importlib.metadata
 import inspect
@@ -18,12 +17,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from typer.core import TyperCommand
 
 from ernie_serve import cli_billing, config
 from ernie_serve.config import Settings
 from ernie_serve.errors import SettingsError, StartupError
 from ernie_serve.leaving import leave_after
+from ernie_serve.settings_command import SettingsCommand
 
 Origins = dict[str, str]
 
@@ -85,18 +84,6 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"[bold red]ernie-serve:[/] Nothing more can be written: {error.strerror}.")
         sys.exit(1)
-
-
-class SettingsCommand(TyperCommand):
-    """A verb whose help has no column for `--no-…`, which would cut the names of flags off in a narrow terminal."""
-
-    def format_help(self, *args: Any) -> None:
-        """Show each flag without its opposite, of which its text speaks."""
-        shown = copy.copy(self)
-        shown.params = [copy.copy(parameter) for parameter in self.params]
-        for parameter in shown.params:
-            parameter.secondary_opts = []
-        TyperCommand.format_help(shown, *args)
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -110,7 +110,10 @@ class Settings(BaseModel):
         "Model", "auto", "Arithmetic of the model. auto: what the checkpoint says."
     )
     load_format: Literal["auto", "dummy"] = _setting(
-        "Model", "auto", "dummy: numbers by chance instead of weights, of which none are read; for measuring."
+        "Model",
+        "auto",
+        "auto: safetensors, and no other files. dummy: numbers by chance instead of weights, of which none are read; "
+        "for measuring.",
     )
     quantization: Literal["int4", "int8", "mixed", "fp8"] | None = _setting(
         "Model",

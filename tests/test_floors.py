@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ernie_serve"
 _ORDER = (
-    "__main__ > cli > cli_billing > usage_table > bookkeeping > bench > doctor > quantizing > launch > "
-    "http_server > engine_process > banner > api > "
+    "__main__ > cli > settings_command > vllm_flags > cli_billing > usage_table > bookkeeping > bench > doctor > "
+    "quantizing > launch > http_server > engine_process > banner > api > "
     "billing > text > worker > model > kernels > engine > grammar"
 )
 FLOORS = _ORDER.split(" > ")
@@ -23,6 +23,8 @@ FREE_OF_TORCH = [
     "grammar",
     "launch",
     "cli",
+    "settings_command",
+    "vllm_flags",
     "cli_billing",
     "usage_table",
     "bookkeeping",
