@@ -81,6 +81,16 @@ def _spelled(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
+def _model(model: str) -> str:
+    if model.startswith("sk-") and "/" not in model:
+        told = "it begins like a key; several keys are one value, with commas, and a folder of that name is ./sk-…"
+        raise PydanticCustomError(_LIKE_A_KEY, told)
+    return model
+
+
+_LIKE_A_KEY = "like_a_key"
+
+Model = Annotated[str, AfterValidator(_model)]
 Bytes = Annotated[int, BeforeValidator(_byte_count)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_keys)]
@@ -101,7 +111,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = _setting("Model", "", "Folder or hub name of the checkpoint. Empty: the bundled one.")
+    model: Model = _setting("Model", "", "Folder or hub name of the checkpoint. Empty: the bundled one.")
     revision: str | None = _setting("Model", None, "Branch, tag or commit of a hub checkpoint.")
     served_model_name: Names = _setting(
         "Model", (), "Names that requests may use, the first is reported. Default: MODEL."
@@ -240,7 +250,7 @@ def load(
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        value = "…" if name in SECRET else repr(problem["input"])
+        value = "…" if name in SECRET or problem["type"] == _LIKE_A_KEY else repr(problem["input"])
         meaning = Settings.model_fields[name].description
         raise SettingsError(f"{name} = {value} (from {origins[name]}): {problem['msg']}. {meaning}") from None
 
