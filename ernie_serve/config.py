@@ -317,7 +317,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from None
+        hint = "" if path.suffix == ".toml" else " Only TOML is read, with lines such as max-model-len = 8192"
+        raise SettingsError(f"The settings file {path} is not valid TOML: {error}.{hint}") from None
     settings = {}
     for key, value in table.items():
         name = key.replace("-", "_")

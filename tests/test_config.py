@@ -113,6 +113,15 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match="not valid TOML") as caught:
         config.load({}, config=file, environ={})
     assert str(file) in str(caught.value)
+    assert "Only TOML is read" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vllm.yaml", "vllm.yml", "settings.json", "settings"])
+def test_a_file_of_another_form_is_told_that_it_is_to_be_toml(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("max-model-len: 8192\n")
+    with pytest.raises(SettingsError, match=r"Only TOML is read, with lines such as max-model-len = 8192$"):
+        config.load({}, config=file, environ={})
 
 
 def test_a_file_that_is_absent_is_named(tmp_path: Path) -> None:
