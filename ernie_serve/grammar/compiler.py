@@ -174,7 +174,10 @@ def _said(matcher: LLMatcher, grammar: Grammar) -> str:
         said = "a `$ref` leads back to itself before it says anything"
     if "oneOf" in said:
         said = "`oneOf` is supported only where no value can match two of its branches; use `anyOf`"
-    return f"The grammar cannot be compiled: {' '.join(said.split())[:300].rstrip('.')}."
+    told = f"The grammar cannot be compiled: {' '.join(said.split())[:300].rstrip('.')}."
+    if grammar.kind == "lark" and "::=" in grammar.text:
+        told += ' Write it in Lark\'s notation, such as `start: "yes" | "no"`, not in GBNF.'
+    return told
 
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")

@@ -271,6 +271,15 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason(compiler, grammar, n
         compiler.check(grammar)
 
 
+def test_a_grammar_in_gbnf_is_told_which_notation_is_read(compiler):
+    with pytest.raises(InvalidRequest, match=r'notation, such as `start: "yes" \| "no"`, not in GBNF\.$'):
+        compiler.check(Grammar("lark", 'root ::= "yes" | "no"'))
+    with pytest.raises(InvalidRequest) as caught:
+        compiler.check(Grammar("lark", "start: nothing"))
+    assert "GBNF" not in str(caught.value)
+    compiler.check(Grammar("lark", 'start: "::="'))
+
+
 def test_a_prepared_grammar_is_shared_but_each_answer_stands_alone(compiler, vocabulary):
     grammar = Grammar("choice", '["ab", "cd"]')
     assert compiler.cached(Grammar("choice", '["never", "asked"]')) is None
