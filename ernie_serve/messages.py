@@ -182,7 +182,7 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EngineStats(Struct, frozen=True, kw_only=True):
-    """The engine's counts after a step. `used + cached + free == total` holds for blocks, always.
+    """The engine's counts after a step. `used + cached + free` blocks are `num_blocks`, always.
 
     `step` and `num_preempted` count since the engine began; the others are of this moment.
     """
@@ -191,7 +191,7 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     num_running: int = 0
     num_waiting: int = 0
     num_preempted: int = 0
-    blocks_total: int = 0
+    num_blocks: int = 0
     blocks_used: int = 0
     blocks_cached: int = 0
     blocks_free: int = 0

@@ -54,7 +54,7 @@ def _generate(core: EngineCore, prompts: list[list[int]], **sampling: Any) -> li
             texts[output.request_id] += output.token_ids
     stats = core.scheduler.stats
     assert stats.blocks_used == 0
-    assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == stats.blocks_total
+    assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == stats.num_blocks
     return list(texts.values())
 
 

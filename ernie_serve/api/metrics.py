@@ -19,7 +19,7 @@ from ernie_serve.api.services import Services
 from ernie_serve.messages import EngineStats
 
 ENGINE_GAUGES = {
-    "blocks_total": "Blocks of the KV cache.",
+    "num_blocks": "Blocks of the KV cache.",
     "blocks_used": "Blocks that running requests hold.",
     "blocks_cached": "Blocks without an owner that a prefix may be found in.",
     "blocks_free": "Blocks with nothing in them.",
@@ -58,7 +58,7 @@ class Counts:
 
 def engine_families(stats: EngineStats) -> Iterator[Metric]:
     """What vLLM counts of its engine as well, by vLLM's names."""
-    usage = stats.blocks_used / (stats.blocks_total or 1)
+    usage = stats.blocks_used / (stats.num_blocks or 1)
     for name, told, value in (
         ("num_requests_running", "Requests that the engine computes.", stats.num_running),
         ("num_requests_waiting", "Requests that wait for room.", stats.num_waiting),

@@ -78,7 +78,7 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_preempted=self._num_preempted,
-            blocks_total=self.pool.num_blocks,
+            num_blocks=self.pool.num_blocks,
             blocks_used=self.pool.num_used,
             blocks_cached=self.pool.num_cached,
             blocks_free=self.pool.num_free,

@@ -18,7 +18,7 @@ def test_the_counts_are_those_of_now(call_with: Any, engine: Any) -> None:
     meter = FreeMeter()
     call = call_with(meter=meter)
     engine.stats = EngineStats(
-        step=7, num_running=2, num_waiting=1, num_preempted=6, blocks_total=8, blocks_used=2, blocks_free=6
+        step=7, num_running=2, num_waiting=1, num_preempted=6, num_blocks=8, blocks_used=2, blocks_free=6
     )
     meter.counters.unsettled, meter.counters.store_failures = 3, 11
     seen = counts(call("GET", "/metrics").text)
@@ -46,6 +46,15 @@ def test_every_count_of_the_meter_and_the_engine_is_told(call_with: Any, engine:
     }
     for name in (*meter.counters.__dataclass_fields__, *EngineStats.__struct_fields__):
         assert f"_{as_in_vllm.get(name, name)}" in seen
+
+
+def test_only_what_is_counted_from_the_start_is_named_a_total(call: Any, engine: Any) -> None:
+    engine.stats = EngineStats()
+    told = list(text_string_to_metric_families(call("GET", "/metrics").text))
+    assert {family.type for family in told} == {"counter", "gauge", "histogram"}
+    for family in told:
+        names = {sample.name for sample in family.samples}
+        assert not [name for name in names if name.endswith("_total") != (family.type == "counter")]
 
 
 def test_requests_are_counted(call_with: Any, engine: Any) -> None:

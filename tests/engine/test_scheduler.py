@@ -102,7 +102,7 @@ def check_workload(rng: random.Random) -> None:
                 outputs[output.request_id].append(output)
         scheduler.check()
         stats = scheduler.stats
-        assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == stats.blocks_total
+        assert stats.blocks_used + stats.blocks_cached + stats.blocks_free == stats.num_blocks
         assert stats.num_running <= scheduler.max_num_seqs
         if not coming and not in_flight and not scheduler.has_work:
             break

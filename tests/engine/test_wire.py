@@ -40,7 +40,7 @@ def test_commands_arrive_as_they_were_sent(command):
                 ),
                 EngineOutput(request_id="s", finish_reason="error", error="why"),
             ],
-            EngineStats(step=3, blocks_total=5, blocks_free=5),
+            EngineStats(step=3, num_blocks=5, blocks_free=5),
         ),
         Failed("why"),
     ],
