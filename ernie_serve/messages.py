@@ -163,10 +163,11 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request got from one step.
 
     `token_ids` are new, the stop token included; the first output may have none, and tells that a part of the prompt is
-    computed. `num_cached_tokens` is how much of the prompt the prefix
-    cache held. The last output of a request, and only the last, has a `finish_reason`; `stop_token_id` is the
-    id that caused it, if one did; `error` is what to tell the caller when the reason is "error", `error_code` what kind
-    of error it is, where the caller could do something about it.
+    computed. `num_cached_tokens` is how much of the prompt the prefix cache held. `began_at` is when the engine began
+    with the request, by `time.monotonic`, which all processes of a machine share; it comes with the first token, and
+    before that with an output that has no token. The last output of a request, and only the last, has a
+    `finish_reason`; `stop_token_id` is the id that caused it, if one did; `error` is what to tell the caller when the
+    reason is "error", `error_code` what kind of error it is, where the caller could do something about it.
     `prompt_logprobs`, over all outputs of a request, are of its prompt's tokens in order, without the first.
     """
 
@@ -177,6 +178,7 @@ class EngineOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    began_at: float | None = None
     error: str = ""
     error_code: ErrorCode = ""
 

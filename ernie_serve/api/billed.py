@@ -54,11 +54,11 @@ class Billed:
 
     generation: Generation
     _reservation: Reservation
-    _began_ns: int
+    _came_at: float
 
     async def __aenter__(self) -> "Billed":
         services = self._services
-        self._began_ns = time.perf_counter_ns()
+        self._came_at = time.monotonic()
         order = order_of(self._job, services.model_name, self._claim)
         try:
             self._reservation = await services.meter.reserve(self._caller, order)
@@ -109,16 +109,15 @@ class Billed:
             self._services.replays.put(self._job.id, body)
 
     def _settle(self, status: Status, reason: str) -> Charging:
-        generation, began = self.generation, self._began_ns
-        first = generation.first_token_ns
-        ttft_us = None if first is None else (first - began) // 1000
-        total_us = (time.perf_counter_ns() - began) // 1000
+        generation, came = self.generation, self._came_at
+        began, first = generation.began_at, generation.first_token_at
         record = Record(
             reason=reason,
             choices=len(self._job.choices),
             usage=generation.used,
-            first_seconds=None if ttft_us is None else ttft_us / 1e6,
-            seconds=total_us / 1e6,
+            queue_seconds=None if began is None else max(0.0, began - came),
+            first_seconds=None if first is None else first - came,
+            seconds=time.monotonic() - came,
         )
         self._services.measures.note(record)
         logger.info("%s %s", self._job.id, record)
@@ -127,8 +126,8 @@ class Billed:
             record.usage,
             status,
             finish_reason=generation.finish_reason,
-            ttft_us=ttft_us,
-            total_us=total_us,
+            ttft_us=None if record.first_seconds is None else int(record.first_seconds * 1e6),
+            total_us=int(record.seconds * 1e6),
         )
 
 

@@ -30,7 +30,7 @@ class Generation:
     """One job at work. Its events can be read once; its usage is whole when they have been.
 
     No more is told than the reservation covers. `finish_reason` is that of the choice that ended last,
-    `first_token_ns` when the first token came, by `time.perf_counter_ns`.
+    `began_at` when the engine began with one, `first_token_at` when the first token came, by `time.monotonic`.
     """
 
     def __init__(self, engine: EngineClient, tokenizer: Tokenizer, job: Job, reservation: Reservation) -> None:
@@ -44,7 +44,8 @@ class Generation:
         self._scores: defaultdict[int, asyncio.Future[PromptScored]] = defaultdict(asyncio.Future)  # by prompt
         self._begun: set[int] = set()  # prompts of which the engine has computed something
         self.finish_reason: str | None = None
-        self.first_token_ns: int | None = None
+        self.began_at: float | None = None
+        self.first_token_at: float | None = None
 
     def events(self) -> AsyncGenerator[list[Event], None]:
         """The events of all choices as they happen, those of one choice in order; what comes at once is one list.
@@ -129,8 +130,8 @@ class Generation:
     async def _paid(self, output: EngineOutput) -> EngineOutput:
         """The output, counted; only as far as it is paid for, and the last one, where that does not reach."""
         count = len(output.token_ids)
-        if count and self.first_token_ns is None:
-            self.first_token_ns = time.perf_counter_ns()
+        if count and self.first_token_at is None:
+            self.first_token_at = time.monotonic()
         self._num_completion_tokens += count
         if await self._reservation.cover(self._num_completion_tokens):
             return output
@@ -144,6 +145,7 @@ class Generation:
 
     def _note_prompt(self, choice: Choice, output: EngineOutput) -> None:
         self._begun.add(choice.prompt_index)
+        self.began_at = self.began_at or output.began_at
         if output.num_cached_tokens and choice.is_first:
             length = len(choice.request.prompt_token_ids)
             self._prompts[choice.prompt_index] = (length, output.num_cached_tokens)

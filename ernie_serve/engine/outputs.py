@@ -17,6 +17,7 @@ class OutputQueue:
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._last: EngineOutput | None = None
         self._num_cached = 0
+        self._began_at: float | None = None
         self._error: Exception | None = None
         self._news = asyncio.Event()
 
@@ -27,6 +28,7 @@ class OutputQueue:
         self._prompt_logprobs += output.prompt_logprobs
         self._last = output
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
+        self._began_at = self._began_at or output.began_at
         self._news.set()
 
     def fail(self, error: Exception) -> None:
@@ -49,6 +51,7 @@ class OutputQueue:
             finish_reason=last.finish_reason,
             stop_token_id=last.stop_token_id,
             num_cached_tokens=self._num_cached,
+            began_at=self._began_at,
             error=last.error,
             error_code=last.error_code,
         )

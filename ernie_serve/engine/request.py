@@ -16,7 +16,8 @@ class Request:
     """A request inside the engine; a handful of facts, the rest follows from them.
 
     `num_computed` counts the tokens whose keys and values are in `block_ids`, or will be once the plans that are
-    under way have run. `num_cached` is how much of the prompt the prefix cache held when the request first ran.
+    under way have run. `num_cached` is how much of the prompt the prefix cache held when the request first ran, which
+    was at `began_at`.
     `num_scored` counts the prompt tokens whose logprobs have been told, without the first, which has none.
     """
 
@@ -32,6 +33,7 @@ class Request:
     num_computed: int = 0
     num_published: int = 0
     num_cached: int | None = None
+    began_at: float | None = None
     num_scored: int = 0
     digests: list[bytes] = field(default_factory=list)
     constraint: Constraint | None = None

@@ -7,8 +7,9 @@ under one token budget, it catches up. A long prompt in chunks, a prefix found i
 that starts over differ only in where they stand.
 """
 
+import time
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Literal
 
@@ -47,6 +48,7 @@ class Scheduler:
         min_tokens_worth_waiting: int = 128,
         max_scored_tokens: int = 256,
         pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if min(max_num_seqs, max_num_batched_tokens, max_model_len) < 1:
             raise ValueError("max_num_seqs, max_num_batched_tokens and max_model_len must be at least 1.")
@@ -56,6 +58,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_scored_tokens = max_scored_tokens  # a step: each holds the logits of a whole vocabulary
         self._pace = pace or Pace()
+        self._clock = clock  # tells when requests began; nothing is decided by it
         self._max_len = min(max_model_len, pool.num_blocks * pool.block_size)
         self._prefixes = Prefixes(pool, min_tokens_worth_waiting)
         self._requests: dict[str, Request] = {}
@@ -192,7 +195,13 @@ class Scheduler:
             elif is_news or scores:
                 outputs.append(self._tell_scores(request, scores, is_last=is_news))
             elif row.start == request.num_cached:  # it has begun, which is what its prompt is charged from
-                outputs.append(EngineOutput(request_id=request.request_id, num_cached_tokens=request.num_cached))
+                outputs.append(
+                    EngineOutput(
+                        request_id=request.request_id,
+                        num_cached_tokens=request.num_cached,
+                        began_at=request.began_at,
+                    )
+                )
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:
@@ -245,6 +254,7 @@ class Scheduler:
             return "no room"
         self.pool.share(prefix)
         request.start(prefix + self.pool.take(needed), len(prefix), self.pool.block_size)
+        request.began_at = request.began_at or self._clock()
         self._prefixes.start(request)
         _remove(self._waiting, request)
         insort(self._running, request, key=_ORDER)
@@ -308,6 +318,7 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=sampled.token_id if reason == "stop" and _is_stop(request, sampled.token_id) else None,
             num_cached_tokens=request.num_cached or 0,
+            began_at=request.began_at if len(request.output_ids) == 1 else None,
             error=constraint.error if constraint is not None else "",
         )
 

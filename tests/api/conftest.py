@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -193,6 +194,7 @@ class ScriptedEngine:
             tokens.append(once[position % len(once)])
             if tokens[-1] in sampling.stop_token_ids and len(tokens) > sampling.min_tokens:
                 break
+        began_at = time.monotonic()
         stopped = tokens[-1] if tokens[-1] in sampling.stop_token_ids else None
         for start in range(0, len(tokens), self.step):
             ids = tokens[start : start + self.step]
@@ -204,6 +206,7 @@ class ScriptedEngine:
                 finish_reason=("length" if stopped is None else "stop") if last else None,
                 stop_token_id=stopped if last else None,
                 num_cached_tokens=self.num_cached if start == 0 else 0,
+                began_at=began_at if start == 0 else None,
                 prompt_logprobs=self._scored(request) if start == 0 else [],
             )
 

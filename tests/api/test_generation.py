@@ -232,4 +232,4 @@ def test_choices_share_what_is_paid_for(services: Any, engine: Any, make_job: An
 def test_nothing_is_used_before_the_engine_has_begun(services: Any, make_job: Any) -> None:
     made = generation(services, make_job(b"abc"))
     assert made.used == Usage()
-    assert made.first_token_ns is None
+    assert made.first_token_at is None

@@ -80,9 +80,23 @@ def test_tokens_times_and_ends_of_requests_are_counted(call_with: Any, engine: A
     assert seen["ernie_serve_prompt_tokens_total"] == 4 * 2 + 5
     assert seen["ernie_serve_prompt_tokens_cached_total"] == 5
     assert seen["ernie_serve_generation_tokens_total"] == 4 * 8 + 14 + 4
-    for name in ("time_to_first_token", "request_time_per_output_token", "e2e_request_latency"):
+    assert seen["ernie_serve_prefix_cache_queries_total"] == 4 * 2 + 5
+    assert seen["ernie_serve_prefix_cache_hits_total"] == 5
+    for name in (
+        "time_to_first_token",
+        "request_time_per_output_token",
+        "e2e_request_latency",
+        "request_queue_time",
+        "request_prefill_time",
+        "request_decode_time",
+    ):
         assert seen[f"ernie_serve_{name}_seconds_count"] == 5
         assert seen[f"ernie_serve_{name}_seconds_sum"] > 0
+    parts = [seen[f"ernie_serve_request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode")]
+    assert sum(parts) == pytest.approx(seen["ernie_serve_e2e_request_latency_seconds_sum"])
+    for name in ("prompt", "generation"):
+        assert seen[f"ernie_serve_request_{name}_tokens_count"] == 5
+        assert seen[f"ernie_serve_request_{name}_tokens_sum"] == seen[f"ernie_serve_{name}_tokens_total"]
     for reason, count in (("length", 3), ("stop", 1), ("failed", 1)):
         assert f'ernie_serve_request_success_total{{finished_reason="{reason}"}} {count}.0' in text
     for path, status, count in (
@@ -103,6 +117,17 @@ def test_what_its_own_constraints_ended_is_no_failure(call: Any, engine: Any, st
     text = call("GET", "/metrics").text
     assert 'ernie_serve_request_success_total{finished_reason="refused"} 1.0' in text
     assert '"failed"' not in text
+
+
+def test_a_request_that_never_began_counts_in_no_time_and_no_length(call: Any, engine: Any) -> None:
+    engine.stats, engine.break_after = EngineStats(), 0
+    assert call("POST", "/v1/completions", json={"model": "ernie", "prompt": "Hi"}).status_code == 500
+    seen = counts(call("GET", "/metrics").text)
+    assert seen["ernie_serve_e2e_request_latency_seconds_count"] == 1
+    for name in ("queue_time_seconds", "prefill_time_seconds", "decode_time_seconds"):
+        assert seen[f"ernie_serve_request_{name}_count"] == 0
+    for name in ("prompt_tokens", "generation_tokens"):
+        assert seen[f"ernie_serve_request_{name}_count"] == 0
 
 
 def test_one_line_of_the_log_says_what_a_request_took(call: Any, caplog: pytest.LogCaptureFixture) -> None:

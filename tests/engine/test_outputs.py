@@ -44,6 +44,16 @@ def test_an_error_keeps_its_code():
     asyncio.run(scenario())
 
 
+def test_when_a_request_began_is_kept_with_what_is_unread():
+    async def scenario():
+        queue = OutputQueue()
+        queue.put(output(1, began_at=5.0))
+        queue.put(output(2))
+        assert await queue.get() == output(1, 2, began_at=5.0)
+
+    asyncio.run(scenario())
+
+
 def test_get_waits_for_news():
     async def scenario():
         queue = OutputQueue()

@@ -229,6 +229,28 @@ def test_an_urgent_request_takes_the_seat_of_a_lesser_one_whose_text_stays_whole
     assert text(first + rest["slow"]) == plain_loop(slow, 200)[0]
 
 
+@pytest.mark.parametrize(("length", "told"), [(6, [5.0, None, None]), (40, [5.0, 5.0, None, None])])
+def test_when_a_request_began_is_told_with_its_first_output_and_its_first_token(length, told):
+    now = iter([5.0, 9.0])
+    core = make_core(max_num_seqs=1, clock=lambda: next(now))
+    core.add(make_request("first", some_tokens(length), max_tokens=3))
+    core.add(make_request("next", some_tokens(5), max_tokens=1))
+    outputs = drain(core)
+    assert [output.began_at for output in outputs["first"]] == told
+    assert [output.began_at for output in outputs["next"]] == [9.0]
+
+
+def test_a_request_that_is_preempted_began_when_it_first_ran():
+    core = make_core(max_num_seqs=1)
+    core.add(make_request("slow", some_tokens(40), max_tokens=2, priority=1))
+    (begun,) = core.step()
+    core.add(make_request("urgent", some_tokens(5), max_tokens=1))
+    outputs = drain(core)
+    assert begun.began_at is not None
+    assert outputs["slow"][0].token_ids
+    assert begun.began_at == outputs["slow"][0].began_at < outputs["urgent"][0].began_at
+
+
 def test_equals_wait_for_their_turn():
     core = make_core(max_num_seqs=1)
     core.add(make_request("old", some_tokens(6)))
@@ -305,8 +327,8 @@ def test_a_newcomer_waits_until_it_fits_as_a_whole():
 
 
 def test_aborting_a_queued_request_leaves_a_decoding_one_as_it_was():
-    alone = run(make_core(), make_request("decoding", some_tokens(5), max_tokens=150))
-    core = make_core(max_num_seqs=1)
+    alone = run(make_core(clock=lambda: 1.0), make_request("decoding", some_tokens(5), max_tokens=150))
+    core = make_core(max_num_seqs=1, clock=lambda: 1.0)
     core.add(make_request("decoding", some_tokens(5), max_tokens=150))
     outputs = []
     for n in range(150):
