@@ -8,6 +8,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ernie_serve.api.problems import error_response
@@ -24,8 +25,9 @@ class HttpProtocol(HttpToolsProtocol):
     """Ends a connection whose request has a head that is too large or too slow.
 
     What a client sends before it has its answer is read, so that its leaving is seen, and thrown away: the connection
-    is closed behind that answer, and such a client asks again (RFC 9112, section 9.3.2). `answered` is told the path
-    and the status of each answer that is given here and not by the application; the path is empty where none was read.
+    is closed behind that answer, and such a client asks again (RFC 9112, section 9.3.2). A wish to go on in another
+    protocol is passed over (RFC 9110, section 7.8). `answered` is told the path and the status of each answer that is
+    given here and not by the application; the path is empty where none was read.
     """
 
     def __init__(
@@ -62,7 +64,13 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
             self._be_last()
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            told = "Invalid HTTP request received."
+            self.logger.warning(told)
+            self.send_400_response(told)
         if (self.pipeline or self._in_head) and not (self._answering is None or self._answering.response_complete):
             self._be_last()
         if self._in_head:
@@ -71,6 +79,29 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEAD_BYTES} bytes. Send fewer."))
         elif self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._time_head(self.timeout_keep_alive)  # an empty line between requests has ended uvicorn's own waiting
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what has come; a request that asks for another protocol begins anew without that header.
+
+        The parser ends it behind its head, as if what follows were of the other protocol. Here that is the body: taken
+        for a request it would be one that no proxy before this server has seen.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as end:
+                data = self._head_without_upgrade() + data[end.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # which asks for another protocol by itself
+            raise httptools.HttpParserError("This is no proxy.")
+        first = b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        kept = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        return first + b"".join(kept) + b"\r\n"
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -84,10 +115,17 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head of a request is here."""
+        """The head of a request is here, unless it asks for another protocol and begins anew."""
+        if self.parser.should_upgrade():
+            return
         self._in_head = False
         self._time_head(None)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request is here with its body, which one that begins anew has not had."""
+        if not self._in_head:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Say that this is no HTTP, as every other error is said; behind a request that is, answer that one."""

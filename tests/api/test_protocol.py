@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ class Client:
 @asynccontextmanager
 async def connected(services: Any, **changes: Any) -> AsyncIterator[Client]:
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the server has it
     http: Any = partial(protocol.HttpProtocol, answered=services.measures.answered)
     config = uvicorn.Config(create_app(services), http=http, log_config=None, lifespan="off", **changes)
     server = uvicorn.Server(config)
@@ -192,6 +194,156 @@ def test_what_is_no_http_is_told_so_like_every_error(services: Any) -> None:
             await client.say(b"\x16\x03\x01 hello\r\n\r\n")
             status, body = await client.answer()
             assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+
+    run(scenario())
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+
+
+def counted(prompt: str, wish: bytes = UPGRADE, *, chunked: bool = False, more: bytes = b"") -> bytes:
+    """A request that is answered with the number of its prompt's bytes, and that wishes for another protocol."""
+    body = json.dumps({"model": "ernie", "prompt": prompt}).encode()
+    framing = b"content-length: %d" % len(body)
+    if chunked:
+        framing = b"transfer-encoding: chunked"
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:9], body[9:])) + b"0\r\n\r\n"
+    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + wish + more + framing
+    return head + b"\r\n\r\n" + body
+
+
+async def turns(number: int = 4) -> None:
+    """Let the server read what was sent."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_wish_for_another_protocol_is_passed_over_however_the_request_is_cut(services: Any, chunked: bool) -> None:
+    asked = counted("four", chunked=chunked)
+
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            for cut in range(len(asked) + 1):
+                await client.say(asked[:cut])
+                await turns()
+                await client.say(asked[cut:])
+                status, body = await client.answer()
+                assert (status, json.loads(body)["count"]) == (200, 4), cut
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_wish_for_another_protocol_is_passed_over_byte_by_byte(services: Any, chunked: bool) -> None:
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            for byte in counted("four", chunked=chunked):
+                await client.say(bytes([byte]))
+                await turns(2)
+            assert json.loads((await client.answer())[1])["count"] == 4
+            await client.say(PROBE)
+            assert (await client.answer())[0] == 200
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [65_000, 200_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_behind_a_wish_for_another_protocol_may_be_large(services: Any, size: int, chunked: bool) -> None:
+    services = replace(services, max_model_len=1_000_000)
+
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            for _ in range(2):
+                await client.say(counted("a" * size, chunked=chunked))
+                status, body = await client.answer()
+                assert (status, json.loads(body)["count"]) == (200, size)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_body_behind_a_wish_for_another_protocol_is_no_request(services: Any, at_once: bool) -> None:
+    """No proxy before this server has seen that request, or judged whether it may be sent."""
+    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n" % (UPGRADE, len(PROBE))
+
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            await client.say(head + (PROBE if at_once else b""))
+            if not at_once:
+                await turns()
+                await client.say(PROBE)
+            assert (await client.answer())[0] == 415
+            await client.say(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert "version" in json.loads((await client.answer())[1])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAA\r\n",
+        b"UPGRADE: TLS/1.0, h2c\r\ncOnnection: keep-alive, uPgRaDe\r\n",
+        b"upgrade: a\r\nconnection: x\r\nupgrade: b\r\nconnection: upgrade ,y\r\n",
+        b"upgrade: h2c\r\n",
+        b"connection: upgrade\r\n",
+        b"connection: upgrade\r\nupgrade:\r\n",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("ws", ["none", "auto"])
+def test_no_spelling_of_a_wish_for_another_protocol_is_heard(services: Any, wish: bytes, ws: str) -> None:
+    async def scenario() -> None:
+        async with connected(services, ws=ws) as client:
+            for _ in range(2):
+                await client.say(counted("four", wish))
+                assert json.loads((await client.answer())[1])["count"] == 4
+                await client.say(PROBE[:-2] + wish + b"\r\n")
+                assert (await client.answer())[0] == 200
+
+    run(scenario())
+
+
+def test_what_a_request_wishes_besides_is_heard(services: Any) -> None:
+    """That it be the last, and that it be told when to send its body; and what stands at its end is no wish."""
+    last = UPGRADE.replace(b"Upgrade,", b"Upgrade, close,")
+
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            head, _, body = counted("four", more=b"expect: 100-continue\r\n").partition(b"\r\n\r\n")
+            await client.say(head + b"\r\n\r\n")
+            assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.say(body)
+            assert (await client.answer())[0] == 200
+            await client.say(counted("four", b"", chunked=True)[:-2] + UPGRADE + b"\r\n")
+            assert (await client.answer())[0] == 200
+            await client.say(counted("four", last) + PROBE)
+            assert (await client.answer())[0] == 200
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+def test_wishes_for_another_protocol_are_not_answered_behind_a_request_either(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            await client.say(counted("four") * 9)
+            assert json.loads((await client.answer())[1])["count"] == 4
+            assert await client.reader.read() == b""
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("target", [b"a.example:443", b"/tokenize"])
+def test_a_tunnel_is_refused_with_all_that_is_sent_into_it(services: Any, target: bytes) -> None:
+    async def scenario() -> None:
+        async with connected(services, ws="none") as client:
+            await client.say(b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\n\r\n" + PROBE)
+            status, body = await client.answer()
+            assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+            assert await client.reader.read() == b""
 
     run(scenario())
 
