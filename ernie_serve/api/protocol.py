@@ -5,10 +5,12 @@ Knows what a client may do to a connection. Knows no route.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ernie_serve.api.problems import error_response
@@ -145,7 +147,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        knows_chunks = cycle.scope["http_version"] == "1.1"
+        super()._start_asgi_task(cycle, app if knows_chunks else partial(_unframed, app, cycle))
 
     def _be_last(self) -> None:
         """Answer nothing on this connection after what is being answered."""
@@ -185,3 +188,22 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(RequestTimeout(f"The headers did not arrive within {HEAD_SECONDS:g} seconds."))
         else:
             self.transport.close()
+
+
+async def _unframed(app: ASGIApp, cycle: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    """End an answer without a length by ending the connection: HTTP/1.0 knows no chunks (RFC 9112, section 6.1)."""
+    has_length = True
+
+    async def send_bare(message: Message) -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            has_length = any(name == b"content-length" for name, _ in message["headers"])
+            if not has_length:
+                cycle.chunked_encoding = cycle.keep_alive = False
+        elif not has_length:
+            cycle.expected_content_length = len(
+                message.get("body", b"")
+            )  # by which uvicorn knows that the answer is whole
+        await send(message)
+
+    await app(scope, receive, send_bare)

@@ -336,6 +336,36 @@ def test_wishes_for_another_protocol_are_not_answered_behind_a_request_either(se
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("version", "wish"), [(b"1.0", b""), (b"1.0", UPGRADE), (b"2.0", b"connection: keep-alive\r\n")]
+)
+def test_a_stream_to_a_client_that_knows_no_chunks_ends_with_the_connection(
+    services: Any, version: bytes, wish: bytes
+) -> None:
+    async def heard(asked: bytes) -> tuple[bytes, bytes]:
+        async with connected(services) as client:
+            await client.say(asked)
+            head, _, body = (await client.reader.read()).partition(b"\r\n\r\n")
+            return head.lower(), body
+
+    async def scenario() -> None:
+        old = post(stream=True).replace(b"HTTP/1.1\r\n", b"HTTP/%b\r\n%b" % (version, wish))
+        head, body = await heard(old)
+        assert b"transfer-encoding" not in head
+        assert b"content-length" not in head
+        assert b"connection: close" in head
+        assert body.startswith(b"data: {")
+        assert body.endswith(b"data: [DONE]\n\n")
+        head, body = await heard(PROBE.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"))
+        assert b"content-length: %d" % len(body) in head
+        new = post(stream=True).replace(b"host", b"connection: close\r\nhost")
+        head, body = await heard(new)
+        assert b"transfer-encoding: chunked" in head
+        assert body.endswith(b"0\r\n\r\n")
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("target", [b"a.example:443", b"/tokenize"])
 def test_a_tunnel_is_refused_with_all_that_is_sent_into_it(services: Any, target: bytes) -> None:
     async def scenario() -> None:
