@@ -13,6 +13,7 @@
         ├── Unauthorized        401
         ├── PaymentRequired     402  the balance or a monthly limit is too small; both numbers are in the message
         ├── Forbidden           403  the key is known, but may not do this
+        ├── HostNotServed       403  no key is asked for, and the request is to a name that a web page may have
         ├── ModelNotFound       404
         ├── ResponseNotFound    404
         ├── RecordNotFound      404  no such key, account, project or charged request
@@ -115,6 +116,14 @@ class Forbidden(RequestError):
     status = 403
     type = "invalid_request_error"
     code = "insufficient_permissions"
+
+
+class HostNotServed(RequestError):
+    """Without keys only requests to this machine's own names are answered."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "host_not_served"
 
 
 class ModelNotFound(RequestError):

@@ -139,9 +139,14 @@ def address_told(listener: socket.socket, file: str | None) -> Generator[None, N
                 path.unlink()
 
 
+def is_guarded(settings: Settings) -> bool:
+    """Whether keys are asked for, or somebody said that none are needed. Otherwise only this machine is served."""
+    return bool(settings.billing or settings.api_key or settings.allow_unauthenticated)
+
+
 def require_guarded(settings: Settings) -> None:
     """Raise `SettingsError` where other machines could use the server without a key, and nobody said that they may."""
-    if settings.billing or settings.api_key or settings.allow_unauthenticated:
+    if is_guarded(settings):
         return
     with suppress(socket.gaierror):  # the name of no address is for `listen` to tell
         found = socket.getaddrinfo(settings.host or "0.0.0.0", None)  # noqa: S104  # what no host at all means

@@ -35,7 +35,7 @@ from ernie_serve.engine.inline import InlineClient
 from ernie_serve.errors import CheckpointError, InvalidRequest, SettingsError, StartupError
 from ernie_serve.grammar.checker import GrammarChecker
 from ernie_serve.grammar.compiler import Vocabulary
-from ernie_serve.http_server import Server, address_told, listen, url_of, web_config
+from ernie_serve.http_server import Server, address_told, is_guarded, listen, url_of, web_config
 from ernie_serve.logs import fill_standard_files, log_to_stderr
 from ernie_serve.messages import EngineRequest, Grammar, SamplingParams
 from ernie_serve.model import hub
@@ -163,6 +163,7 @@ def create_app(
         takes_priority=takes_priority(settings),
         meter=meter,
         allowed_origins=settings.allowed_origins,
+        any_host=is_guarded(settings),
         responses=responses,
         measures=measures,
     )

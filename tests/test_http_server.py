@@ -18,11 +18,13 @@ def test_other_machines_are_not_let_in_without_a_key(host: str) -> None:
         http_server.require_guarded(Settings(host=host))
     for guard in ({"billing": True}, {"api_key": ("sk-a",)}, {"allow_unauthenticated": True}):
         http_server.require_guarded(Settings(host=host, **guard))
+        assert http_server.is_guarded(Settings(**guard))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
 def test_this_machine_needs_no_key(host: str) -> None:
     http_server.require_guarded(Settings(host=host))
+    assert not http_server.is_guarded(Settings(host=host))
 
 
 def test_a_chunk_does_not_wait_for_the_client_to_confirm_the_one_before() -> None:

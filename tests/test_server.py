@@ -186,7 +186,7 @@ def test_what_runs_when_its_time_is_over_or_at_a_second_signal_is_told_that_the_
 def test_client_that_has_sent_half_a_request_when_the_server_ends_is_told_and_leaves_nothing_in_the_log(
     tiny_checkpoint: Path,
 ) -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost:\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
     with running(tiny_checkpoint, "--shutdown-timeout", "1") as server:
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port or 0), timeout=DEADLINE_SECONDS) as client:
@@ -319,7 +319,7 @@ def test_each_key_is_asked_for_and_finds_only_what_it_cached_itself(tiny_checkpo
     with running(tiny_checkpoint, "--api-key", "sk-a", "--api-key", "sk-b") as server:
 
         def ask(key: str) -> httpx.Response:
-            headers = {"authorization": f"Bearer {key}"}
+            headers = {"authorization": f"Bearer {key}", "host": "a.proxy.example"}
             return httpx.post(f"{server.url}/completions", json=body, headers=headers, timeout=DEADLINE_SECONDS)
 
         def cached(key: str) -> int:
@@ -331,6 +331,12 @@ def test_each_key_is_asked_for_and_finds_only_what_it_cached_itself(tiny_checkpo
         code, rest = server.end()
         assert code == 0
         assert not any(key in "".join(server.lines) + rest for key in ("sk-a", "sk-b"))
+
+
+def test_a_page_that_gives_its_name_the_address_of_this_machine_may_not_call(server: Server) -> None:
+    page = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}
+    assert httpx.get(f"{server.url}/models", headers=page).json()["error"]["code"] == "host_not_served"
+    assert httpx.get(f"{server.url}/models", headers={"host": "localhost:8000"}).status_code == 200
 
 
 def test_what_is_no_http_is_counted_like_every_answer(server: Server) -> None:

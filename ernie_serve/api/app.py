@@ -26,6 +26,7 @@ from ernie_serve.api import (
 )
 from ernie_serve.api.auth import Auth
 from ernie_serve.api.envelope import Envelope
+from ernie_serve.api.own_names import OwnNames
 from ernie_serve.api.problems import handle_http_exception, handle_request_error
 from ernie_serve.api.services import Services
 from ernie_serve.errors import RequestError
@@ -44,6 +45,7 @@ def create_app(services: Services) -> FastAPI:
         middleware=[
             *cross_origin(services),
             Middleware(Envelope, answered=services.measures.answered),
+            *([] if services.any_host else [Middleware(OwnNames)]),
             Middleware(Auth, meter=services.meter),
         ],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},
