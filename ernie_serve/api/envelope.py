@@ -1,4 +1,4 @@
-"""The outermost layer: a request id, the time taken, and an answer even when we fail.
+"""The outermost layer: a request id, the time taken, a line of the log, and an answer even when we fail.
 
 Plain ASGI, because wrappers that buffer or hide messages would also hide that a client left. Knows nothing
 of routes.
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Envelope:
     """Adds `x-request-id` and `openai-processing-ms`, drops a trailing slash, and turns any failure into a JSON 500.
 
-    `answered` is told the path and the status of each answer.
+    `answered` is told the path and the status of each answer; the log is told of each request at its level debug.
     """
 
     def __init__(self, app: ASGIApp, answered: Callable[[str, int], None]) -> None:
@@ -35,13 +35,14 @@ class Envelope:
             return
         start = time.perf_counter()
         request_id = sane_request_id(scope["headers"]) or f"req_{uuid4().hex}"
-        answering = False
+        status: int | None = None
+        has_left = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal answering
+            nonlocal status
             if message["type"] == "http.response.start":
-                answering = True
-                self._answered(scope["path"], message["status"])
+                status = message["status"]
+                self._answered(scope["path"], status)
                 taken = (time.perf_counter() - start) * 1000
                 message["headers"] = [
                     *message.get("headers", ()),
@@ -55,11 +56,17 @@ class Envelope:
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientLeft:
-            logger.debug("The client of %s left", request_id)
+            has_left = True
         except Exception as error:
             told = unexpected(error, f"{scope['method']} {scope['path'][:200]!r} ({request_id})")
-            if not answering:  # otherwise the server closes the connection, which the client sees as a cut answer
+            if status is None:  # otherwise the server closes the connection, which the client sees as a cut answer
                 await error_response(told)(scope, receive, send_with_headers)
+        finally:
+            if logger.isEnabledFor(logging.DEBUG):
+                taken = (time.perf_counter() - start) * 1000
+                what = f"{scope['method']} {scope['path'][:200]!r} ({request_id})"
+                left = ", when its client left" if has_left else ""
+                logger.debug("%s: %s after %.1f ms%s", what, status or "no answer", taken, left)
 
 
 def sane_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

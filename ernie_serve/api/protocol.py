@@ -4,6 +4,7 @@ Knows what a client may do to a connection. Knows no route.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -15,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ernie_serve.api.problems import error_response
 from ernie_serve.errors import EngineUnavailable, HeadersTooLarge, InvalidRequest, RequestError, RequestTimeout
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65536
 HEAD_SECONDS = 30.0
@@ -168,6 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self._answered("" if cycle is None or cycle.response_complete else cycle.scope["path"], error.status)
+            logger.debug("A connection ends with %d: %s", error.status, error.message)
             answer = error_response(error, {"connection": "close"})
             first = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
             head = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)

@@ -1,10 +1,13 @@
 import asyncio
 import logging
+import re
 from typing import Any
 
 import pytest
 
+from ernie_serve.api.connection import ClientLeft
 from ernie_serve.api.envelope import Envelope
+from ernie_serve.billing.free import FreeMeter
 
 PRIVATE = "canary"
 
@@ -45,6 +48,57 @@ def test_failure_after_the_answer_began_is_not_answered_twice(caplog: pytest.Log
     assert [message["type"] for message in sent] == ["http.response.start"]
     assert "RuntimeError" in caplog.text
     assert PRIVATE not in caplog.text
+
+
+LINE = re.compile(r"(\S+) ('.*'|\".*\") \((\S+)\): (\d+|no answer) after \d+\.\d ms(.*)")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/v1/completions?key=canary", 200), ("POST", "/v1/nothing", 404), ("PUT", "/v1/models", 405)],
+)
+def test_a_request_is_a_line_of_the_log_at_debug_by_which_its_id_is_found(
+    call: Any, caplog: pytest.LogCaptureFixture, method: str, path: str, status: int
+) -> None:
+    body = {"model": "ernie", "prompt": "my canary prompt"}
+    headers = {"x-request-id": "mine-1", "authorization": "Bearer canary"}
+    with caplog.at_level(logging.DEBUG, "ernie_serve.api.envelope"):
+        assert call(method, path, json=body, headers=headers).status_code == status
+    (record,) = [each for each in caplog.records if each.name == "ernie_serve.api.envelope"]
+    assert record.levelname == "DEBUG"
+    found = LINE.fullmatch(record.getMessage())
+    assert found
+    assert found.groups() == (method, repr(path.partition("?")[0]), "mine-1", str(status), "")
+    assert PRIVATE not in caplog.text
+
+
+def test_a_request_that_is_let_in_nowhere_is_a_line_too(call_with: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "ernie_serve.api.envelope"):
+        refused = call_with(meter=FreeMeter(("sk-a",)))("GET", "/v1/models")
+        call_with(any_host=False)("GET", "/v1/models", headers={"host": "evil.example"})
+    lines = [LINE.fullmatch(each.getMessage()) for each in caplog.records if each.name == "ernie_serve.api.envelope"]
+    assert [each and each[4] for each in lines] == ["401", "403"]
+    assert refused.headers["x-request-id"] in caplog.text
+
+
+def test_a_path_breaks_no_line_of_the_log_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise ClientLeft
+
+    with caplog.at_level(logging.DEBUG):
+        run(app, "/a\nERROR forged\x1b[31m" + "x" * 9999)
+    (record,) = [each for each in caplog.records if each.name == "ernie_serve.api.envelope"]
+    found = LINE.fullmatch(record.getMessage())
+    assert found
+    assert (found[4], found[5]) == ("no answer", ", when its client left")
+    assert len(found[2]) < 230
+    assert "\\n" in found[2]
+
+
+def test_at_other_levels_a_request_is_no_line(call: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert call("GET", "/v1/nothing").status_code == 404
+    assert "ernie_serve.api.envelope" not in [each.name for each in caplog.records]
 
 
 def test_what_is_no_http_passes_through() -> None:

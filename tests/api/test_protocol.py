@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -386,14 +387,17 @@ def test_a_tunnel_is_refused_with_all_that_is_sent_into_it(services: Any, target
         (post().partition(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\nzz\r\n", "/v1/completions", 400),
     ],
 )
-def test_what_is_refused_before_the_application_hears_of_it_is_counted(
-    services: Any, call: Any, said: bytes, path: str, status: int
+def test_what_is_refused_before_the_application_hears_of_it_is_counted_and_logged(
+    services: Any, call: Any, caplog: pytest.LogCaptureFixture, said: bytes, path: str, status: int
 ) -> None:
+    caplog.set_level(logging.DEBUG, "ernie_serve.api.protocol")
+
     async def scenario() -> None:
         async with connected(services) as client:
             client.writer.write(said)
             assert (await client.answer())[0] == status
 
     run(scenario())
+    assert f"A connection ends with {status}: " in caplog.text
     (line,) = re.findall(r"^ernie_serve_http_requests_total.*$", call("GET", "/metrics").text, re.MULTILINE)
     assert line == f'ernie_serve_http_requests_total{{path="{path}",status="{status}"}} 1.0'
