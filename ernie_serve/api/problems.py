@@ -51,10 +51,10 @@ def unexpected(error: BaseException, where: str) -> RequestError:
 
 
 def unknown_url(method: str, path: str) -> UnknownUrl:
-    """What is told where there is nothing; who forgot /v1 is told that, who did not where the list is."""
+    """What is told where there is nothing; who may have forgotten /v1 is told that, everybody where the list is."""
     hint = "/openapi.json lists those that are served."
-    if not path.startswith("/v1/"):
-        hint = "The API lives under /v1; /v1/models is a part of it."
+    if not path.startswith(("/v1/", "/admin")):
+        hint = f"The API lives under /v1; /health and /metrics tell how the server is. {hint}"
     return UnknownUrl(f"Unknown request URL: {method} {path[:200]}. {hint}")
 
 

@@ -31,7 +31,7 @@ from ernie_serve.api.shaping import reasoning_budget, shape_chat
 from ernie_serve.api.telling import Job
 from ernie_serve.api.whole import JsonAnswer
 from ernie_serve.billing.money import format_usd
-from ernie_serve.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
+from ernie_serve.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound, UnknownUrl
 
 
 def router(services: Services) -> APIRouter:
@@ -48,6 +48,12 @@ def router(services: Services) -> APIRouter:
         body = await read_body(request, services.limits)
         count = Preparation(kept, owner_of(request)).count
         return JsonAnswer(await prepared(services, request, body, count, is_light=stands_alone))
+
+    @routes.post("/v1/responses/compact", include_in_schema=False)  # no id, which it would be taken for
+    async def compact(request: Request) -> Response:
+        raise UnknownUrl(
+            "/v1/responses/compact is not offered: nothing here shortens a conversation. Send fewer items."
+        )
 
     @routes.api_route("/v1/responses/{response_id}", methods=["GET", "HEAD", "DELETE"])
     async def retrieve_response(request: Request) -> Response:

@@ -52,11 +52,28 @@ def test_every_error_has_openais_body(
 
 
 @pytest.mark.parametrize(
-    ("path", "hint"), [("/chat/completions", "lives under /v1"), ("/v1/embeddings", "/openapi.json lists")]
+    ("path", "hint"),
+    [
+        ("/chat/completions", "lives under /v1"),
+        ("/ping", "/health and /metrics"),
+        ("/v1/embeddings", "/openapi.json lists"),
+        ("/tokenizer_info", "/openapi.json lists"),
+        ("/admin/users", "/openapi.json lists"),
+    ],
 )
 def test_unknown_url_says_what_helps(call: Any, path: str, hint: str) -> None:
-    """Who is under /v1 already is not sent there."""
     assert hint in call("POST", path, json={}).json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/admin", "/admin/users"])
+def test_who_cannot_have_forgotten_v1_is_not_sent_there(call: Any, path: str) -> None:
+    assert "under /v1" not in call("GET", path).json()["error"]["message"]
+
+
+def test_what_is_no_id_of_a_response_is_not_taken_for_one(call: Any) -> None:
+    response = call("POST", "/v1/responses/compact", json={"model": "ernie", "input": "Hi"})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_url")
+    assert "/v1/responses/compact is not offered" in response.json()["error"]["message"]
 
 
 def test_wrong_method_names_the_right_one(call: Any) -> None:

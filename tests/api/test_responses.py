@@ -378,3 +378,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_is_wrong_is_named(respond: Any, fields: dict[str, Any], param: str) -> None:
     response = respond(**fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/input_tokens"])
+def test_who_sends_the_messages_of_a_chat_is_told_their_name_here(call: Any, path: str) -> None:
+    response = call("POST", path, json={"model": "ernie", "messages": [{"role": "user", "content": "Hi"}]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "input")
+    assert error["message"] == "`input` is missing. Send there what chat takes as `messages`, or a string."

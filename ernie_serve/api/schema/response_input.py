@@ -21,6 +21,10 @@ def read_input(given: Any, find: Callable[[str], Item | None] = lambda item_id: 
 
     Raises `InvalidRequest`, naming the place.
     """
+    if given is None:
+        raise InvalidRequest(
+            "`input` is missing. Send there what chat takes as `messages`, or a string.", param="input"
+        )
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": given, "id": _new_id("msg")}]
     if not isinstance(given, list):
