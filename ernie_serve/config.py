@@ -192,7 +192,9 @@ class Settings(BaseModel):
     )
     api_key: Keys = _setting("API", (), "Keys that requests must carry; none: no key is asked for.")
     allow_unauthenticated: bool = _setting(
-        "API", False, "Listen on addresses that other machines reach without asking for keys."
+        "API",
+        False,
+        "Ask for no keys, though other machines may reach this one, and web pages whose name is pointed at it.",
     )
     allowed_origins: Origins = _setting(
         "API", (), "Web pages that may call from a browser, such as https://example.com, or *; none: no page may."
