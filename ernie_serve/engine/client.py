@@ -4,12 +4,14 @@ Knows messages and one pipe. Knows nothing about tensors, text or HTTP, nor how 
 """
 
 import asyncio
+import logging
 import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from functools import partial
 from itertools import islice, takewhile
 from queue import SimpleQueue
 from threading import Thread
@@ -17,7 +19,7 @@ from typing import Literal, Protocol
 
 from ernie_serve.engine import wire
 from ernie_serve.engine.outputs import OutputQueue
-from ernie_serve.errors import EngineUnavailable
+from ernie_serve.errors import EngineFailure, EngineUnavailable
 from ernie_serve.messages import (
     Abort,
     EngineCommand,
@@ -34,6 +36,8 @@ from ernie_serve.messages import (
     Stepped,
     Working,
 )
+
+logger = logging.getLogger(__name__)
 
 EngineState = Literal["loading", "ready", "failed", "closed"]
 
@@ -61,7 +65,8 @@ class EngineClient(Protocol):
         """Run a request; the last output has a `finish_reason`.
 
         Leaving the iterator early (closing it, or cancelling the task that reads it) aborts the request.
-        Raises `EngineUnavailable` when the engine is not ready or ends before the request does.
+        Raises `EngineUnavailable` when the engine is not ready or ends before the request does, `EngineFailure` when
+        the request has no form in which it could be told.
         """
 
 
@@ -199,9 +204,20 @@ class ProcessClient:
 
     def _write(self) -> None:
         """The writer thread: commands into the pipe, until there is no more or nobody to hear them."""
-        with suppress(OSError):
-            while (command := self._commands.get()) is not None:
+        while (command := self._commands.get()) is not None:
+            try:
                 wire.send(self._connection, command)
+            except OSError:
+                return
+            except Exception as error:  # it has no form in the pipe, of which nothing was written then
+                logger.error("A command could not be told to the engine: %s", type(error).__name__)
+                if isinstance(command, Generate):
+                    self._in_loop(partial(self._refuse, command.request.request_id, type(error).__name__))
+
+    def _refuse(self, request_id: str, why: str) -> None:
+        """End a request that the engine has not heard of. Its reader aborts it then, to which the engine answers."""
+        if queue := self._queues.get(request_id):
+            queue.fail(EngineFailure(f"The request could not be told to the engine ({why})."))
 
     def _read(self) -> None:
         """The reader thread: reports out of the pipe, until its end."""

@@ -92,6 +92,10 @@ def _count(path: Path, values: Mapping[str, Any], key: str, low: int) -> int | N
     value = values.get(key)
     if value is None:
         return None
-    if type(value) is not int or value < low:
-        raise CheckpointError(f'{path}: "{key}" must be a whole number of at least {low}, not {value!r}.')
+    if type(value) is not int or not low <= value <= _INT31:
+        raise CheckpointError(f'{path}: "{key}" must be a whole number from {low} up to {_INT31}, not {value!r}.')
     return value
+
+
+_INT31 = 2**31 - 1
+"""What requests may ask for at most, too."""

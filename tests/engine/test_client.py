@@ -14,7 +14,7 @@ from engine_fakes import make_core, make_info, make_request, plain_loop
 from ernie_serve.engine import client as client_module
 from ernie_serve.engine import wire
 from ernie_serve.engine.client import ProcessClient
-from ernie_serve.errors import EngineUnavailable
+from ernie_serve.errors import EngineFailure, EngineUnavailable
 from ernie_serve.messages import (
     Abort,
     EngineOutput,
@@ -364,6 +364,26 @@ def test_an_unreadable_report_ends_the_engine_for_us():
             engine.pipe.send_bytes(b"\xc1")
             await until(lambda: engine.client.state == "failed")
             assert "could not be read" in engine.client.failure
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 10**30}, {"logit_bias": {10**30: 1.0}}])
+def test_a_request_that_cannot_be_told_ends_alone(monkeypatch, fields):
+    async def scenario():
+        async with PlayedEngine() as engine:
+            client, clock = engine.client, Clock(monkeypatch)
+            await engine.ready()
+            reader = asyncio.ensure_future(collect(client, make_request("r", [1])))
+            await engine.hear()
+            async with asyncio.timeout(20):
+                with pytest.raises(EngineFailure, match=r"could not be told to the engine \(OverflowError\)"):
+                    await collect(client, make_request("huge", [1], **fields))
+            assert await engine.hear() == Abort("huge")
+            engine.say(stepped(output("r", 5, finish_reason="stop")))
+            assert [each.token_ids for each in await reader] == [[5]]
+            clock.now += 100
+            assert (client.state, client.silent_seconds) == ("ready", 0)
 
     asyncio.run(scenario())
 

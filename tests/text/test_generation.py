@@ -81,6 +81,8 @@ def test_sampling_values_are_read(folder, tokenizer):
         ("top_p", 1.1),
         ("top_k", -1),
         ("top_k", 1.5),
+        ("top_k", 2**31),
+        ("top_k", 10**30),
         ("repetition_penalty", 0),
     ],
 )
