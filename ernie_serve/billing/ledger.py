@@ -152,9 +152,12 @@ def spendable(connection: Connection, caller: Caller, now: int) -> tuple[int, Bo
 
 
 def spent_this_month(connection: Connection, account_id: str, column: str, id_: str, now: int) -> int:
-    """What a key or project has spent and holds since the month began."""
+    """What a key or project has spent in this month, and holds."""
     spent = select(cast(func.coalesce(func.sum(usage_day.c.cost_nano), 0), BigInteger)).where(
-        usage_day.c.account_id == account_id, usage_day.c[column] == id_, usage_day.c.day >= month_start(now)
+        usage_day.c.account_id == account_id,
+        usage_day.c[column] == id_,
+        usage_day.c.day >= month_start(now),
+        usage_day.c.day < month_end(now),  # a clock that once ran ahead has charged on days that are still to come
     )
     held = select(cast(func.coalesce(func.sum(reservation.c.amount_nano), 0), BigInteger)).where(
         reservation.c.account_id == account_id, reservation.c[column] == id_
@@ -166,6 +169,11 @@ def month_start(now: int) -> int:
     """The first second of the month, in UTC."""
     today = datetime.datetime.fromtimestamp(now, datetime.UTC)
     return int(datetime.datetime(today.year, today.month, 1, tzinfo=datetime.UTC).timestamp())
+
+
+def month_end(now: int) -> int:
+    """The first second of the next month."""
+    return month_start(month_start(now) + 31 * DAY)
 
 
 def _hold(connection: Connection, account_id: str, amount: int) -> bool:

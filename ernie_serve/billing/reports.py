@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import BigInteger, ColumnElement, Connection, Table, and_, cast, func, or_, select
 
 from ernie_serve.billing.keys import Caller
-from ernie_serve.billing.ledger import DAY, month_start
+from ernie_serve.billing.ledger import DAY, month_end, month_start
 from ernie_serve.billing.money import format_usd
 from ernie_serve.billing.schema import account, ledger, reservation, usage_day, usage_event
 from ernie_serve.errors import InvalidRequest
@@ -184,13 +184,14 @@ def spending(connection: Connection, caller: Caller, now: int) -> Spending:
     day = now - now % DAY
     week = day - (day // DAY + 3) % 7 * DAY  # the first of January 1970 was a Thursday
     day_of, cost = usage_day.c.day, usage_day.c.cost_nano
-    month, own = month_start(now), usage_day.c.key_id == caller.key_id
+    own = usage_day.c.key_id == caller.key_id
+    in_month = and_(day_of >= month_start(now), day_of < month_end(now))
     sums = {
-        "day_nano": and_(own, day_of >= day),
-        "week_nano": and_(own, day_of >= week),
-        "month_nano": and_(own, day_of >= month),
+        "day_nano": and_(own, day_of == day),
+        "week_nano": and_(own, day_of >= week, day_of < week + 7 * DAY),
+        "month_nano": and_(own, in_month),
         "total_nano": own,
-        "project_month_nano": day_of >= month,
+        "project_month_nano": in_month,
     }
     spans = [
         cast(func.coalesce(func.sum(cost).filter(counted), 0), BigInteger).label(name) for name, counted in sums.items()

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -351,3 +352,9 @@ def test_months_are_those_of_the_calendar() -> None:
     assert ledger.month_start(1_800_000_000) == 1_798_761_600  # 15 January 2027, and its first
     assert ledger.month_start(1_798_761_600) == 1_798_761_600
     assert ledger.month_start(1_798_761_599) == 1_796_083_200
+    starts = [ledger.month_start(1_798_761_600)]
+    for _ in range(15):
+        starts.append(ledger.month_end(starts[-1]))
+        assert ledger.month_end(starts[-1] - 1) == starts[-1]
+    days = [(end - start) // ledger.DAY for start, end in pairwise(starts)]
+    assert days == [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31, 31, 29, 31]

@@ -271,6 +271,21 @@ def test_a_monthly_limit_holds_within_its_month(shop, whose):
     asyncio.run(scenario())
 
 
+def test_what_a_clock_that_ran_ahead_has_charged_counts_in_no_other_month(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            new = await shop.new_key(meter, limits=KeyLimits(month_nano=COST))
+            caller = await meter.authenticate(new.key)
+            for index, days in enumerate((62, -62, 31)):
+                shop.clock.move(days * 86_400)
+                await meter.settle(await meter.reserve(caller, order(f"r{index}")), FULL, "ok")
+            shop.clock.move(31 * 86_400)
+            with pytest.raises(PaymentRequired, match="can only afford 0"):
+                await meter.reserve(caller, order("charged for already"))
+
+    asyncio.run(scenario())
+
+
 def test_rates_are_exact_and_refused_requests_take_nothing(shop):
     async def scenario():
         async with shop.open() as meter:

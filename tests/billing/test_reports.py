@@ -199,6 +199,25 @@ def test_a_request_that_we_failed_keeps_its_tokens_and_costs_nothing(shop):
     asyncio.run(scenario())
 
 
+def test_what_a_clock_that_ran_ahead_has_charged_is_spent_on_its_own_days(shop):
+    async def scenario():
+        async with shop.open() as meter:
+            caller = await shop.caller(meter)
+            friday = START
+            monday, february, march = friday + 3 * DAY, friday + 17 * DAY, friday + 45 * DAY
+            await spend(shop, meter, caller, [friday, friday + DAY, monday, february, march])
+            told = await meter.report(spending, caller, friday)
+            assert (told.day_nano, told.week_nano, told.month_nano, told.total_nano) == (
+                COST,
+                2 * COST,
+                3 * COST,
+                5 * COST,
+            )
+            assert told.project_month_nano == 3 * COST
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_an_export_is_every_row_however_it_is_paged(shop, form, monkeypatch):
     monkeypatch.setattr("ernie_serve.billing.reports.EXPORT_PAGE", 3)
