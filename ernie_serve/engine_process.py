@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -201,7 +202,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         prompt_attention.meet(device, dtype, *heads, min(settings.max_num_batched_tokens, room.max_model_len))
     report(1.0, "making the first token")
     lengths = [n for n in _PROMPTS if n <= settings.max_num_batched_tokens] if device.type == "cuda" else [1]
-    _warm_up(core, lengths, max(1, room.max_model_len - 1))
+    _warm_up(core, folder, lengths, max(1, room.max_model_len - 1))
     info = EngineInfo(
         device=named(device),
         dtype=_weights(quantization, dtype),
@@ -222,18 +223,20 @@ _PROMPTS = (1, 17, 33, 65, 129, 250, 257, 513, 1024, 1200, 2048, 4096, 8192)
 """Lengths of prompts of which each finds other kernels on a GPU; compiled when first needed, a step waits for them."""
 
 
-def _warm_up(core: EngineCore, lengths: Sequence[int], longest: int) -> None:
+def _warm_up(core: EngineCore, folder: Path, lengths: Sequence[int], longest: int) -> None:
     """Make tokens after prompts of these lengths, in several texts where one may only be `longest`.
 
     An engine that says it is ready has shown that it can. With a bias scores are copied, and lie otherwise in memory.
+    With logprobs a GPU tells of weights that are no numbers, which a CPU does of each token.
     """
     for length in lengths:
-        _make_a_token(core, length, longest, SamplingParams(max_tokens=1, seed=0, temperature=0.0))
+        _make_a_token(core, folder, length, longest, SamplingParams(max_tokens=1, seed=0, temperature=0.0))
     if len(lengths) > 1:
-        _make_a_token(core, 1, longest, SamplingParams(max_tokens=1, seed=0, logit_bias={0: 1.0}))
+        sampling = SamplingParams(max_tokens=1, seed=0, logit_bias={0: 1.0}, logprobs=0)
+        _make_a_token(core, folder, 1, longest, sampling)
 
 
-def _make_a_token(core: EngineCore, length: int, longest: int, sampling: SamplingParams) -> None:
+def _make_a_token(core: EngineCore, folder: Path, length: int, longest: int, sampling: SamplingParams) -> None:
     starts = range(0, length, longest)
     for start in starts:
         name, prompt = f"warm-up {length} {start}", [0] * min(longest, length - start)
@@ -242,7 +245,8 @@ def _make_a_token(core: EngineCore, length: int, longest: int, sampling: Samplin
     if not outputs or outputs[-1].finish_reason == "error":
         if core.failure is torch.OutOfMemoryError:
             raise torch.OutOfMemoryError(f"a step of {length} tokens found too little")
-        raise StartupError(f"The engine did not make its first token. {outputs[-1].error if outputs else ''}")
+        why = outputs[-1].error if outputs else ""
+        raise StartupError(f"The engine did not make its first token with the checkpoint in {folder}. {why}")
 
 
 def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_bytes: int) -> ReferenceKernels:

@@ -146,11 +146,15 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+NO_TOKEN = -1
+"""Stands where a row yielded none."""
+
+
 class Sampled(Struct, frozen=True):
     """What a row of the plan yielded: a token, the logprobs of prompt tokens, or both.
 
-    `token_id` is -1 for a row that wanted no token. `prompt_logprobs` are of the tokens from position `start + 1` of
-    the row.
+    `token_id` is `NO_TOKEN` for a row that wanted none, or whose logits were found to be no numbers. `prompt_logprobs`
+    are of the tokens from position `start + 1` of the row.
     """
 
     request_id: str

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ernie_serve import engine_process
 from ernie_serve.config import Settings
@@ -111,10 +112,26 @@ class FakeCore:
 
 def test_a_start_makes_steps_of_every_length_of_texts_that_are_allowed() -> None:
     core = FakeCore()
-    _warm_up(cast("EngineCore", core), [1, 17, 100], longest=40)
+    _warm_up(cast("EngineCore", core), Path("checkpoint"), [1, 17, 100], longest=40)
     assert [sum(len(each.prompt_token_ids) for each in step) for step in core.steps] == [1, 17, 100, 1]
     assert max(len(each.prompt_token_ids) for step in core.steps for each in step) == 40
     assert core.steps[-1][0].sampling.logit_bias, "copied scores lie otherwise in memory"
+    assert core.steps[-1][0].sampling.logprobs == 0, "they tell of weights that are no numbers"
+
+
+@pytest.mark.parametrize(("bits", "only"), [(0x7FC0, ""), (0x7FC0, "norm.weight"), (0x7F80, "")], ids=str)
+def test_weights_that_are_no_numbers_end_the_start_with_the_checkpoints_name(
+    tiny_checkpoint: Path, tmp_path: Path, bits: int, only: str
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if tensor.dtype == torch.bfloat16 and (not only or name == f"model.{only}"):
+                tensor.view(torch.int16).fill_(bits)
+        save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(StartupError, match=f"first token with the checkpoint in {folder}.* no numbers"):
+        build_engine(Settings(model=str(folder), max_model_len=64), 100, lambda share, what: None)
 
 
 @pytest.mark.parametrize(("bytes_for_one", "asked", "num_threads"), [(1 << 40, None, 1), (0, None, 3), (1 << 40, 2, 2)])

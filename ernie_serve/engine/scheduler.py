@@ -19,9 +19,11 @@ from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.prefixes import Prefixes
 from ernie_serve.engine.request import Request
 from ernie_serve.messages import (
+    NO_TOKEN,
     EngineOutput,
     EngineRequest,
     EngineStats,
+    ErrorCode,
     PlanRow,
     Sampled,
     StepPlan,
@@ -207,9 +209,7 @@ class Scheduler:
     def fail(self, plan: StepPlan, error: str) -> list[EngineOutput]:
         """End the requests of a plan that could not run."""
         failed = [request for row in plan.rows if (request := self._request_of(row))]
-        for request in failed:
-            self._end(request)
-        return [EngineOutput(request_id=r.request_id, finish_reason="error", error=error) for r in failed]
+        return [self._fail(request, error) for request in failed]
 
     def took(self, plan: StepPlan, seconds: float) -> None:
         """Learn how long a plan ran."""
@@ -297,13 +297,9 @@ class Scheduler:
     def _advance(self, request: Request, sampled: Sampled, scores: list[TokenLogprobs]) -> EngineOutput:
         constraint = request.constraint
         if constraint is not None and constraint.error:  # what was sampled is no answer
-            self._end(request)
-            return EngineOutput(
-                request_id=request.request_id,
-                finish_reason="error",
-                error=constraint.error,
-                error_code=constraint.error_code,
-            )
+            return self._fail(request, constraint.error, constraint.error_code)
+        if sampled.token_id == NO_TOKEN:
+            return self._fail(request, _NO_NUMBERS)
         request.output_ids.append(sampled.token_id)
         if constraint is not None:
             constraint.advance(sampled.token_id)
@@ -333,6 +329,10 @@ class Scheduler:
             num_cached_tokens=request.num_cached or 0,
         )
 
+    def _fail(self, request: Request, error: str, code: ErrorCode = "") -> EngineOutput:
+        self._end(request)
+        return EngineOutput(request_id=request.request_id, finish_reason="error", error=error, error_code=code)
+
     def _preempt(self, request: Request) -> None:
         """Back to its place in the queue, with what it has said and without its blocks."""
         _remove(self._running, request)
@@ -350,6 +350,9 @@ class Scheduler:
         self._prefixes.stop(request)
         self.pool.release(request.block_ids)
         request.restart()
+
+
+_NO_NUMBERS = "The model's scores are no numbers: its weights are damaged, or too large for the dtype."
 
 
 def _take_scores(request: Request, row: PlanRow, sampled: Sampled) -> list[TokenLogprobs]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ernie_serve.messages import PlanRow, Sampled, StepPlan, TokenLogprobs, TokenMasks
+from ernie_serve.messages import NO_TOKEN, PlanRow, Sampled, StepPlan, TokenLogprobs, TokenMasks
 from ernie_serve.model.ernie import Ernie
 from ernie_serve.worker.batch import BatchBuilder, num_scored
 from ernie_serve.worker.card import current
@@ -131,7 +131,7 @@ class Runner:
             scores = self._score(logits[start:stop], row)
             token = by_id.get(row.request_id)
             by_id[row.request_id] = Sampled(
-                row.request_id, token.token_id if token else -1, token.logprobs if token else None, scores
+                row.request_id, token.token_id if token else NO_TOKEN, token.logprobs if token else None, scores
             )
             start = stop
         return list(by_id.values())

@@ -3,13 +3,14 @@
 Knows logits, sampling parameters and the texts so far. Knows nothing about the network, blocks or the schedule.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ernie_serve.messages import PlanRow, Sampled, SamplingParams, TokenMasks
+from ernie_serve.messages import NO_TOKEN, PlanRow, Sampled, SamplingParams, TokenMasks
 from ernie_serve.worker.bounds import Bounds
 from ernie_serve.worker.logprobs import logprobs_of, rows_at
 from ernie_serve.worker.recent import Recent
@@ -41,7 +42,8 @@ class Sampler:
     def sample(self, logits: Tensor, rows: list[PlanRow], masks: TokenMasks | None = None) -> list[Sampled]:
         """A token for every row of `logits` [R, V], in order; a row with a mask yields one that the mask allows.
 
-        A mask knows of `min_tokens`, and where it lets a text end before that there is no other way on.
+        A mask knows of `min_tokens`, and where it lets a text end before that there is no other way on. A row whose
+        logits are no numbers yields none. A device tells of them only where logprobs are wanted, which are read anyway.
         """
         logits = logits.float()
         places = {row.request_id: i for i, row in enumerate(rows)}
@@ -52,6 +54,13 @@ class Sampler:
             scores, bounds = bounds.applied_to_all(scores), None
         token_ids = _drawn(self._draw, scores, rows) if self._draw else _choose(scores, rows, bounds)
         logprobs = logprobs_of(logits, token_ids, [row.sampling.logprobs for row in rows], self.num_valid_ids)
+        if self._draw:
+            failed = [i for i, told in logprobs.items() if not math.isfinite(told.logprob)]
+        else:
+            numbers = valid.numpy()
+            failed = [i for i, token_id in enumerate(token_ids) if not math.isfinite(numbers[i, token_id])]
+        for i in failed:
+            token_ids[i] = NO_TOKEN
         return [
             Sampled(row.request_id, token_id, logprobs.get(i))
             for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))

@@ -3,12 +3,14 @@
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from engine_fakes import FakeRunner, make_core, make_request, plain_loop
 
 from ernie_serve.engine.kv_cache import BlockPool
 from ernie_serve.engine.pace import Pace
 from ernie_serve.engine.scheduler import Scheduler
+from ernie_serve.messages import NO_TOKEN
 
 
 def run(core, *requests):
@@ -378,6 +380,23 @@ def test_a_prompt_that_fills_the_whole_cache_yields_one_token():
     core = make_core(num_blocks=4, block_size=4, max_model_len=100)
     (output,) = run(core, make_request("full", some_tokens(16)))["full"]
     assert (len(output.token_ids), output.finish_reason) == (1, "length")
+
+
+def test_a_request_without_a_token_because_of_its_numbers_fails_alone():
+    core = make_core()
+    core.add(make_request("overflows", [1, 2, 3]))
+    core.add(make_request("a", [1, 2, 3, 4, 5, 6]))
+    core.step()
+    plan = core.scheduler.schedule()
+    sampled = [
+        msgspec.structs.replace(each, token_id=NO_TOKEN) if each.request_id == "overflows" else each
+        for each in core.runner.execute(plan)
+    ]
+    failed, *others = core.scheduler.update(plan, sampled)
+    assert (failed.request_id, failed.finish_reason, failed.token_ids) == ("overflows", "error", [])
+    assert "no numbers" in failed.error
+    assert [each.finish_reason for each in others] == [None]
+    assert drain(core)["a"][-1].finish_reason == "length"
 
 
 def test_an_empty_prompt_and_a_double_id_end_with_an_error():

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ernie_serve.messages import PlanRow, SamplingParams, TokenMasks
+from ernie_serve.messages import NO_TOKEN, PlanRow, SamplingParams, TokenMasks
 from ernie_serve.worker.sampler import Sampler, uniform
 
 V = 60
@@ -319,3 +319,27 @@ def test_padding_ids_stay_out_with_a_mask():
     logits[:, 50:] = 30.0
     sampled = Sampler(4, num_valid_ids=50).sample(logits, [row(temperature=0)], masks_of({"a": [3, 4]}))
     assert sampled[0].token_id == 3
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {}, {"temperature": 0.5, "top_p": 0.9}, {"logprobs": 2}])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_row_whose_logits_are_no_numbers_yields_no_token(sampling, wrong, masked):
+    logits = logits_for(3)
+    logits[1] = wrong
+    masks = TokenMasks([name for name in "abc" if masked], bytearray(b"\xff\xff\xff\xff\xff\xff\xff\x0f" * 3), 8)
+    rows = [row(name, **sampling) for name in "abc"]
+    seen = [each.token_id for each in Sampler(8).sample(logits, rows, masks if masked else None)]
+    assert seen[1] == NO_TOKEN
+    assert [seen[0], seen[2]] == [obvious(logits[i], rows[i]) for i in (0, 2)]
+
+
+def test_a_device_tells_of_logits_that_are_no_numbers_where_logprobs_are_wanted():
+    def draw(scores, settings, top_ks, num_ids):
+        return torch.full((len(scores),), num_ids - 1)
+
+    logits = logits_for(3)
+    logits[1:] = math.nan
+    rows = [row("a", logprobs=0), row("b", logprobs=0), row("c")]
+    seen = [each.token_id for each in Sampler(8, draw=draw).sample(logits, rows)]
+    assert seen == [V - 1, NO_TOKEN, V - 1]
