@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, make: bool = False, synchronous: bool = True) -> None:
-        try:
-            self._url = make_url(url)
-        except ArgumentError:
-            raise SettingsError(f"`{without_password(url)}` is no database URL. {_EXAMPLES}") from None
+        self._url = _taken_apart(url)
         self.embedded = self._url.get_backend_name() == "sqlite"
         self._levels = ("FULL", "NORMAL") if synchronous else ("OFF", "OFF")
         self._level = ""
@@ -61,7 +58,7 @@ class Database:
                 if not make and _OURS.difference(inspect(connection).get_table_names()):
                     raise _no_store(without_password(url))
                 migrate(connection, self._is_served)
-        except (DBAPIError, sqlite3.Error) as error:
+        except (DBAPIError, sqlite3.Error, UnicodeError) as error:  # the last of a host's name
             self.close()
             told = f"The billing database {without_password(url)} cannot be used: {cause_of(error)}"
             raise StartupError(told) from None
@@ -176,6 +173,11 @@ class Database:
         name = self._url.database
         if not name or name == ":memory:":
             raise SettingsError(f"Billing needs a file that stays. {_EXAMPLES}")
+        if self._url.drivername not in _SQLITE or self._url != URL.create(self._url.drivername, database=name):
+            told = without_password(self._url.render_as_string())
+            raise SettingsError(
+                f"`{told}`: of SQLite a file is named, and no driver, user, host or option. {_EXAMPLES}"
+            )
         path = _file_of(self._url)
         if make:
             _require_writable(path)
@@ -233,6 +235,7 @@ class Database:
 _OURS = frozenset({"alembic_version", "account", "project", "api_key"})
 """Tables by which a store of any version is known."""
 
+_SQLITE = ("sqlite", "sqlite+pysqlite")
 _EXAMPLES = "Give sqlite:////absolute/path/billing.db or postgresql://user:password@host/name."
 _UNHURRIED = text("SELECT set_config('statement_timeout', '0', true)")
 _QUICKLY = text("SELECT set_config('synchronous_commit', 'off', true)")
@@ -302,11 +305,26 @@ def _file_of(url: URL) -> Path:
     return path_of("--database-url", url.database or "").absolute()
 
 
+def _taken_apart(url: str) -> URL:
+    """The parts of a database's URL. Raises `SettingsError`, which quotes nothing that may be a password."""
+    with suppress(ArgumentError, ValueError):  # whose words would
+        parsed = make_url(url)
+        if "\0" not in url and "@" not in (parsed.host or ""):
+            return parsed
+    raise SettingsError(f"`{without_password(url)}` is no database URL. {_EXAMPLES} A password's @ is written %40.")
+
+
 def without_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    shown = url.partition("?")[0][:200]
-    head, at, tail = shown.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at else shown
+    """A database's URL as it may be shown: what cannot be a user, a password or an option of it."""
+    scheme, separator, _ = url[:200].partition("://")
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return f"{scheme}://…" if separator else scheme
+    port = "" if parsed.port is None else f":{parsed.port}"
+    _, at, tail = f"{parsed.host or ''}{port}/{parsed.database or ''}".rpartition("@")
+    hidden = "…@" if at or parsed.username is not None or parsed.password is not None else ""
+    return f"{parsed.drivername}://{hidden}{tail}"[:200]
 
 
 def cause_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from ernie_serve.billing.accounts import ensure_account
-from ernie_serve.billing.database import Database, store_told
+from ernie_serve.billing.database import Database, store_told, without_password
 from ernie_serve.errors import SettingsError, StartupError
 
 
@@ -16,6 +16,49 @@ from ernie_serve.errors import SettingsError, StartupError
 def test_what_is_no_store_is_refused_with_examples(url):
     with pytest.raises(SettingsError, match=r"sqlite:////absolute/path/billing.db or postgresql://"):
         Database(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@host:abc/db",
+        "postgresql://u:hunter2@[::1/db",
+        "postgresql://u:hunter2/db",
+        "postgresql://u:1@hunter2@host/db",
+        "postgresql://u:hunter2@host/d\0b",
+        "sqlite+pysqlcipher://:hunter2@//path.db",
+        "sqlite://u:hunter2@host//path.db",
+        "sqlite+aiosqlite:////path.db",
+        "sqlite:////path.db?foo=hunter2",
+        "sqlite:////path.db?timeout=long",
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_told_with_examples_and_no_secret(url):
+    with pytest.raises(SettingsError, match=r"sqlite:////absolute/path/billing.db or postgresql://") as refused:
+        Database(url, make=True)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:secret@host:5433/name?sslmode=require", "postgresql://…@host:5433/name"),
+        ("postgresql://user:sec?ret@host/name", "postgresql://…@host/name"),
+        ("postgresql://user/sec:ret@host/name", "postgresql://…@host/name"),
+        ("postgresql://user:secret/name", "postgresql://…"),
+        ("postgresql:///name?host=/run&password=secret", "postgresql:///name"),
+        ("sqlite:////path/billing.db", "sqlite:////path/billing.db"),
+        ("word", "word"),
+    ],
+)
+def test_a_url_is_shown_without_secrets(url, shown):
+    assert without_password(url) == shown
+
+
+def test_a_host_that_cannot_be_one_is_told():
+    pytest.importorskip("psycopg")
+    with pytest.raises(StartupError, match=r"postgresql://…@a\.\.b/name cannot be used: .*label empty"):
+        Database("postgresql://u:hunter2@a..b/name")
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
