@@ -7,13 +7,15 @@ import asyncio
 import os
 from pathlib import Path
 
+from sqlalchemy import URL
+
 from ernie_serve.billing.clock import Clock
 from ernie_serve.billing.database import Database, cause_of, without_password
 from ernie_serve.billing.paid import PaidMeter
 from ernie_serve.billing.prices import Prices
 from ernie_serve.billing.store import Store
 from ernie_serve.config import path_of, require_known
-from ernie_serve.errors import StartupError, StoreUnavailable
+from ernie_serve.errors import SettingsError, StartupError, StoreUnavailable
 
 DATABASE_VARIABLE = "ERNIE_SERVE_DATABASE_URL"
 
@@ -45,7 +47,11 @@ def default_url() -> str:
     if named := os.environ.get(DATABASE_VARIABLE):
         return named
     folder = os.environ.get("XDG_DATA_HOME") or path_of("--database-url", "~/.local/share")
-    return f"sqlite:///{Path(folder, 'ernie_serve', 'billing.db')}"
+    path = Path(folder, "ernie_serve", "billing.db")
+    try:
+        return URL.create("sqlite", database=str(path)).render_as_string()
+    except UnicodeEncodeError:
+        raise SettingsError(f"The path {str(path)!r} is no UTF-8. Give --database-url another.") from None
 
 
 def _open_store(url: str) -> Store:

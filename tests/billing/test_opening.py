@@ -1,11 +1,13 @@
 """Where the store is, and that it never learns what was said."""
 
 import asyncio
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from ernie_serve.billing.database import Database, store_told
 from ernie_serve.billing.meter import Order
 from ernie_serve.billing.office import top_up
 from ernie_serve.billing.opening import default_url, open_meter
@@ -19,6 +21,18 @@ def test_the_environment_names_the_store(monkeypatch, tmp_path):
     assert default_url() == f"sqlite:///{tmp_path}/ernie_serve/billing.db"
     monkeypatch.setenv("ERNIE_SERVE_DATABASE_URL", "postgresql://host/name")
     assert default_url() == "postgresql://host/name"
+
+
+def test_the_store_lies_in_the_folder_that_is_named_however_it_is_spelled(monkeypatch, tmp_path):
+    folder = tmp_path / "a b?c#d%41@é+"
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    monkeypatch.delenv("ERNIE_SERVE_DATABASE_URL", raising=False)
+    assert store_told(default_url()) == f"SQLite {folder}/ernie_serve/billing.db"
+    Database(default_url(), make=True).close()
+    assert (folder / "ernie_serve" / "billing.db").is_file()
+    monkeypatch.setenv("XDG_DATA_HOME", os.fsdecode(b"/home/\xff"))
+    with pytest.raises(SettingsError, match="is no UTF-8"):
+        default_url()
 
 
 def test_who_has_no_home_has_to_say_where_the_store_is(monkeypatch):
