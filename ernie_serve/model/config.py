@@ -5,7 +5,7 @@ the API process reads this file too.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class ModelConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist; a checkpoint folder holds config.json.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} holds a {type(values).__name__}, not an object.")
@@ -127,6 +127,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
+_LARGEST = sys.float_info.max
+
 _MOST_PARTS = 4096
 """Layers, or experts of a layer: each is made, and has names of its own."""
 
@@ -174,7 +176,7 @@ class _Keys:
         return self.check_positive(key, self.required(key) if default is None or self.has(key) else default)
 
     def check_positive(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
             raise self.wrong(key, f"is {value!r}, not a number above 0.")
         return float(value)
 
@@ -193,7 +195,7 @@ def _architecture(keys: _Keys) -> bool:
     is_moe = model_type == "ernie4_5_moe"
     expected = _MOE if is_moe else _DENSE
     names = keys.values.get("architectures") or expected
-    if not isinstance(names, list | tuple) or not set(names) <= set(expected):
+    if not isinstance(names, list | tuple) or not all(name in expected for name in names):
         raise keys.wrong("architectures", f'is {names!r}; "{model_type}" is served as {" or ".join(expected)}.')
     if not is_moe and keys.values.get("moe_num_experts"):
         raise keys.wrong("moe_num_experts", f'is {keys.values["moe_num_experts"]!r} in a dense "{model_type}" model.')

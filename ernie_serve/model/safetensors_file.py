@@ -76,13 +76,13 @@ class SafetensorsFile:
         self.path = path
         try:
             self._handle = os.open(path, os.O_RDONLY)
-        except OSError as error:
+            try:
+                self.tensors = self._read_header()
+            except BaseException:
+                os.close(self._handle)
+                raise
+        except OSError as error:  # of opening it, or of reading what is no file
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        try:
-            self.tensors = self._read_header()
-        except BaseException:
-            os.close(self._handle)
-            raise
 
     def close(self) -> None:
         """Give the file back. Its tensors cannot be read any more."""

@@ -35,8 +35,8 @@ class Tokenizer:
         """
         self.role_tokens: Mapping[str, str] = dict(role_tokens or {})
         self._description = dict(description) | {"decoder": _without_strip(description.get("decoder"))}
-        self._backend = _build(self._description)
         self._byte_level = _is_byte_level(self._description["decoder"])
+        self._backend = _build(self._description)
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         controls = {i: t for i, t in added.items() if t.content and (t.special or _is_tag(t.content))}
@@ -150,9 +150,13 @@ class Tokenizer:
 
 
 def _build(description: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    _refuse_marks(description.get("model"))
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
-    except Exception as error:  # the library raises nothing narrower
+        backend.encode("Some text.")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and a panic is no Exception
         raise CheckpointError(f"the tokenizers library refuses it ({error}).") from error
     backend.no_truncation()
     backend.no_padding()
@@ -163,6 +167,13 @@ def _build(description: Mapping[str, Any]) -> tokenizers.Tokenizer:
                 f"{backend.token_to_id(token['content'])}."
             )
     return backend
+
+
+def _refuse_marks(model: object) -> None:
+    """They would be read as text, and one that cuts a letter ends the process, in the library."""
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(model, dict) and model.get(name):
+            raise CheckpointError(f"its model has a {name}, {model[name]!r}; vocabularies that are read have none.")
 
 
 def _is_tag(spelling: str) -> bool:

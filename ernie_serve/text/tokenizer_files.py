@@ -92,15 +92,15 @@ def _merge_added_tokens(
                     "tokenizer_config.json; the files do not belong together."
                 )
             merged[int(key)] = {**before, **flags, "id": int(key), "content": token["content"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for token in merged.values():
+            token["special"] = bool(token["special"] or token["content"] in special)
+            ids[token["content"]] = token["id"]
+        pieces = vocab if isinstance(vocab, dict) else {}
+        for spelling in special - ids.keys():
+            if spelling in pieces:
+                merged[pieces[spelling]] = {**plain, "id": pieces[spelling], "content": spelling, "special": True}
+        return [merged[token_id] for token_id in sorted(merged)]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{folder}: the added tokens of its tokenizer files are malformed ({error!r})."
         ) from error
-    for token in merged.values():
-        token["special"] = bool(token["special"] or token["content"] in special)
-        ids[token["content"]] = token["id"]
-    pieces = vocab if isinstance(vocab, dict) else {}
-    for spelling in special - ids.keys():
-        if spelling in pieces:
-            merged[pieces[spelling]] = {**plain, "id": pieces[spelling], "content": spelling, "special": True}
-    return [merged[token_id] for token_id in sorted(merged)]

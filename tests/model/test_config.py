@@ -141,6 +141,8 @@ def test_a_missing_key_without_a_safe_default_is_named(key):
         ("model_type", "llama"),
         ("model_type", "ernie4_5_moe_vl"),
         ("architectures", ["Ernie4_5ForCausalLM"]),
+        ("architectures", [["Ernie4_5_MoeForCausalLM"]]),
+        ("architectures", [{}]),
         ("hidden_act", "gelu"),
         ("use_bias", True),
         ("attention_bias", True),
@@ -173,6 +175,7 @@ def test_a_missing_key_without_a_safe_default_is_named(key):
         ("vocab_size", True),
         ("rms_norm_eps", -1e-5),
         ("rope_theta", 0),
+        ("rope_theta", 10**400),
         ("tie_word_embeddings", "yes"),
         ("torch_dtype", "int8"),
         ("bos_token_id", "1"),
@@ -204,7 +207,7 @@ def test_reads_a_folder(tmp_path):
     assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(MOE)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]"])
+@pytest.mark.parametrize("content", [None, "{", "[1]", "[" * 100_000])
 def test_a_folder_without_a_readable_config_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)

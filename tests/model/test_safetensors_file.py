@@ -124,6 +124,12 @@ def test_a_file_of_another_kind_is_refused(content: bytes, path: Path) -> None:
         SafetensorsFile(path)
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: Is a directory\."):
+        SafetensorsFile(tmp_path / "model.safetensors")
+
+
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be read: No such file"):
         SafetensorsFile(tmp_path / "nothing.safetensors")

@@ -36,6 +36,48 @@ def test_a_broken_tokenizer_json_is_named(folder):
         Tokenizer.from_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}),
+    ],
+    ids=["unreadable", "out of bounds"],
+)
+def test_a_tokenizer_json_at_which_the_library_panics_is_named(folder, name, value):
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=r"cannot be used: the tokenizers library refuses it"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_marks_at_the_ends_of_pieces_are_refused_by_name(folder, name):
+    path = folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    description["model"][name] = "x"
+    path.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=rf"its model has a {name}, 'x'"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("token_id", [float("inf"), [], "x", None])
+def test_ids_that_are_none_are_refused(folder, token_id):
+    (folder / "added_tokens.json").write_text(json.dumps({"<|new|>": token_id}))
+    with pytest.raises(CheckpointError, match="added tokens of its tokenizer files are malformed"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", "x"), ("id", None), ("content", [])])
+def test_added_tokens_that_are_none_are_refused(folder, key, value):
+    path = folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    description["added_tokens"][0][key] = value
+    path.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="added tokens of its tokenizer files are malformed"):
+        Tokenizer.from_folder(folder)
+
+
 def test_tokens_of_the_config_are_special_where_it_says_so(folder):
     plain = Tokenizer.from_folder(folder)
     think = plain.token_id("<think>")
