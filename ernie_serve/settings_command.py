@@ -5,8 +5,8 @@ Knows how a line of flags is read. Knows no setting and no verb.
 
 import copy
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from typer.core import TyperCommand
@@ -50,7 +50,7 @@ class SettingsCommand(TyperCommand):
             told = [f"  {name}: {_told(name, list(flags))}" for name in dict.fromkeys(words.unknown)]
             ctx.fail("\n".join([f"No such option{'s' if len(told) > 1 else ''}:", *told]))
         num_places = len(self.get_params(ctx)) - len(set(flags.values()))
-        if len(words.loose) > num_places and words.followed:
+        if len(words.loose) > num_places and words.followed and not ctx.resilient_parsing:
             ctx.fail(f"There are {len(words.loose)} words without a flag, and a place for one. {_as_one(words)}")
         ctx.meta["words"] = words
         return super().parse_args(ctx, args)
@@ -61,7 +61,7 @@ class SettingsCommand(TyperCommand):
             return super().invoke(ctx)
         except CheckpointError as error:
             words: Words = ctx.meta["words"]
-            if words.followed and not Path(words.loose[0]).exists():
+            if words.followed and "/" not in words.loose[0] and not os.path.exists(words.loose[0]):
                 raise CheckpointError(f"{error} {_as_one(words)}") from error
             raise
 

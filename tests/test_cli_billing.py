@@ -246,12 +246,14 @@ def test_an_audit_says_that_all_adds_up_or_what_does_not(run: Run, shop: Shop) -
     assert run("audit") == (0, "Every balance, every hold and every day's usage is the sum of its rows.\n", "")
     with office(shop.url) as desk:
         desk(Connection.exec_driver_sql, "UPDATE account SET balance_nano = balance_nano + 1")
-        desk(Connection.exec_driver_sql, "UPDATE usage_day SET requests = requests + 1")
+        desk(Connection.exec_driver_sql, "UPDATE usage_day SET requests = requests + 1, prompt = prompt - 1")
     code, out, err = run("audit")
     assert (code, err) == (1, "")
-    balance, *days = out.splitlines()
+    balance, requests, prompt = out.splitlines()
     assert balance.endswith(": balance is 999995801, counted 999995800 nano-USD")
-    assert [line.startswith("usage_day differs") for line in days] == [True, True], "as it is, and as it was counted"
+    assert requests.startswith("day 2027-01-15, account acct_")
+    assert requests.endswith(", model ernie: requests is 3, counted 2")
+    assert prompt.endswith(", model ernie: prompt is 19, counted 20")
 
 
 def test_an_audit_looks_at_one_moment(shop: Shop) -> None:

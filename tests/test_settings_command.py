@@ -1,5 +1,9 @@
 """What is said of a command line that has words without a place."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from command import Run
 
@@ -92,8 +96,20 @@ def test_a_model_that_is_not_there_may_have_been_meant_for_the_list_before_it(to
     assert code == 1
     assert lines.startswith("ernie-serve: b is no local folder")
     assert lines.endswith(meant)
-    for elsewhere in (["b", "--served-model-name", "a"], ["--served-model-name", "a", "docs"]):
+    for elsewhere in (
+        ["b", "--served-model-name", "a"],
+        ["--served-model-name", "a", "docs"],
+        ["--served-model-name", "a", "org/b"],
+    ):
         assert meant not in told("generate", "--prompt", "a", *elsewhere)[1]
+
+
+def test_completion_goes_on_where_words_have_no_place() -> None:
+    line = "ernie-serve serve --served-model-name a b c --max-model"
+    asked = {"_ERNIE_SERVE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": "6"}
+    program = "import sys; sys.argv[0] = 'ernie-serve'; from ernie_serve.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | asked, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("--max-model-len", "")
 
 
 def test_a_model_that_is_spelled_like_a_key_is_not_shown(told: Run) -> None:

@@ -5,6 +5,7 @@ ends are exclusive.
 """
 
 import csv
+import datetime
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -246,14 +247,21 @@ def problems(connection: Connection) -> list[str]:
 
 def _day_problems(connection: Connection) -> list[str]:
     """Roll-ups that are not the sum of their rows."""
-    key = ("account_id", "project_id", "key_id", "model")
+    whose, counts = ("account_id", "project_id", "key_id", "model"), ("requests", *_SUMS)
     day = (usage_event.c.created - usage_event.c.created % DAY).label("day")
-    groups = [usage_event.c[name] for name in key]
+    groups = [usage_event.c[name] for name in whose]
     sums = [cast(func.sum(usage_event.c[name]), BigInteger).label(name) for name in _SUMS]
     recount = select(day, *groups, func.count().label("requests"), *sums).group_by(day, *groups)
-    kept = select(*(usage_day.c[name] for name in ("day", *key, "requests", *_SUMS)))
-    different = {tuple(row) for row in connection.execute(recount)} ^ {tuple(row) for row in connection.execute(kept)}
-    return [f"usage_day differs: {row}" for row in sorted(different)]
+    roll_ups = select(*(usage_day.c[name] for name in ("day", *whose, *counts)))
+    kept, counted = ({tuple(row[:5]): row[5:] for row in connection.execute(query)} for query in (roll_ups, recount))
+    found, nothing = [], (0,) * len(counts)
+    for each in sorted(kept.keys() | counted.keys()):
+        date = datetime.datetime.fromtimestamp(each[0], datetime.UTC).date()
+        about = ", ".join(f"{name.removesuffix('_id')} {value}" for name, value in zip(whose, each[1:], strict=True))
+        for name, one, other in zip(counts, kept.get(each, nothing), counted.get(each, nothing), strict=True):
+            if one != other:
+                found.append(f"day {date}, {about}: {name} is {one}, counted {other}")
+    return found
 
 
 def _sums(

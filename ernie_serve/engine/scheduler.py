@@ -327,6 +327,7 @@ class Scheduler:
             prompt_logprobs=scores,
             finish_reason="length" if is_last else None,
             num_cached_tokens=request.num_cached or 0,
+            began_at=request.began_at,
         )
 
     def _fail(self, request: Request, error: str, code: ErrorCode = "") -> EngineOutput:

@@ -175,12 +175,13 @@ def _said(matcher: LLMatcher, grammar: Grammar) -> str:
     if "oneOf" in said:
         said = "`oneOf` is supported only where no value can match two of its branches; use `anyOf`"
     told = f"The grammar cannot be compiled: {' '.join(said.split())[:300].rstrip('.')}."
-    if grammar.kind == "lark" and "::=" in grammar.text:
+    if grammar.kind == "lark" and _RULE_IN_GBNF.search(grammar.text):
         told += ' Write it in Lark\'s notation, such as `start: "yes" | "no"`, not in GBNF.'
     return told
 
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_RULE_IN_GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LISTING = re.compile(r"\n *\d+ \|")
 
 

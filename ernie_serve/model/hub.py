@@ -32,7 +32,11 @@ def resolve(
     if model in ("", ERNIE_TINY.name):
         model = str(ERNIE_TINY)
     local = path_of("MODEL", model)
-    if local.is_dir():
+    try:
+        is_folder = local.is_dir()
+    except OSError as error:  # such as a name longer than any may be
+        raise CheckpointError(f"{model[:80]} cannot be looked for: {error.strerror}.") from None
+    if is_folder:
         if revision is not None:
             raise CheckpointError(f"{model} is a local folder, which has no revision {revision!r}; leave it out.")
         return local

@@ -262,7 +262,7 @@ def test_whatever_does_not_add_up_is_told(small_shop):
                 ("UPDATE account SET balance_nano = balance_nano + 1", "balance is"),
                 ("UPDATE account SET reserved_nano = 1", "reserved is"),
                 ("UPDATE usage_event SET cost_nano = 1", "usage is"),
-                ("UPDATE usage_day SET requests = 2", "usage_day differs"),
+                ("UPDATE usage_day SET requests = 2", "requests is 2, counted 1"),
             ):
 
                 def look(connection, damage=damage):

@@ -278,6 +278,9 @@ def test_a_grammar_in_gbnf_is_told_which_notation_is_read(compiler):
         compiler.check(Grammar("lark", "start: nothing"))
     assert "GBNF" not in str(caught.value)
     compiler.check(Grammar("lark", 'start: "::="'))
+    with pytest.raises(InvalidRequest) as refused:
+        compiler.check(Grammar("lark", 'start: "::=" missing'))
+    assert "GBNF" not in str(refused.value)
 
 
 def test_a_prepared_grammar_is_shared_but_each_answer_stands_alone(compiler, vocabulary):

@@ -173,6 +173,11 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         hub.resolve(str(tmp_path / "model.gguf"))
 
 
+def test_a_name_that_is_too_long_is_told() -> None:
+    with pytest.raises(CheckpointError, match=r"x{80} cannot be looked for: File name too long"):
+        hub.resolve("x" * 300)
+
+
 def test_a_home_that_is_nobody_s_is_told() -> None:
     with pytest.raises(SettingsError, match="MODEL ~nobodyhere/model: ~nobodyhere is nobody's home here"):
         hub.resolve("~nobodyhere/model")
