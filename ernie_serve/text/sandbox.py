@@ -4,18 +4,15 @@ Knows Jinja. Knows nothing about tokens, messages or HTTP.
 
 Jinja's immutable sandbox keeps a template away from Python's insides. On top of it a render is bounded: every turn of
 a loop and every macro call counts one step, checked against `max_steps` and against the processor time of the thread;
-the output is counted as it grows; `*` and `**` make nothing larger than the output may be, nor does a width or a count
-that a method, a filter or a field of a text is given; `range` is bounded by the sandbox itself. One single built-in
-operation (a filter over one text) is not interrupted.
+the output is counted as it grows; `*` and `**` make nothing larger than the output may be; `range` is bounded by the
+sandbox itself. One single built-in operation (a filter over one text) is not interrupted.
 """
 
 import json
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from functools import wraps
 from typing import Any
 
 import jinja2
@@ -104,7 +101,7 @@ class _GenerationTag(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox as chat templates expect it: block trimming and the helpers that Hugging Face templates use."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self, max_chars: int) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
@@ -114,7 +111,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals.pop("lipsum")
-        self.filters |= {name: self._bounded(name, self.filters[name]) for name in _COUNTING_FILTERS}
 
     def count_step(self) -> str:
         self.running.budget.spend()
@@ -129,63 +125,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                     and len(text) * times > self._max_chars
                 ):
                     raise TemplateLimit("the template multiplies a text beyond the longest prompt")
-        elif operator == "%":
-            self._require_modest_fields(left, right if isinstance(right, tuple) else (right,))
         elif isinstance(right, int) and abs(right) > 1024:
             raise TemplateLimit("the template raises a number to a power above 1024")
         return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Any, called: Any, /, *args: Any, **named: Any) -> Any:
-        is_wide = (args or named) and self._has_immodest((*args, *named.values()))
-        if is_wide and isinstance(getattr(called, "__self__", None), str | bytes | int):
-            raise TemplateLimit(_TOO_WIDE)
-        return super().call(context, called, *args, **named)
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`format` and `format_map` of a text, as the sandbox has them."""
-        formatted = super().wrap_str_format(value)
-
-        def bounded(*args: Any, **named: Any) -> str:
-            assert formatted is not None
-            self._require_modest_fields(value.__self__, (*args, *named.values()))
-            return formatted(*args, **named)
-
-        return None if formatted is None else bounded
-
-    def _bounded(self, name: str, filtered: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(filtered)
-        def bounded(*args: Any, **named: Any) -> Any:
-            values = (*args, *named.values())
-            if name == "format":
-                self._require_modest_fields(values[0], values[1:])
-            else:
-                self._require_modest(values)
-            return filtered(*args, **named)
-
-        return bounded
-
-    def _has_immodest(self, values: Iterable[Any]) -> bool:
-        return any(isinstance(value, int) and value > self._max_chars for value in values)
-
-    def _require_modest(self, values: Iterable[Any]) -> None:
-        if self._has_immodest(values):
-            raise TemplateLimit(_TOO_WIDE)
-
-    def _require_modest_fields(self, text: Any, values: Iterable[Any]) -> None:
-        """No field of `%` or of `format` is wider; a width may stand in a value."""
-        if isinstance(text, str | bytes):
-            text = text if isinstance(text, str) else text.decode("latin-1")
-            fields = " ".join(_FIELD.findall(text))
-            self._require_modest(int(digits) for digits in _DIGITS.findall(fields))
-            if "*" in fields or _NESTED.search(text):
-                self._require_modest(values)
-
-
-_TOO_WIDE = "the template gives a width or a count beyond the longest prompt"
-_COUNTING_FILTERS = ("batch", "center", "format", "indent", "slice", "truncate", "wordwrap")
-_DIGITS = re.compile(r"\d{8,4000}")
-_FIELD = re.compile(r"%(?:\([^)]*\))?[-+ #0-9.*]+|\{[^{}]*:[^{}]*")
-_NESTED = re.compile(r"\{[^{}]*\{")
 
 
 def _to_json(
