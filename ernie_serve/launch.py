@@ -163,7 +163,7 @@ def create_app(
         takes_priority=takes_priority(settings),
         meter=meter,
         allowed_origins=settings.allowed_origins,
-        any_host=is_guarded(settings),
+        own_name=None if is_guarded(settings) else settings.host,
         responses=responses,
         measures=measures,
     )

@@ -45,7 +45,7 @@ def create_app(services: Services) -> FastAPI:
         middleware=[
             *cross_origin(services),
             Middleware(Envelope, answered=services.measures.answered),
-            *([] if services.any_host else [Middleware(OwnNames)]),
+            *([] if services.own_name is None else [Middleware(OwnNames, name=services.own_name)]),
             Middleware(Auth, meter=services.meter),
         ],
         exception_handlers={RequestError: handle_request_error, HTTPException: handle_http_exception},

@@ -5,37 +5,47 @@ whether it may call, and lets it read the answers (DNS rebinding). Knows the hea
 """
 
 import ipaddress
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ernie_serve.api.problems import error_response
 from ernie_serve.errors import HostNotServed
 
-RESERVED = ("localhost", "internal")
-"""Nobody can point a name below these anywhere; containers call their host `host.docker.internal` and the like."""
+OF_THE_HOST = frozenset(
+    {"host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal"}
+)
+"""What containers call the machine that they run on."""
 
 
 class OwnNames:
-    """Answers requests to an address, to a reserved name or to none, and refuses those to any other name."""
+    """Answers requests to an address, to a name of this machine or to none, and refuses those to any other name.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `name` is the one that the server was told to listen on, if it was one.
+    """
+
+    def __init__(self, app: ASGIApp, name: str) -> None:
         self._app = app
+        self._names = OF_THE_HOST | {name.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a 403."""
         if scope["type"] == "http":
             for header, value in scope["headers"]:
-                if header == b"host" and not is_own(host := value.decode("latin-1")):
+                if header == b"host" and not is_own(host := value.decode("latin-1"), self._names):
                     await error_response(refusal(host))(scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
 
-def is_own(host: str) -> bool:
-    """Whether the value of a `Host` header is an address, a reserved name or empty. The port is not looked at."""
+def is_own(host: str, names: Collection[str] = OF_THE_HOST) -> bool:
+    """Whether the value of a `Host` header is an address, `localhost` or a name below it, one of `names`, or empty.
+
+    The port is not looked at.
+    """
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     name = name.lower().removesuffix(".")
-    if not host or name.rpartition(".")[2] in RESERVED:
+    if not host or name.rpartition(".")[2] == "localhost" or name in names:
         return True
     try:
         ipaddress.ip_address(name)

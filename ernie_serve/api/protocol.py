@@ -151,6 +151,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
         knows_chunks = cycle.scope["http_version"] == "1.1"
+        cycle.waiting_for_100_continue &= knows_chunks  # RFC 9110, section 10.1.1
         super()._start_asgi_task(cycle, app if knows_chunks else partial(_unframed, app, cycle))
 
     def _be_last(self) -> None:
@@ -196,10 +197,10 @@ class HttpProtocol(HttpToolsProtocol):
 
 async def _unframed(app: ASGIApp, cycle: Any, scope: Scope, receive: Receive, send: Send) -> None:
     """End an answer without a length by ending the connection: HTTP/1.0 knows no chunks (RFC 9112, section 6.1)."""
-    has_length = True
+    has_length, is_whole = True, False
 
     async def send_bare(message: Message) -> None:
-        nonlocal has_length
+        nonlocal has_length, is_whole
         if message["type"] == "http.response.start":
             has_length = any(name == b"content-length" for name, _ in message["headers"])
             if not has_length:
@@ -208,6 +209,11 @@ async def _unframed(app: ASGIApp, cycle: Any, scope: Scope, receive: Receive, se
             cycle.expected_content_length = len(
                 message.get("body", b"")
             )  # by which uvicorn knows that the answer is whole
+            is_whole = not message.get("more_body", False)
         await send(message)
 
-    await app(scope, receive, send_bare)
+    try:
+        await app(scope, receive, send_bare)
+    finally:
+        if not (has_length or is_whole):
+            cycle.transport.abort()  # an end like any other would say that this was all

@@ -43,8 +43,8 @@ class Services:
     is no time to see, and may block. The first of `model_names` is the one that answers report; all of them are
     accepted. `max_model_len` bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where
     it is not `None`. `takes_priority` is whether a request may say that it goes before others. `meter` says who may
-    call and what it costs; pages of `allowed_origins` may call from browsers, and without `any_host` none by a name of
-    its own. `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key may be.
+    call and what it costs; pages of `allowed_origins` may call from browsers, and where it has an `own_name` none
+    by another name. `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key may be.
     `measures` counts what was answered.
     """
 
@@ -60,7 +60,7 @@ class Services:
     takes_priority: bool = True
     meter: Meter = field(default_factory=FreeMeter)
     allowed_origins: tuple[str, ...] = ()
-    any_host: bool = True
+    own_name: str | None = None
     responses: KeptResponses = field(default_factory=ResponseStore)
     replays: Replays = field(default_factory=Replays)
     measures: Measures = field(default_factory=Measures)

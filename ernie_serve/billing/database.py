@@ -9,6 +9,7 @@ and `NORMAL` for the others, PostgreSQL's `synchronous_commit` is on or off.
 
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -316,11 +317,11 @@ def _taken_apart(url: str) -> URL:
 
 def without_password(url: str) -> str:
     """A database's URL as it may be shown: what cannot be a user, a password or an option of it."""
-    scheme, separator, _ = url[:200].partition("://")
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        return f"{scheme}://…" if separator else scheme
+        scheme = re.match(r"([a-z0-9+]{1,40})://", url)
+        return f"{scheme[1]}://…" if scheme else "…" if set(url) & set(":@=") else url[:200]
     port = "" if parsed.port is None else f":{parsed.port}"
     _, at, tail = f"{parsed.host or ''}{port}/{parsed.database or ''}".rpartition("@")
     hidden = "…@" if at or parsed.username is not None or parsed.password is not None else ""

@@ -7,6 +7,7 @@ under one token budget, it catches up. A long prompt in chunks, a prefix found i
 that starts over differ only in where they stand.
 """
 
+import logging
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ from ernie_serve.messages import (
     StepPlan,
     TokenLogprobs,
 )
+
+logger = logging.getLogger(__name__)
 
 _ORDER = attrgetter("order")
 
@@ -299,6 +302,7 @@ class Scheduler:
         if constraint is not None and constraint.error:  # what was sampled is no answer
             return self._fail(request, constraint.error, constraint.error_code)
         if sampled.token_id == NO_TOKEN:
+            logger.error("%s failed. %s", request.request_id, _NO_NUMBERS)
             return self._fail(request, _NO_NUMBERS)
         request.output_ids.append(sampled.token_id)
         if constraint is not None:

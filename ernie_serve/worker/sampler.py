@@ -43,7 +43,8 @@ class Sampler:
         """A token for every row of `logits` [R, V], in order; a row with a mask yields one that the mask allows.
 
         A mask knows of `min_tokens`, and where it lets a text end before that there is no other way on. A row whose
-        logits are no numbers yields none. A device tells of them only where logprobs are wanted, which are read anyway.
+        logits are no numbers, all or one of them, yields none. A device tells of them only where logprobs are wanted,
+        which are read anyway.
         """
         logits = logits.float()
         places = {row.request_id: i for i, row in enumerate(rows)}
@@ -54,11 +55,9 @@ class Sampler:
             scores, bounds = bounds.applied_to_all(scores), None
         token_ids = _drawn(self._draw, scores, rows) if self._draw else _choose(scores, rows, bounds)
         logprobs = logprobs_of(logits, token_ids, [row.sampling.logprobs for row in rows], self.num_valid_ids)
-        if self._draw:
-            failed = [i for i, told in logprobs.items() if not math.isfinite(told.logprob)]
-        else:
-            numbers = valid.numpy()
-            failed = [i for i, token_id in enumerate(token_ids) if not math.isfinite(numbers[i, token_id])]
+        failed = [i for i, told in logprobs.items() if not math.isfinite(told.logprob)]
+        if not self._draw:
+            failed += _wrong_rows(valid, bounds)
         for i in failed:
             token_ids[i] = NO_TOKEN
         return [
@@ -166,6 +165,16 @@ def _choose(scores: Tensor, rows: list[PlanRow], bounds: Bounds | None) -> list[
         for i, token_id in zip(part, found.tolist(), strict=True):
             ids[i] = token_id
     return ids
+
+
+def _wrong_rows(logits: Tensor, bounds: Bounds | None) -> list[int]:
+    """The rows of `logits` [R, V] of which something that may be chosen is no number."""
+    suspected = np.flatnonzero(~np.isfinite(logits.numpy().max(-1))).tolist()
+    return [
+        i
+        for i in suspected
+        if not (bounds and i in bounds and math.isfinite(bounds.applied(logits[i : i + 1], [i]).max()))
+    ]
 
 
 def _likeliest(scores: Tensor, rows: list[int], bounds: Bounds | None) -> list[int]:

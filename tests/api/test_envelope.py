@@ -75,7 +75,7 @@ def test_a_request_is_a_line_of_the_log_at_debug_by_which_its_id_is_found(
 def test_a_request_that_is_let_in_nowhere_is_a_line_too(call_with: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "ernie_serve.api.envelope"):
         refused = call_with(meter=FreeMeter(("sk-a",)))("GET", "/v1/models")
-        call_with(any_host=False)("GET", "/v1/models", headers={"host": "evil.example"})
+        call_with(own_name="")("GET", "/v1/models", headers={"host": "evil.example"})
     lines = [LINE.fullmatch(each.getMessage()) for each in caplog.records if each.name == "ernie_serve.api.envelope"]
     assert [each and each[4] for each in lines] == ["401", "403"]
     assert refused.headers["x-request-id"] in caplog.text

@@ -26,6 +26,7 @@ OTHERS = [
         "a:b:c",
         ":8000",
     ),
+    *("evil.internal", "internal", "a.host.docker.internal", "vm.evil"),
     *("127.0.0.1@evil.example", "evil.example/localhost", "evil.example,localhost", "evil.example localhost", "\xff"),
 ]
 
@@ -40,10 +41,14 @@ def test_every_other_name_may_be_a_pages(host: str) -> None:
     assert not is_own(host)
 
 
+def test_the_name_that_it_listens_on_is_own(call_with: Any) -> None:
+    assert call_with(own_name="Vm")("GET", "/v1/models", headers={"host": "vm:8000"}).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics", "/nothing"])
 def test_a_request_to_a_name_that_a_page_may_have_is_refused_with_the_remedy(call_with: Any, path: str) -> None:
     headers = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}
-    response = call_with(any_host=False)("GET", path, headers=headers)
+    response = call_with(own_name="Vm")("GET", path, headers=headers)
     assert response.status_code == 403
     assert response.headers["x-request-id"]
     error = response.json()["error"]
@@ -54,14 +59,14 @@ def test_a_request_to_a_name_that_a_page_may_have_is_refused_with_the_remedy(cal
 
 def test_nothing_is_asked_of_the_engine_for_a_page(call_with: Any, engine: Any) -> None:
     body = {"model": "ernie", "prompt": "Hi"}
-    call = call_with(any_host=False)
+    call = call_with(own_name="Vm")
     assert call("POST", "/v1/completions", json=body, headers={"host": "evil.example"}).status_code == 403
     assert not engine.requests
     assert call("POST", "/v1/completions", json=body, headers={"host": "localhost:8000"}).status_code == 200
 
 
 def test_of_several_hosts_all_must_be_own(call_with: Any) -> None:
-    call = call_with(any_host=False)
+    call = call_with(own_name="Vm")
     assert call("GET", "/v1/models", headers=[("host", "localhost"), ("host", "localhost")]).status_code == 200
     for hosts in (("localhost", "evil.example"), ("evil.example", "localhost")):
         assert call("GET", "/v1/models", headers=[("host", each) for each in hosts]).status_code == 403

@@ -367,6 +367,44 @@ def test_a_stream_to_a_client_that_knows_no_chunks_ends_with_the_connection(
     run(scenario())
 
 
+def test_a_client_that_knows_no_chunks_is_not_told_to_go_on(services: Any) -> None:
+    async def scenario() -> None:
+        async with connected(services) as client:
+            old = post().replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nexpect: 100-continue\r\n")
+            await client.say(old)
+            assert (await client.answer())[0] == 200
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_broken_answer_without_an_end_of_its_own_does_not_look_whole(breaks: bool) -> None:
+    class Transport:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    class Cycle:
+        transport = Transport()
+        chunked_encoding = keep_alive = True
+        expected_content_length = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if not breaks:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    asyncio.run(protocol._unframed(app, cycle := Cycle(), {"type": "http"}, nothing, nothing))
+    assert cycle.transport.aborted is breaks
+    assert not cycle.chunked_encoding
+    assert not cycle.keep_alive
+
+
 @pytest.mark.parametrize("target", [b"a.example:443", b"/tokenize"])
 def test_a_tunnel_is_refused_with_all_that_is_sent_into_it(services: Any, target: bytes) -> None:
     async def scenario() -> None:

@@ -49,6 +49,10 @@ def test_a_url_that_cannot_be_meant_is_told_with_examples_and_no_secret(url):
         ("postgresql:///name?host=/run&password=secret", "postgresql:///name"),
         ("sqlite:////path/billing.db", "sqlite:////path/billing.db"),
         ("word", "word"),
+        ("/path/billing.db", "/path/billing.db"),
+        ("postgresql:/user:secret@host/name", "…"),
+        ("user:secret@host://name", "…"),
+        ("host=x password=secret dbname=name", "…"),
     ],
 )
 def test_a_url_is_shown_without_secrets(url, shown):

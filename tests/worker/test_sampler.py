@@ -324,9 +324,10 @@ def test_padding_ids_stay_out_with_a_mask():
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {}, {"temperature": 0.5, "top_p": 0.9}, {"logprobs": 2}])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_row_whose_logits_are_no_numbers_yields_no_token(sampling, wrong, masked):
+@pytest.mark.parametrize("which", [slice(None), 7])
+def test_a_row_whose_logits_are_no_numbers_yields_no_token(sampling, wrong, masked, which):
     logits = logits_for(3)
-    logits[1] = wrong
+    logits[1, which] = wrong
     masks = TokenMasks([name for name in "abc" if masked], bytearray(b"\xff\xff\xff\xff\xff\xff\xff\x0f" * 3), 8)
     rows = [row(name, **sampling) for name in "abc"]
     seen = [each.token_id for each in Sampler(8).sample(logits, rows, masks if masked else None)]
