@@ -44,8 +44,8 @@ class Services:
     accepted. `max_model_len` bounds prompt and answer together, in tokens; `max_output_tokens` the answer alone, where
     it is not `None`. `takes_priority` is whether a request may say that it goes before others. `meter` says who may
     call and what it costs; pages of `allowed_origins` may call from browsers, and where it has an `own_name` none
-    by another name. `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key may
-    be. `measures` counts what was answered.
+    by another name. `responses` keeps what `/v1/responses` may be asked for again, `replays` what an idempotency key
+    may be. `measures` counts what was answered.
     """
 
     engine: EngineClient

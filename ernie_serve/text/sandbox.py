@@ -5,8 +5,8 @@ Knows Jinja. Knows nothing about tokens, messages or HTTP.
 Jinja's immutable sandbox keeps a template away from Python's insides. On top of it a render is bounded: every turn of
 a loop and every macro call counts one step, checked against `max_steps` and against the processor time of the thread;
 the output is counted as it grows; `*` and `**` make nothing larger than the output may be; `range` is bounded by the
-sandbox itself. One single built-in operation (a filter over one text, a field
-of a thousand million characters) is not interrupted.
+sandbox itself. One single built-in operation (a filter over one text, a field of a thousand million characters) is not
+interrupted.
 """
 
 import json
