@@ -206,9 +206,8 @@ async def _unframed(app: ASGIApp, cycle: Any, scope: Scope, receive: Receive, se
             if not has_length:
                 cycle.chunked_encoding = cycle.keep_alive = False
         elif not has_length:
-            cycle.expected_content_length = len(
-                message.get("body", b"")
-            )  # by which uvicorn knows that the answer is whole
+            # by which uvicorn knows that the answer is whole
+            cycle.expected_content_length = len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
         await send(message)
 

@@ -1,7 +1,7 @@
 """Whether a step of one row, which has kernels of its own, gives what several rows give; asked once, by a start.
 
 Cards differ in what a program may take and versions of Triton in what they make of one, and no list has them all. An
-engine that is a third slower with one stream serves; one that starts and answers nonsense does not.
+engine that is slower with one stream serves; one that starts and answers nonsense does not.
 
 Knows the network and its cache. Knows no plan.
 """
