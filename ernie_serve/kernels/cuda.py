@@ -65,7 +65,7 @@ class CudaKernels(ReferenceKernels):
         return rope.rope_and_write(qkv, rotary, k_cache, v_cache, slots, num_heads)
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, layout: Layout) -> Tensor:
-        """One kernel for all requests with one token; the others by scaled-dot-product attention, one by one.
+        """One kernel for all requests with one token; prompts run by run, in order, by what torch has for them.
 
         In float32, which flash attention does not take, torch would make all scores at once: the reference does not.
         """
@@ -79,27 +79,24 @@ class CudaKernels(ReferenceKernels):
         out = torch.empty_like(q)
         if some := layout.decodes:
             out[some.tokens] = self.attention(q[some.tokens], k_cache, v_cache, some.layout).view(-1, H, D)
-        for span, table in zip(layout.spans, layout.indices, strict=True):
-            if span.query_len > 1:
-                keys, values = (self._context(cache, table, span.context_len, q.dtype) for cache in (k_cache, v_cache))
-                mine = slice(span.query_start, span.query_start + span.query_len)
-                out[mine] = prompt_attention.attend(q[mine], keys, values)
-                del keys, values  # before the next request's are there: the memory plan counts one
+        for run in layout.runs:
+            keys, values = (self._context(cache, run.slots, q.dtype) for cache in (k_cache, v_cache))
+            out[run.tokens] = prompt_attention.attend(q[run.tokens], keys, values, run)
+            del keys, values  # before those of the next run are there: the memory plan counts one
         return out.view(T, H * D)
 
-    def _context(self, cache: Tensor, table: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-        """The first `length` tokens of one request in `dtype`: [L, K, D]; of 8 bits some at a time.
+    def _context(self, cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tokens at `slots` [L] in `dtype`: [L, K, D]; of 8 bits some at a time.
 
         On their way they are float32, which for all of a long context at once would take several times the result.
         """
+        tokens = cache.flatten(0, 1)
         if cache.dtype == dtype:
-            return self._gather(cache, table, length)
-        page, K = cache.shape[1:3]
-        wide = torch.empty((length, K, kv_format.head_dim(cache)), dtype=dtype, device=cache.device)
-        blocks = max(1, _WIDENED // page)
-        for first in range(0, length, blocks * page):
-            part = wide[first : first + blocks * page]
-            part.copy_(kv_format.numbers(self._gather(cache, table[first // page :], len(part))))
+            return tokens[slots]
+        wide = torch.empty((len(slots), cache.shape[2], kv_format.head_dim(cache)), dtype=dtype, device=cache.device)
+        for first in range(0, len(slots), _WIDENED):
+            some = slice(first, first + _WIDENED)
+            wide[some] = kv_format.numbers(tokens[slots[some]])
         return wide
 
     def route(

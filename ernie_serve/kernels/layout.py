@@ -6,10 +6,15 @@ Knows positions, slots and block tables as tensors. Knows nothing of requests, p
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
+
+ALONE = 1024
+SHORT = 16384
+"""Tokens of a request that is no part of a larger run, and those of contexts that are always few enough."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,36 @@ class Layout:
         ]
 
     @cached_property
-    def indices(self) -> tuple[Tensor, ...]:
-        """For each request its blocks as an index of the cache. Made once a step, not twice a layer."""
-        return self.block_tables.long().unbind()
+    def runs(self) -> tuple["Run", ...]:
+        """The requests with several tokens, in runs of neighbours. Made once a step, not a layer.
+
+        One with `ALONE` tokens or more is a run by itself. The contexts of a run are together no longer than the
+        longest of the step, or `SHORT`, so that what is gathered of them takes no more than that of one text.
+        """
+        most, found = max(SHORT, *(span.context_len for span in self.spans)), list[list[int]]()
+        for r, span in enumerate(self.spans):
+            before = [self.spans[each] for each in found[-1]] if found and found[-1][-1] == r - 1 else []
+            if span.query_len == 1:
+                continue
+            is_small = span.query_len < ALONE and all(each.query_len < ALONE for each in before)
+            if before and is_small and sum(each.context_len for each in before) + span.context_len <= most:
+                found[-1].append(r)
+            else:
+                found.append([r])
+        return tuple(self._run(requests[0], len(requests)) for requests in found)
+
+    def _run(self, first: int, count: int) -> "Run":
+        spans, where = self.spans[first : first + count], self.block_tables.device
+        starts = [
+            torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=where)
+            for lens in ([s.query_len for s in spans], [s.context_len for s in spans])
+        ]
+        at = torch.arange(sum(s.context_len for s in spans), dtype=torch.int32, device=where)
+        request = torch.searchsorted(starts[1][1:], at, right=True)
+        at = (at - starts[1][request]).long()
+        blocks = self.block_tables[first + request, at // self.block_size]
+        slots = blocks.long() * self.block_size + at % self.block_size
+        return Run(spans, slots, *starts)
 
     @cached_property
     def decodes(self) -> "Ends | None":
@@ -75,6 +107,21 @@ class Ends:
 
     tokens: Tensor  # [R] int64, into T
     layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbours of a layout with several tokens each, and where their contexts, one behind the other, lie."""
+
+    spans: tuple["Span", ...]
+    slots: Tensor  # [L] int64, of all tokens of all contexts
+    query_starts: Tensor  # [len(spans) + 1] int32, from 0
+    context_starts: Tensor  # [len(spans) + 1] int32, into L
+
+    @property
+    def tokens(self) -> slice:
+        """Its tokens in the step."""
+        return slice(self.spans[0].query_start, self.spans[-1].query_start + self.spans[-1].query_len)
 
 
 @dataclass(frozen=True, slots=True)

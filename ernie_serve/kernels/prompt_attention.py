@@ -1,17 +1,22 @@
-"""Attention of the tokens of a prompt to what is before them and to themselves, by what torch has for a GPU.
+"""Attention of the tokens of prompts to what is before them and to themselves, by what torch has for a GPU.
 
-From Hopper on cuDNN is faster than torch's flash attention (510 and 310 TFLOP/s on an H200). But it makes a plan for
+Requests that stand side by side are one call of flash attention, which takes texts of different lengths end to end: of
+many short prompts the calls are what takes time.
+
+From Hopper on cuDNN is faster for a long one (510 and 310 TFLOP/s on an H200). But it makes a plan for
 each pair of lengths that it has not met, which can take half a second, and it has no mask for tokens behind others. So
 it gets few lengths: tokens are filled up to a multiple of UNIT, and what is before them comes in blocks of BLOCK. Each
 part yields the logarithm of its sum, by which they are joined; what is left beside whole blocks is flash attention's,
 and so is all where filling up would not pay.
 
-Knows one request. Knows no cache.
+Knows a run of requests. Knows no cache.
 Source: joining parts by their log-sums is what Flash-Decoding and ring attention do.
 """
 
 import functools
 import logging
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +24,24 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from ernie_serve.kernels.layout import ALONE, Run, Span
+
 logger = logging.getLogger(__name__)
 
-UNIT = 1024
+UNIT = ALONE
 BLOCK = 8192
 
 # T tokens of L, H query heads, K key/value heads, D head size
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The last T of L tokens attend to themselves and to what is before: `q` [T, H, D], the others [L, K, D]."""
-    T, H, D = q.shape
-    if _pays(T) and prefers_cudnn(q.device) and _joins_well(q.device, q.dtype, H, keys.shape[1], D, _up(T)):
+def attend(q: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
+    """The tokens `q` [T, H, D] of a run attend to their contexts, the others [L, K, D], in the run's order."""
+    (T, H, D), K = q.shape, keys.shape[1]
+    if len(run.spans) == 1 and _pays(T) and prefers_cudnn(q.device) and _joins_well(q.device, q.dtype, H, K, D, _up(T)):
         return _joined(q, keys, values)
-    return _by_torch(q, keys, values)
+    if takes_runs(q.device) and _runs_well(q.device, q.dtype, H, K, D):
+        return _by_runs(q, keys, values, run)
+    return _one_by_one(q, keys, values, run)
 
 
 def meet(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int, most: int) -> None:
@@ -65,6 +74,24 @@ def _by_torch(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             mask = causal_lower_right(len(q), len(keys))
             found = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, enable_gqa=True)
     return found[0].transpose(0, 1)
+
+
+def _one_by_one(q: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
+    """The requests of a run, each by a call of its own."""
+    found, begun, read = [], 0, 0
+    for span in run.spans:
+        mine, context = slice(begun, begun + span.query_len), slice(read, read + span.context_len)
+        found.append(_by_torch(q[mine], keys[context], values[context]))
+        begun, read = mine.stop, context.stop
+    return torch.cat(found)
+
+
+def _by_runs(q: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
+    """All requests of a run at once; of each the last tokens of its context are asked for."""
+    longest = max(span.query_len for span in run.spans), max(span.context_len for span in run.spans)
+    starts = run.query_starts, run.context_starts
+    out: Tensor = torch.ops.aten._flash_attention_forward(q, keys, values, *starts, *longest, 0.0, True, False)[0]
+    return out
 
 
 def _joined(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -104,27 +131,57 @@ def prefers_cudnn(device: torch.device) -> bool:
 
 
 @functools.cache
-def _joins_well(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int, T: int) -> bool:
-    """Whether parts of T tokens, joined, are what flash attention makes of the whole: tried once, by a start.
+def takes_runs(device: torch.device) -> bool:
+    """Whether flash attention is there for texts end to end: on every GPU that has it at all."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
-    The operators that yield log-sums are torch's own, but not public: a version may have other ones.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    L = BLOCK + 64 + T
-    q, keys, values = (
-        torch.randn(shape, generator=generator, device=device).to(dtype) for shape in ((T, H, D), (L, K, D), (L, K, D))
+
+@functools.cache
+def _runs_well(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int) -> bool:
+    """Whether three texts at once, of which two have something before them, are what each is alone: tried once."""
+    lens, contexts = [5, 70, 3], [5, 200, 77]
+    spans = tuple(Span(sum(lens[:i]), *each) for i, each in enumerate(zip(lens, contexts, strict=True)))
+    starts = (torch.tensor([0, *accumulate(each)], dtype=torch.int32, device=device) for each in (lens, contexts))
+    run = Run(spans, torch.empty(0, dtype=torch.int64, device=device), *starts)
+    q, keys, values = _random(device, dtype, (sum(lens), H, D), (sum(contexts), K, D), (sum(contexts), K, D))
+    return _agree(
+        "Each prompt of a step is a call of its own",
+        lambda: _by_runs(q, keys, values, run),
+        lambda: _one_by_one(q, keys, values, run),
     )
-    told = f"Pieces of prompts of {T} tokens take flash attention"
+
+
+@functools.cache
+def _joins_well(device: torch.device, dtype: torch.dtype, H: int, K: int, D: int, T: int) -> bool:
+    """Whether parts of T tokens, joined, are what flash attention makes of the whole: tried once, by a start."""
+    L = BLOCK + 64 + T
+    texts = _random(device, dtype, (T, H, D), (L, K, D), (L, K, D))
+    return _agree(
+        f"Pieces of prompts of {T} tokens take flash attention", lambda: _joined(*texts), lambda: _by_torch(*texts)
+    )
+
+
+def _random(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    return [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]
+
+
+def _agree(told: str, get: Callable[[], Tensor], want: Callable[[], Tensor]) -> bool:
+    """Whether both are the same to rounding; if not it is told what that means.
+
+    The operators that yield log-sums, or take texts end to end, are torch's own, but not public: a version may have
+    other ones.
+    """
     try:
-        got, want = _joined(q, keys, values).float(), _by_torch(q, keys, values).float()
-        error = float((got - want).norm() / want.norm())
+        found, expected = get().float(), want().float()
+        error = float((found - expected).norm() / expected.norm())
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
-        logger.warning("%s, because cuDNN's does not give what is asked of it: %s", told, failure)
+        logger.warning("%s, because torch's operator does not give what is asked of it: %s", told, failure)
         return False
     if not error < 0.02:
-        logger.warning("%s, because cuDNN's, joined, is off by %.2g.", told, error)
+        logger.warning("%s, because what torch's operator gives is off by %.2g.", told, error)
     return error < 0.02
 
 

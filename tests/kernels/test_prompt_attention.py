@@ -1,11 +1,13 @@
 """The parts are played by a CPU; which operator gets which lengths, and how they are joined, is what is held here."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 
 from ernie_serve.kernels import prompt_attention
+from ernie_serve.kernels.layout import Run, Span
 
 UNIT, BLOCK = 8, 32
 H, K, D = 4, 2, 16
@@ -44,9 +46,11 @@ def planned(monkeypatch):
     monkeypatch.setattr(prompt_attention, "_by_cudnn", by_cudnn)
     monkeypatch.setattr(prompt_attention, "_by_flash", by_flash)
     monkeypatch.setattr(prompt_attention.F, "scaled_dot_product_attention", sdpa)
-    prompt_attention._joins_well.cache_clear()
+    for checked in (prompt_attention._joins_well, prompt_attention._runs_well):
+        checked.cache_clear()
     yield lengths
-    prompt_attention._joins_well.cache_clear()
+    for checked in (prompt_attention._joins_well, prompt_attention._runs_well):
+        checked.cache_clear()
 
 
 def whole(q, keys, values):
@@ -65,11 +69,19 @@ def text(tokens, before, dtype=torch.float32):
     ]
 
 
+def attend(q, keys, values):
+    """One text, as a run of its own."""
+    starts = (torch.tensor([0, len(x)], dtype=torch.int32) for x in (q, keys))
+    return prompt_attention.attend(
+        q, keys, values, Run((Span(0, len(q), len(keys)),), torch.arange(len(keys)), *starts)
+    )
+
+
 @pytest.mark.parametrize("before", [0, 1, 31, 32, 33, 96, 100])
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 13, 16, 31, 32])
 def test_parts_that_are_joined_are_the_whole(planned, tokens, before):
     args = text(tokens, before)
-    torch.testing.assert_close(prompt_attention.attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
 
 
 def test_cudnn_meets_few_lengths_and_none_that_filling_up_would_double(planned):
@@ -81,11 +93,11 @@ def test_cudnn_meets_few_lengths_and_none_that_filling_up_would_double(planned):
     assert set(planned) == met
     for tokens in range(1, 33):
         for before in (0, 5, 32, 70):
-            prompt_attention.attend(*text(tokens, before, torch.bfloat16))
+            attend(*text(tokens, before, torch.bfloat16))
     assert set(planned) == met, "a start has met all"
     planned.clear()
     for tokens in (1, 7, 9, 12, 17):
-        prompt_attention.attend(*text(tokens, 40))
+        attend(*text(tokens, 40))
     assert planned == []
 
 
@@ -108,7 +120,7 @@ def test_on_other_cards_nothing_is_planned(planned, monkeypatch):
     monkeypatch.setattr(prompt_attention, "prefers_cudnn", lambda device: False)
     for before in (0, 40):
         args = text(16, before)
-        torch.testing.assert_close(prompt_attention.attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
     assert planned == []
     assert torch.backends.cuda.cudnn_sdp_enabled(), "as it was"
 
@@ -123,11 +135,42 @@ def test_operators_that_do_not_give_the_whole_are_told_and_not_used(planned, mon
 
     monkeypatch.setattr(prompt_attention, "_by_cudnn", faulty)
     args = text(16, 40)
-    torch.testing.assert_close(prompt_attention.attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
     assert "Pieces of prompts of 16 tokens take flash attention" in caplog.text
 
 
 def test_half_precision_is_joined_in_float32(planned):
     args = text(32, 100, torch.bfloat16)
     want = whole(*(x.float() for x in args))
-    torch.testing.assert_close(prompt_attention.attend(*args).float(), want, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(attend(*args).float(), want, rtol=0.02, atol=0.02)
+
+
+def neighbours():
+    """Three texts of a step, behind a token that is none of theirs, as a run."""
+    lens, contexts = [5, 7, 3], [5, 30, 9]
+    spans = tuple(Span(1 + sum(lens[:i]), *each) for i, each in enumerate(zip(lens, contexts, strict=True)))
+    starts = [torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in (lens, contexts)]
+    texts = [text(n, length - n) for n, length in zip(lens, contexts, strict=True)]
+    want = torch.cat([whole(*each) for each in texts])
+    return [torch.cat(parts) for parts in zip(*texts, strict=True)], Run(spans, torch.arange(44), *starts), want
+
+
+@pytest.mark.parametrize("fault", ["none", "wrong", "raises"])
+def test_texts_that_an_operator_does_not_take_end_to_end_are_told_and_taken_one_by_one(
+    planned, monkeypatch, caplog, fault
+):
+    calls = []
+
+    def by_runs(q, keys, values, run):
+        calls.append(len(run.spans))
+        if fault == "raises":
+            raise RuntimeError("unexpected argument")
+        return prompt_attention._one_by_one(q, keys, values, run) * (1.1 if fault == "wrong" else 1)
+
+    monkeypatch.setattr(prompt_attention, "takes_runs", lambda device: True)
+    monkeypatch.setattr(prompt_attention, "_by_runs", by_runs)
+    args, run, want = neighbours()
+    for _ in range(2):
+        torch.testing.assert_close(prompt_attention.attend(*args, run), want, rtol=1e-4, atol=1e-5)
+    assert len(calls) == (3 if fault == "none" else 1), "a check, and what it allows"
+    assert ("Each prompt of a step is a call of its own" in caplog.text) == (fault != "none")

@@ -5,7 +5,8 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from ernie_serve.kernels import cuda, kv_format
+from ernie_serve.kernels import cuda, kv_format, prompt_attention
+from ernie_serve.kernels import layout as layouts
 from ernie_serve.kernels.cuda import CudaKernels
 from ernie_serve.kernels.layout import Layout, Span
 from ernie_serve.kernels.reference import ReferenceKernels
@@ -82,7 +83,7 @@ def test_prompts_and_decodes_in_one_step(generator, cache_dtype):
 
 @pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn, torch.int8])
 def test_prompts_of_bfloat16_over_contexts_that_are_widened_some_at_a_time(generator, cache_dtype, monkeypatch):
-    monkeypatch.setattr(cuda, "_WIDENED", 40)  # two blocks of 16, and a third that is not whole
+    monkeypatch.setattr(cuda, "_WIDENED", 40)
     q, k_cache, v_cache, layout = inputs(generator, [5, 33, 70], [5, 1, 4], 16, 4, 2, 16, torch.bfloat16, cache_dtype)
     want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
     torch.testing.assert_close(CudaKernels().attention(q, k_cache, v_cache, layout), want, rtol=0.02, atol=0.02)
@@ -93,9 +94,9 @@ def test_a_long_context_of_8_bits_takes_no_more_than_its_result_and_a_piece(cach
     """Counted on the meta device: 131,072 tokens of 4 heads of 128, which are 128 MiB in bfloat16."""
     shape = (2048, 64, 4, kv_format.width(128, cache_dtype))
     cache = torch.empty(shape, dtype=kv_format.element(cache_dtype), device="meta")
-    table = torch.empty(2048, dtype=torch.int32, device="meta")
+    slots = torch.empty(131072, dtype=torch.int64, device="meta")
     with Made() as made:
-        found = CudaKernels()._context(cache, table, 131072, torch.bfloat16)
+        found = CudaKernels()._context(cache, slots, torch.bfloat16)
     assert (found.shape, found.nbytes) == ((131072, 4, 128), 128 << 20)
     *_, second, largest = sorted(size for *_, size in made.tensors)
     assert largest == 128 << 20
@@ -108,15 +109,42 @@ def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(genera
     assert torch.equal(CudaKernels().attention(q, k_cache, v_cache, layout), want)
 
 
-def test_block_tables_become_indices_once_a_step_and_not_in_every_layer(generator):
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_prompts_that_stand_side_by_side_are_one_call(generator, cache_dtype, monkeypatch):
+    """Two runs of two, parted by a request with one token, and a long prompt by itself."""
+    monkeypatch.setattr(layouts, "ALONE", 12)
+    lens, queries = [5, 33, 9, 70, 4, 20], [5, 3, 1, 4, 4, 15]
+    q, k_cache, v_cache, layout = inputs(generator, lens, queries, 16, 4, 2, 16, torch.bfloat16, cache_dtype)
+    calls = []
+
+    def by_runs(q, keys, values, run):
+        calls.append((run.query_starts.tolist(), run.context_starts.tolist()))
+        return prompt_attention._one_by_one(q, keys, values, run)
+
+    monkeypatch.setattr(prompt_attention, "takes_runs", lambda device: True)
+    monkeypatch.setattr(prompt_attention, "_by_runs", by_runs)
+    want = ReferenceKernels().attention(q, k_cache, v_cache, layout)
+    prompt_attention._runs_well.cache_clear()
+    try:
+        got = CudaKernels().attention(q, k_cache, v_cache, layout)
+    finally:
+        prompt_attention._runs_well.cache_clear()
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+    assert calls[1:] == [([0, 5, 8], [0, 5, 38]), ([0, 4, 8], [0, 70, 74]), ([0, 15], [0, 20])], "after the check"
+
+
+def test_a_run_gathers_no_more_than_the_longest_context_of_the_step_or_a_few_tokens(generator, monkeypatch):
+    monkeypatch.setattr(layouts, "SHORT", 50)
+    *_, layout = inputs(generator, [30, 20, 1, 70, 9, 60], [2, 2, 1, 2, 2, 2], 16, 4, 2, 16, torch.bfloat16)
+    assert [[span.context_len for span in run.spans] for run in layout.runs] == [[30, 20], [70], [9, 60]]
+
+
+def test_where_contexts_lie_is_found_once_a_step_and_not_in_every_layer(generator):
     q, k_cache, v_cache, layout = inputs(generator, [5, 33, 70], [5, 33, 70], 16, 4, 2, 16, torch.bfloat16)
     with Made() as made:
         for _ in range(3):
             CudaKernels().attention(q, k_cache, v_cache, layout)
-    converted = torch.ops.aten._to_copy.default, layout.block_tables.shape, torch.int64
-    assert [tuple(what) for *what, _ in made.tensors if what[0] is converted[0] and what[2] == torch.int64] == [
-        converted
-    ]
+    assert [what for what, *_ in made.tensors].count(torch.ops.aten.searchsorted.Tensor) == 1
 
 
 @pytest.mark.usefixtures("poison")
