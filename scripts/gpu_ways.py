@@ -40,9 +40,9 @@ def measure_ways(report: Report, machine: Machine) -> None:
 def ways(kernel: str, is_short: bool) -> list[dict[str, Any]]:
     """Constants to try, those of now first; a score has a program of its own in any case."""
     if kernel == "down":
-        now = {"_COLUMNS": experts_of_one._COLUMNS, "_DEPTH": experts_of_one._DEPTH, "_WARPS": experts_of_one._WARPS}
-        columns = [dict.fromkeys(now["_COLUMNS"], n) for n in (4, 8, 16)]
-        tried = (dict(zip(now, each, strict=True)) for each in itertools.product(columns, (256, 512), (2, 4, 8)))
+        now = {"_WAYS": experts_of_one._WAYS}
+        every = itertools.product((4, 8, 16), (256, 512), (2, 4, 8))
+        tried: Iterator[dict[str, Any]] = ({"_WAYS": dict.fromkeys(now["_WAYS"], way)} for way in every)
     elif kernel == "scores":
         now = {"_WARPS": one_row._WARPS}
         tried = ({"_WARPS": warps} for warps in (1, 2, 4, 8))
@@ -55,7 +55,7 @@ def ways(kernel: str, is_short: bool) -> list[dict[str, Any]]:
 @contextmanager
 def as_told(way: dict[str, Any]) -> Iterator[None]:
     """The constants of the kernels' modules, for a while."""
-    module = experts_of_one if "_DEPTH" in way else one_row
+    module = experts_of_one if "_WAYS" in way else one_row
     before = {name: getattr(module, name) for name in way}
     try:
         for name, value in way.items():

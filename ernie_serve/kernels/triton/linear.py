@@ -27,10 +27,11 @@ _FOR_MANY = (64, 256, 4, 5)
 """Rows of the matrix, depth, warps and stages of a program, as measured on an H200."""
 _OF_8_BITS = (32, 512, 4, 4)
 _OF_8_BITS_ON_SMALL = (32, 256, 4, 3)
-_OF_8_BITS_FOR_SOME = (64, 128, 4, 4)
-_OF_8_BITS_FOR_MANY = (64, 64, 8, 4)
-"""For as many rows as are one tile, the same on a card with 99 KiB for it, for 64 and for more: not measured. Each
-program reads all rows of x, so that few columns are many bytes from the L2 cache."""
+_OF_8_BITS_FOR_SOME = (32, 256, 4, 3)
+_OF_8_BITS_FOR_MANY = (64, 128, 8, 3)
+_OF_8_BITS_FOR_MORE_ON_SMALL = (64, 64, 8, 4)
+"""For as many rows as are one tile, the same on a card with 99 KiB for it, for 64 and for more, as measured on an H200
+at 64 and 256 rows; and for both on a card with 99 KiB."""
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -103,7 +104,8 @@ def _way(T: int, M: int, is_quantized: bool, has_room: bool) -> tuple[int, int, 
     if not is_quantized:
         return _FOR_MANY if M >= 16384 else _FOR_FEW
     if T > _MOST_ROWS:
-        return _OF_8_BITS_FOR_SOME if T <= 64 else _OF_8_BITS_FOR_MANY
+        large = _OF_8_BITS_FOR_SOME if T <= 64 else _OF_8_BITS_FOR_MANY
+        return large if has_room else _OF_8_BITS_FOR_MORE_ON_SMALL
     return _OF_8_BITS if has_room else _OF_8_BITS_ON_SMALL
 
 

@@ -1,7 +1,7 @@
 """Tile sizes of the expert kernels by the number of tokens and the format of the weights.
 
-For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 at 1 to 256 tokens, as
-`scripts/gpu_tiles` does it; for more tokens, and for cards with less shared memory, they are starting points.
+For 64 experts of width 1536 and a hidden size of 2560, measured on an H200 at 1 to 256 tokens, and in 16 bit at 512
+and 1,024, as `scripts/gpu_tiles` does it; the others, and those of cards with less shared memory, are starting points.
 """
 
 from dataclasses import dataclass, replace
@@ -58,6 +58,9 @@ def _tile(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, smal
         if kernel == "down":
             return Tile(64, 128, 128, warps=8, stages=3)
         return Tile(64, 32, 128, warps=4, stages=3) if small else Tile(64, 64, 128, warps=8, stages=3)
+    if format == "plain" and not small:
+        rows, columns = 64 if num_tokens <= 640 else 128, 64 if kernel == "gate_up" else 128
+        return Tile(rows, columns, 64, warps=8 if rows == 128 else 4, stages=3)
     rows = 64 if num_tokens <= 1024 or small else 128
     columns = 64 if small and kernel == "gate_up" else 128
     return Tile(rows, columns, 64, warps=8 if rows == 128 else 4, stages=3)

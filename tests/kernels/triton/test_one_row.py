@@ -209,7 +209,7 @@ def test_several_rows_and_what_fits_no_program_go_the_other_way(generator, monke
     assert one_row.suits(torch.zeros(1, 64), weight)
     assert not one_row.suits(torch.zeros(2, 64), weight)
     assert not one_row.suits(torch.zeros(0, 64), weight)
-    assert not one_row.suits(torch.zeros(1, 64), weight[:20]), "no whole programs"
+    assert not one_row.suits(torch.zeros(1, 64), weight[:22]), "no whole programs"
     assert not one_row.suits(torch.zeros(1, 64), weight.half())
     assert not one_row.suits(torch.zeros(1, 4096), torch.zeros(8, 4096)), "too deep for registers"
     assert not one_row.suits(torch.zeros(1, 16), torch.zeros(103424, 16)), "a head has too many programs"
