@@ -1,4 +1,4 @@
-"""Our server and vLLM side by side: one checkpoint, one load generator over HTTP, each server alone on the GPU.
+"""Our server and vLLM side by side: one checkpoint, one load generator over HTTP, one server at work at a time.
 
 Knows how both are started and what makes a comparison fair. Knows nothing of how tokens are made.
 
@@ -8,10 +8,17 @@ was asked for, which is checked; temperature 1 and nothing else of sampling, wha
 Prefix caching is off on both, or on on both. Each load is run three times after a warm-up that is not counted, and the
 odd rounds start with the other server. "defaults" leaves the rest to each server; "tuned" adds vLLM's own expert tiles
 for the H100 where it has none for this card, without which it runs with tiles that nobody chose.
+
+Without --together each server has the GPU to itself, and its runs lie minutes from the other's. With it both start at
+once, stay, and take turns, ours and theirs, then theirs and ours: a card that warms up or slows down does so to both.
+Both have a cache of the same size, and the largest load, as one wave, is a second warm-up. It cannot show what a server
+makes of a whole card: each has less room for its cache, and does not choose its size. What a server times at its start
+to choose by, it times beside the other; that an idle one takes nothing from the other is assumed.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -23,9 +30,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +42,13 @@ from rich.table import Table
 
 from ernie_serve import bench
 from ernie_serve.errors import SettingsError, StartupError
+from ernie_serve.model.config import ModelConfig
 from ernie_serve.text.tokenizer import Tokenizer
 
 NAME = "compared"
 LOADS = "1x1024x256,8x2048x512,32x2048x512,64x2048x512,128x2048x512,256x2048x512,1x8192x128,1x32768x64,64x1024x256@4"
 METRICS = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+TOLD = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "itl_ms_p50")
 # No seeds: vLLM draws for each request that has one apart, a kernel for each of the batch.
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None}
 INSTALL = (
@@ -112,6 +121,9 @@ def sides(args: argparse.Namespace, variant: str, config: dict[str, Any], loads:
     longest = max(load.input_len + load.output_len for load in loads)
     shared = ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", "{port}", "--dtype", "bfloat16"]
     shared += ["--max-model-len", str(longest), caching]
+    if args.together:  # vLLM asks for its share of the card's memory to be free at its start, though the cache is given
+        size = args.kv_cache_memory_bytes or cache_bytes(ModelConfig.from_dict(config), loads)
+        shared += ["--kv-cache-memory-bytes", str(size), "--gpu-memory-utilization", "0.4"]
     environ = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if variant != "defaults":
         shared += ["--max-num-seqs", "256", "--max-num-batched-tokens", str(8192 + 256)]
@@ -127,6 +139,13 @@ def sides(args: argparse.Namespace, variant: str, config: dict[str, Any], loads:
     usage = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}  # a chunk may hold many tokens
     command = [args.vllm, "serve", "{model}", *shared, "--generation-config", "vllm"]
     return [ours, Side("vllm", command, environ, usage)]
+
+
+def cache_bytes(config: ModelConfig, loads: list[bench.Load]) -> int:
+    """What the largest load needs of a bfloat16 cache in blocks of 64 tokens, and a tenth."""
+    blocks = max(load.max_concurrency * -(-(load.input_len + load.output_len) // 64) for load in loads)
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
+    return blocks * 64 * token_bytes * 11 // 10
 
 
 def tuned_tiles(args: argparse.Namespace, config: dict[str, Any]) -> str | None:
@@ -151,25 +170,30 @@ def tuned_tiles(args: argparse.Namespace, config: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def running(side: Side, model: str, log: Path) -> Iterator[str]:
-    """The server of a side, ready, and its address; ended on leaving. Raises `StartupError` with its last lines."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [word.format(port=port, model=model, name=NAME) for word in side.command]
-    root = f"http://127.0.0.1:{port}"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | side.environ, start_new_session=True
-        )
-        try:
-            while not _ready(root):
+def running(group: Sequence[Side], model: str, log_of: dict[str, Path]) -> Iterator[dict[str, str]]:
+    """The servers of these sides, started at once and all ready, as addresses by name; ended on leaving.
+
+    Raises `StartupError` with the last lines of one that ends before.
+    """
+    started: list[tuple[Side, subprocess.Popen[bytes], str]] = []
+    with ExitStack() as ending:
+        for side in group:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            command = [word.format(port=port, model=model, name=NAME) for word in side.command]
+            with log_of[side.name].open("w") as out:
+                process = subprocess.Popen(
+                    command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | side.environ, start_new_session=True
+                )
+            ending.callback(_end, process)
+            started.append((side, process, f"http://127.0.0.1:{port}"))
+        while not all(_ready(root) for _, _, root in started):
+            for side, process, _ in started:
                 if process.poll() is not None:
-                    last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+                    last = "\n".join(log_of[side.name].read_text(errors="replace").splitlines()[-12:])
                     raise StartupError(f"{side.name} ended with {process.returncode} before it was ready:\n{last}")
-                time.sleep(0.5)
-            yield root
-        finally:
-            _end(process)
+            time.sleep(0.5)
+        yield {side.name: root for side, _, root in started}
 
 
 def _ready(root: str) -> bool:
@@ -199,34 +223,50 @@ async def measure(side: Side, root: str, load: bench.Load, vocab_size: int) -> b
         await target.close()
 
 
+def turns(texts: list[str], repeats: int, group: Sequence[Side]) -> Iterator[tuple[str, int, Side]]:
+    """Load by load and repeat by repeat each side once; every second time the last one begins."""
+    for turn, (text, repeat) in enumerate(itertools.product(texts, range(repeats))):
+        for side in group if turn % 2 == 0 else reversed(group):
+            yield text, repeat, side
+
+
 def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured], dict[str, Any]]:
     """Every variant, round, side, load and repeat; and what was run."""
     texts = args.loads.split(",")
-    loads = [parse_load(text) for text in texts]
+    loads = {text: parse_load(text) for text in texts}
     variants = ["given"] if args.ours or args.theirs else args.variants.split(",")
     if unknown := set(variants) - {"given", "defaults", "tuned", "prefix"}:
         raise SettingsError(f"--variants has {', '.join(sorted(unknown))}; it takes defaults, tuned and prefix.")
-    both_of = {variant: sides(args, variant, config, loads) for variant in variants}
+    both_of = {variant: sides(args, variant, config, list(loads.values())) for variant in variants}
     vocab_size = Tokenizer.from_folder(Path(args.model)).vocab_size  # the network's has room for ids that nobody has
     found: list[Measured] = []
     so_far = args.out.with_suffix(".jsonl")
     so_far.write_text("")
     ran: dict[str, Any] = {"commands": {}, "versions": {}}
+    warm_ups = [loads[texts[0]]]
+    if args.together and (largest := max(loads.values(), key=lambda load: load.max_concurrency)) != warm_ups[0]:
+        warm_ups.append(replace(largest, num_prompts=largest.max_concurrency))
     for variant, both in both_of.items():
+        logs = {side.name: args.out.with_suffix(f".{variant}.{side.name}.log") for side in both}
+        for side in both:
+            ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
         for round_ in range(args.rounds):
-            for side in both if round_ % 2 == 0 else reversed(both):
-                ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
-                with running(side, args.model, args.out.with_suffix(f".{variant}.{side.name}.log")) as root:
-                    ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
-                    asyncio.run(measure(side, root, loads[0], vocab_size))
-                    for text, load in zip(texts, loads, strict=True):
-                        for repeat in range(args.repeats):
-                            seeded = bench.Load(**asdict(load) | {"seed": 1 + repeat + round_ * args.repeats})
-                            result = asyncio.run(measure(side, root, seeded, vocab_size))
-                            found.append(Measured(variant, side.name, text, result))
-                            with so_far.open("a") as lines:  # what a comparison leaves that is cut short
-                                lines.write(json.dumps(asdict(found[-1])) + "\n")
-                            print(f"{variant} {side.name} {text}: {result.output_tok_s} tok/s", file=sys.stderr)
+            order = both if round_ % 2 == 0 else both[::-1]
+            for group in [order] if args.together else [[side] for side in order]:
+                with running(group, args.model, logs) as roots:
+                    for side in group:
+                        root = roots[side.name]
+                        ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
+                        for load in warm_ups:
+                            asyncio.run(measure(side, root, load, vocab_size))
+                    for text, repeat, side in turns(texts, args.repeats, group):
+                        seeded = replace(loads[text], seed=1 + repeat + round_ * args.repeats)
+                        result = asyncio.run(measure(side, roots[side.name], seeded, vocab_size))
+                        found.append(Measured(variant, side.name, text, result))
+                        with so_far.open("a") as lines:  # what a comparison leaves that is cut short
+                            lines.write(json.dumps(asdict(found[-1])) + "\n")
+                        told = ", ".join(f"{metric} {getattr(result, metric)}" for metric in TOLD)
+                        print(f"{variant} {side.name} {text}: {told}", file=sys.stderr)
     return found, ran
 
 
@@ -282,11 +322,17 @@ def main() -> None:
     parser.add_argument("--loads", default=LOADS, help="STREAMSxINPUTxOUTPUT, with @RATE an open load")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1, help="starts of each server; every second is in reverse order")
+    parser.add_argument("--together", action="store_true", help="start both at once and measure them in turn")
+    parser.add_argument(
+        "--kv-cache-memory-bytes", type=int, help="of each with --together; default: for the largest load"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu_compare.json"))
     args = parser.parse_args()
     try:
         if min(args.repeats, args.rounds) < 1:
             raise SettingsError("--repeats and --rounds are at least 1.")
+        if args.kv_cache_memory_bytes and not args.together:
+            raise SettingsError("--kv-cache-memory-bytes is for --together; alone, each server sizes its own cache.")
         config_file = Path(args.model) / "config.json"
         if not config_file.exists():
             raise SettingsError(f"{config_file} is not there: MODEL is the folder of a checkpoint.")

@@ -1,7 +1,9 @@
 """What the comparison asks for and what it makes of the answers; the servers themselves are not started here."""
 
+import argparse
 import asyncio
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -15,13 +17,51 @@ import pytest
 
 from ernie_serve import bench
 from ernie_serve.errors import SettingsError, StartupError
-from ernie_serve.model.random_checkpoint import write_random_checkpoint
+from ernie_serve.model.config import ModelConfig
+from ernie_serve.model.random_checkpoint import GEOMETRIES, write_random_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import gpu_compare  # scripts are no package of ours
 
 ROOT = Path(__file__).parents[2]
+
+
+ERNIE_TINY = ROOT / "ernie_serve/bundled/ernie-tiny"
+STAND_IN = """
+import json, os, signal, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+name, status, notes, port = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "a", buffering=1), int(sys.argv[4])
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(200 if self.path == "/version" else status, b"{}")
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        print(name, len(asked["prompt"]), file=notes)
+        usage = {"completion_tokens": asked["max_tokens"]}
+        self.answer(200, b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\\n\\n")
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+def end(*_):
+    print(name, "ends", file=notes)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+threading.Timer(30, end).start()  # should nobody end it
+print(name, "starts", file=notes)
+ThreadingHTTPServer(("127.0.0.1", port), Answers).serve_forever()
+"""
+"""A server that notes when it starts, what it is asked, and that it ends."""
 
 
 class Says:
@@ -92,14 +132,91 @@ def test_medians_spreads_and_the_ratio_of_ours_to_theirs() -> None:
     assert point["ratio.decode_tok_s"] is None, "nothing was decoded by all at once: there is nothing to divide"
 
 
+def together(folder: Path, ours: int = 200, theirs: str | None = None) -> argparse.Namespace:
+    """Arguments for stand-ins that answer with these statuses; they note what they do in one file."""
+    (folder / "stand_in.py").write_text(STAND_IN)
+    command = f"{sys.executable} {folder}/stand_in.py {{side}} {{status}} {folder}/notes {{{{port}}}}"
+    return argparse.Namespace(
+        model=str(ERNIE_TINY),
+        ours=command.format(side="ours", status=ours),
+        theirs=theirs or command.format(side="theirs", status=200),
+        vllm="no-such-vllm",
+        loads="1x8x2,2x16x2,1x24x2",
+        repeats=1,
+        rounds=1,
+        together=True,
+        kv_cache_memory_bytes=None,
+        out=folder / "out.json",
+    )
+
+
+def config() -> dict[str, Any]:
+    return json.loads((ERNIE_TINY / "config.json").read_text())
+
+
+def test_together_both_live_at_once_and_take_turns(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found, _ = gpu_compare.run(together(tmp_path), config())
+    notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    assert {tuple(note) for note in notes[:2]} == {("ours", "starts"), ("theirs", "starts")}
+    assert {tuple(note) for note in notes[-2:]} == {("ours", "ends"), ("theirs", "ends")}
+    asked = [(side, int(length), len(list(same))) for (side, length), same in itertools.groupby(notes[2:-2])]
+    warm_ups = [("ours", 8, 4), ("ours", 16, 3), ("theirs", 8, 4), ("theirs", 16, 3)]  # the largest is one wave
+    assert asked == [
+        *warm_ups,
+        *(("ours", 8, 4), ("theirs", 8, 4)),
+        *(("theirs", 16, 5), ("ours", 16, 5)),
+        *(("ours", 24, 4), ("theirs", 24, 4)),
+    ]
+    kept = [json.loads(line)["side"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert kept == [each.side for each in found] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == len(found)
+    assert all(metric in line for line in told for metric in gpu_compare.TOLD)
+
+
+def test_together_one_that_fails_to_start_is_named_and_ends_the_other(tmp_path: Path) -> None:
+    waits = f"until grep -qs starts {tmp_path}/notes; do sleep 0.02; done"
+    theirs = f"sh -c '{waits}; echo no card; exit 1'"
+    with pytest.raises(StartupError, match=r"theirs ended with 1 before it was ready:\nno card"):
+        gpu_compare.run(together(tmp_path, ours=503, theirs=theirs), config())  # ours would never be ready
+    assert (tmp_path / "notes").read_text() == "ours starts\nours ends\n"
+    assert (tmp_path / "out.given.theirs.log").read_text() == "no card\n"
+
+
+def test_turns_go_on_from_load_to_load() -> None:
+    both = [gpu_compare.Side("ours", []), gpu_compare.Side("theirs", [])]
+    order = [(text, repeat, side.name[0]) for text, repeat, side in gpu_compare.turns(["a", "b"], 3, both)]
+    assert "".join(name for *_, name in order) == "ottoottootto"
+    assert [(text, repeat) for text, repeat, _ in order[::2]] == [(text, n) for text in "ab" for n in range(3)]
+    alone = [(text, repeat) for text, repeat, _ in gpu_compare.turns(["a", "b"], 2, both[:1])]
+    assert alone == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_both_get_a_cache_that_holds_the_largest_load() -> None:
+    loads = [gpu_compare.parse_load(text) for text in ("4x1000x100", "1x2000x200")]
+    each = 2 * 4 * 2 * 16 * 2  # keys and values of 4 layers, 2 heads of 16, 2 bytes
+    size = gpu_compare.cache_bytes(ModelConfig.from_dict(GEOMETRIES["tiny"]), loads)
+    assert size == 4 * 18 * 64 * each * 11 // 10, "1,100 tokens are 18 blocks"
+    args = argparse.Namespace(together=True, kv_cache_memory_bytes=None, ours=None, theirs=None, vllm=sys.executable)
+    for given, flag in ((None, size), (5_000_000, 5_000_000)):
+        args.kv_cache_memory_bytes = given
+        for side in gpu_compare.sides(args, "defaults", dict(GEOMETRIES["tiny"]), loads):
+            assert side.command[side.command.index("--kv-cache-memory-bytes") + 1] == str(flag)
+            assert side.command[side.command.index("--gpu-memory-utilization") + 1] == "0.4"
+    args.together = False
+    for side in gpu_compare.sides(args, "defaults", dict(GEOMETRIES["tiny"]), loads):
+        assert "--kv-cache-memory-bytes" not in side.command
+
+
 @pytest.mark.slow
-def test_a_server_beside_itself_is_asked_only_for_ids_that_its_tokenizer_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--together"]])
+def test_a_server_beside_itself_is_asked_only_for_ids_that_its_tokenizer_has(how: list[str], tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "model", "tiny")  # its network has 1,024 ids, its tokenizer 1,016
     server = (
         f"{sys.executable} -m ernie_serve serve {{model}} --port {{port}} --served-model-name {{name}} --device cpu"
     )
     command = [sys.executable, "scripts/gpu_compare.py", str(tmp_path / "model"), "--ours", server, "--theirs", server]
-    command += ["--loads", "2x300x4", "--repeats", "1", "--out", str(tmp_path / "out.json")]
+    command += ["--loads", "2x300x4", "--repeats", "1", "--out", str(tmp_path / "out.json"), *how]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environ)
     assert done.returncode == 0, done.stderr
