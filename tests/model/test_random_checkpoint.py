@@ -1,5 +1,6 @@
 """A random checkpoint is a whole folder that transformers and we read alike."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from ernie_serve.kernels.reference import ReferenceKernels
 from ernie_serve.model import random_checkpoint
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.ernie import Ernie
+from ernie_serve.model.new_folder import new_folder
 from ernie_serve.model.quantize import parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES, Geometry, write_random_checkpoint
 from ernie_serve.model.weights import load_weights
@@ -82,6 +84,38 @@ def test_fewer_layers_are_the_first_of_more_and_shards_change_nothing(folder: Pa
     assert index["weight_map"].keys() == part.keys() < whole.keys()
     assert all(torch.equal(part[name], whole[name]) for name in part)
     load_weights(Ernie(ModelConfig.from_folder(tmp_path), ReferenceKernels()), tmp_path)
+
+
+def write_weights(folder: Path, threads: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    shapes = parameter_shapes(ModelConfig.from_dict(GEOMETRIES["tiny"]))
+    random_checkpoint._write_weights(folder, shapes, 3, "bfloat16", 50_000, "cpu", threads)
+    return sorted(folder.iterdir())
+
+
+def test_several_threads_write_the_same_files_as_one(tmp_path: Path) -> None:
+    one, four = write_weights(tmp_path / "one", 1), write_weights(tmp_path / "four", 4)
+    assert len(one) > 9
+    assert [path.name for path in one] == [path.name for path in four]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in four]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_full_disk_ends_all_threads(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def write(path: Path, *_: Any) -> None:
+        tried.append(path.name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(random_checkpoint, "write_safetensors", write)
+    with (
+        pytest.raises(CheckpointError, match="No space left on device"),
+        new_folder(tmp_path / "new") as new,
+    ):
+        write_weights(new, threads)
+    assert not list(tmp_path.iterdir())
+    assert "model-00001" in tried[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
