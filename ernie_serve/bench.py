@@ -93,6 +93,11 @@ class Result:
 
 async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Result:
     """Run a load against a target, after one request that is not counted. The first that fails ends it."""
+    return summarise(name, load, await timelines(target, load, vocab_size))
+
+
+async def timelines(target: Target, load: Load, vocab_size: int) -> list[Timeline]:
+    """What `measure` measures: a line for each request."""
     prompts = load.prompts(vocab_size)
     await _run(target, list(reversed(prompts[0])), min(4, load.output_len), seed=0)
     lines: list[Timeline] = []
@@ -103,7 +108,6 @@ async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Res
             lines.append(await _run(target, prompt, load.output_len, seed=index))
 
     chance = random.Random(load.seed)  # noqa: S311
-    began = time.perf_counter()
     try:
         async with asyncio.TaskGroup() as group:
             for index, prompt in enumerate(prompts):
@@ -112,7 +116,7 @@ async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Res
                     await asyncio.sleep(chance.expovariate(load.request_rate))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return _summarise(name, load, lines, time.perf_counter() - began)
+    return lines
 
 
 async def _run(target: Target, prompt: list[int], output_len: int, seed: int) -> Timeline:
@@ -123,7 +127,9 @@ async def _run(target: Target, prompt: list[int], output_len: int, seed: int) ->
     return line
 
 
-def _summarise(name: str, load: Load, lines: Sequence[Timeline], seconds: float) -> Result:
+def summarise(name: str, load: Load, lines: Sequence[Timeline]) -> Result:
+    """The result of these lines, which may be of several processes of one machine."""
+    seconds = max(line.arrivals[-1][0] for line in lines) - min(line.start for line in lines)
     made = sum(count for line in lines for _, count in line.arrivals)
     first = [line.first_token_seconds * 1e3 for line in lines]
     gaps = [gap * 1e3 for line in lines for gap in line.gaps] or [0.0]

@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -31,12 +32,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +51,7 @@ from ernie_serve.text.tokenizer import Tokenizer
 NAME = "compared"
 LOADS = "1x1024x256,8x2048x512,32x2048x512,64x2048x512,128x2048x512,256x2048x512,1x8192x128,1x32768x64,64x1024x256@4"
 METRICS = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99")
+STREAMS = 64
 TOLD = ("output_tok_s", "decode_tok_s", "ttft_ms_p50", "itl_ms_p50")
 # No seeds: vLLM draws for each request that has one apart, a kernel for each of the batch.
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None}
@@ -105,7 +109,7 @@ def parse_load(text: str) -> bench.Load:
         raise SettingsError(
             f"--loads has {text!r}; a load is STREAMSxINPUTxOUTPUT or …@RATE, as 64x2048x512."
         ) from None
-    num_prompts = max(3, 2 * streams)
+    num_prompts = 2 * streams if arrivals else max(3, streams)  # one wave, so that all are decoded together for a while
     return bench.Load(
         num_prompts=num_prompts,
         input_len=input_len,
@@ -214,13 +218,35 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-async def measure(side: Side, root: str, load: bench.Load, vocab_size: int) -> bench.Result:
-    """One load against one server."""
-    target = bench.HttpTarget(f"{root}/v1", NAME, extra={**PLAIN_SAMPLING, **side.extra})
-    try:
-        return await bench.measure(side.name, Exact(target), load, vocab_size)
-    finally:
-        await target.close()
+def measure(pool: Executor, side: Side, root: str, load: bench.Load, vocab_size: int) -> bench.Result:
+    """One load against one server, its requests sent by processes of `STREAMS` streams each.
+
+    One process takes some 10,000 chunks a second, which is less than what a GPU makes.
+    """
+    shares = -(-load.max_concurrency // STREAMS) if load.request_rate is None else 1
+    parts = [
+        replace(
+            load,
+            num_prompts=len(range(i, load.num_prompts, shares)),
+            max_concurrency=len(range(i, load.max_concurrency, shares)),
+            seed=1000 * i + load.seed,
+        )
+        for i in range(shares)
+    ]
+    sent = [pool.submit(_timelines, side, root, part, vocab_size) for part in parts]
+    return bench.summarise(side.name, load, [line for each in sent for line in each.result()])
+
+
+def _timelines(side: Side, root: str, load: bench.Load, vocab_size: int) -> list[bench.Timeline]:
+    async def all_of_them() -> list[bench.Timeline]:
+        target = bench.HttpTarget(f"{root}/v1", NAME, extra={**PLAIN_SAMPLING, **side.extra})
+        try:
+            return await bench.timelines(Exact(target), load, vocab_size)
+        finally:
+            await target.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(all_of_them())
 
 
 def turns(texts: list[str], repeats: int, group: Sequence[Side]) -> Iterator[tuple[str, int, Side]]:
@@ -245,28 +271,29 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured
     ran: dict[str, Any] = {"commands": {}, "versions": {}}
     warm_ups = [loads[texts[0]]]
     if args.together and (largest := max(loads.values(), key=lambda load: load.max_concurrency)) != warm_ups[0]:
-        warm_ups.append(replace(largest, num_prompts=largest.max_concurrency))
-    for variant, both in both_of.items():
-        logs = {side.name: args.out.with_suffix(f".{variant}.{side.name}.log") for side in both}
-        for side in both:
-            ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
-        for round_ in range(args.rounds):
-            order = both if round_ % 2 == 0 else both[::-1]
-            for group in [order] if args.together else [[side] for side in order]:
-                with running(group, args.model, logs) as roots:
-                    for side in group:
-                        root = roots[side.name]
-                        ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
-                        for load in warm_ups:
-                            asyncio.run(measure(side, root, load, vocab_size))
-                    for text, repeat, side in turns(texts, args.repeats, group):
-                        seeded = replace(loads[text], seed=1 + repeat + round_ * args.repeats)
-                        result = asyncio.run(measure(side, roots[side.name], seeded, vocab_size))
-                        found.append(Measured(variant, side.name, text, result))
-                        with so_far.open("a") as lines:  # what a comparison leaves that is cut short
-                            lines.write(json.dumps(asdict(found[-1])) + "\n")
-                        told = ", ".join(f"{metric} {getattr(result, metric)}" for metric in TOLD)
-                        print(f"{variant} {side.name} {text}: {told}", file=sys.stderr)
+        warm_ups.append(largest)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for variant, both in both_of.items():
+            logs = {side.name: args.out.with_suffix(f".{variant}.{side.name}.log") for side in both}
+            for side in both:
+                ran["commands"][f"{variant} {side.name}"] = {"command": side.command, "environment": side.environ}
+            for round_ in range(args.rounds):
+                order = both if round_ % 2 == 0 else both[::-1]
+                for group in [order] if args.together else [[side] for side in order]:
+                    with running(group, args.model, logs) as roots:
+                        for side in group:
+                            root = roots[side.name]
+                            ran["versions"][side.name] = httpx.get(f"{root}/version").json().get("version")
+                            for load in warm_ups:
+                                measure(pool, side, root, load, vocab_size)
+                        for text, repeat, side in turns(texts, args.repeats, group):
+                            seeded = replace(loads[text], seed=1 + repeat + round_ * args.repeats)
+                            result = measure(pool, side, roots[side.name], seeded, vocab_size)
+                            found.append(Measured(variant, side.name, text, result))
+                            with so_far.open("a") as lines:  # what a comparison leaves that is cut short
+                                lines.write(json.dumps(asdict(found[-1])) + "\n")
+                            told = ", ".join(f"{metric} {getattr(result, metric)}" for metric in TOLD)
+                            print(f"{variant} {side.name} {text}: {told}", file=sys.stderr)
     return found, ran
 
 
