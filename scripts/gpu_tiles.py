@@ -106,7 +106,7 @@ def compile_share(jobs: list[tuple[str, int]], share: int, shares: int) -> None:
 
 def microseconds(tokens: Tokens, weights: list[Any], kernel: str, tile: Tile) -> float:
     """Of one launch: the median of replays of a graph of them."""
-    sort, turn = align.align, iter([align.align_many(pick, E, S, tile.rows) for pick in tokens.picks] * 2)
+    sort, turn = align.align, iter([align.align(pick, E, S, tile.rows) for pick in tokens.picks] * 2)
     try:
         align.align = lambda *_: next(turn)  # sorted before, since only one kernel is timed
         with only(kernel, compiles=False):

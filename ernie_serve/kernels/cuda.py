@@ -18,7 +18,7 @@ from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
 from ernie_serve.kernels.quantized import Quantized
 from ernie_serve.kernels.reference import Matrices, Matrix, ReferenceKernels
-from ernie_serve.kernels.triton import attention, experts, linear, norm, prompt, rope, router, sampling
+from ernie_serve.kernels.triton import align, attention, experts, linear, norm, prompt, rope, router, sampling
 
 
 class CudaKernels(ReferenceKernels):
@@ -155,17 +155,10 @@ class CudaKernels(ReferenceKernels):
         self, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, base: Tensor | None
     ) -> Tensor:
         """Rows sorted by expert, two grouped GEMMs, and back, added to `base`. Rows that route nowhere come last."""
-        T, A = ids.shape
-        E = gate_up.shape[0]
-        flat = torch.where(ids < 0, E, ids.long()).flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.zeros(E + 1, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
-        ends = counts[:E].cumsum(0).int()
-        hidden = prompt.swiglu(F.grouped_mm(x[order // A], gate_up.transpose(1, 2), offs=ends), ends[-1:])
+        tokens, places, ends = align.sort(ids, len(gate_up))
+        hidden = prompt.swiglu(F.grouped_mm(x[tokens], gate_up.transpose(1, 2), offs=ends), ends[-1:])
         rows = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(T * A, device=x.device)
-        return prompt.combine(rows, places.masked_fill(flat == E, -1).view(T, A), weights, base)
+        return prompt.combine(rows, places, weights, base)
 
     def sample(self, logits: Tensor, settings: Tensor, top_ks: Tensor, num_valid_ids: int) -> Tensor:
         """A token for each row of `logits` [R, V]; `sampling.sample` says what the others are."""
@@ -173,7 +166,7 @@ class CudaKernels(ReferenceKernels):
 
 
 _WIDENED = 8192  # tokens at a time
-_MOST_BY_TRITON = 1024  # tokens; above, an expert has so many rows that arithmetic decides
+_MOST_BY_TRITON = 1536  # tokens; above, an expert has so many rows that arithmetic decides
 
 
 def beside(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALONE = 1024
+LARGE = 1 << 23
 SHORT = 16384
-"""Tokens of a request that is no part of a larger run, and those of contexts that are always few enough."""
+"""Tokens times their context, of a request that is a run by itself; and tokens of contexts that are always few."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,20 @@ class Layout:
     def runs(self) -> tuple["Run", ...]:
         """The requests with several tokens, in runs of neighbours. Made once a step, not a layer.
 
-        One with `ALONE` tokens or more is a run by itself. The contexts of a run are together no longer than the
-        longest of the step, or `SHORT`, so that what is gathered of them takes no more than that of one text.
+        One whose attention takes longer than a call of it is a run by itself. The contexts of a run are together no
+        longer than the longest of the step, or `SHORT`, so that what is gathered takes no more than that of one text.
         """
-        most, found = max(SHORT, *(span.context_len for span in self.spans)), list[list[int]]()
+        most, found, room = max(SHORT, *(span.context_len for span in self.spans)), list[list[int]](), 0
         for r, span in enumerate(self.spans):
-            before = [self.spans[each] for each in found[-1]] if found and found[-1][-1] == r - 1 else []
+            is_large = span.query_len * span.context_len >= LARGE
             if span.query_len == 1:
-                continue
-            is_small = span.query_len < ALONE and all(each.query_len < ALONE for each in before)
-            if before and is_small and sum(each.context_len for each in before) + span.context_len <= most:
-                found[-1].append(r)
-            else:
+                room = 0
+            elif is_large or span.context_len > room:
                 found.append([r])
+                room = 0 if is_large else most - span.context_len
+            else:
+                found[-1].append(r)
+                room -= span.context_len
         return tuple(self._run(requests[0], len(requests)) for requests in found)
 
     def _run(self, first: int, count: int) -> "Run":

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from ernie_serve.kernels.layout import ALONE, Run, Span
+from ernie_serve.kernels.layout import Run, Span
 
 logger = logging.getLogger(__name__)
 
-UNIT = ALONE
+UNIT = 1024
 BLOCK = 8192
 
 # T tokens of L, H query heads, K key/value heads, D head size

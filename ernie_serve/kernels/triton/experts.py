@@ -262,8 +262,7 @@ def experts(
     sizes = sizes_of(len(x), ids.shape[1], down, shared, x)
     order = block_experts = ids
     if not sizes["DIRECT"]:
-        sort = align.align if ids.numel() <= _MOST_IN_ONE_PROGRAM else align.align_many
-        order, block_experts = sort(ids, sizes["E"], sizes["S"], first.rows)
+        order, block_experts = align.align(ids, sizes["E"], sizes["S"], first.rows)
     blocks = (ids, order, block_experts)
     hidden = launch_gate_up(x, blocks, gate_up, shared, sizes, first)
     return launch_down(hidden, weights, blocks, down, shared, sizes, second)
@@ -330,9 +329,6 @@ def launch_down(
 def _num_blocks(blocks: tuple[Tensor, Tensor, Tensor], sizes: dict[str, int]) -> int:
     ids, _, block_experts = blocks
     return ids.numel() + sizes["S"] if sizes["DIRECT"] else len(block_experts)
-
-
-_MOST_IN_ONE_PROGRAM = 8192  # pairs
 
 
 assert GROUP == 64, "the kernels count on it"

@@ -48,7 +48,7 @@ def _combine(rows, places, weights, base, out, N, A: tl.constexpr, HAS_BASE: tl.
     inside = at < N
     total = tl.zeros((BLOCK,), tl.float32)
     for a in tl.static_range(A):
-        place = tl.load(places + token * A + a)
+        place = tl.load(places + token * A + a).to(tl.int64)
         weight = tl.load(weights + token * A + a).to(tl.float32)
         row = tl.load(rows + place * N + at, mask=at < tl.where(place >= 0, N, 0), other=0.0).to(tl.float32)
         total += row * weight
@@ -58,7 +58,7 @@ def _combine(rows, places, weights, base, out, N, A: tl.constexpr, HAS_BASE: tl.
 
 
 def combine(rows: Tensor, places: Tensor, weights: Tensor, base: Tensor | None) -> Tensor:
-    """`base` [T, N] plus each token's `rows` [M, N] at `places` [T, A] (int64, below 0 for none) times `weights`."""
+    """`base` [T, N] plus each token's `rows` [M, N] at `places` [T, A] (below 0 for none) times `weights`."""
     (T, A), N = places.shape, rows.shape[1]
     out = torch.empty((T, N), dtype=rows.dtype, device=rows.device)
     block = min(1024, power_of_two(N))

@@ -107,7 +107,9 @@ for dtype in (torch.bfloat16, *([torch.float8_e4m3fn] if READS_FP8 else []), tor
 live = torch.empty(1, dtype=torch.int32)
 weights, ids = router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live)
 router.route(x, torch.empty(E, N), torch.empty(E), A, 1e-12, live, torch.empty_like(x, dtype=torch.float16))
-align.align(ids, E, 2, 16)
+for tokens in (T, 2048):
+    align.align(torch.empty(tokens, A, dtype=torch.int32), E, 2, 16)
+    align.sort(torch.empty(tokens, A, dtype=torch.int32), E)
 for outputs in ((H + 2 * K) * D, VOCAB):
     linear.linear(x[:16], torch.empty(outputs, N, dtype=torch.bfloat16))
 for format in ("int8", *(["fp8"] if READS_FP8 else [])):

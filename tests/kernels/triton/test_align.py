@@ -3,7 +3,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from ernie_serve.kernels.triton.align import align, align_many
+from ernie_serve.kernels.triton import align as kernel
+from ernie_serve.kernels.triton.align import align, sort
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -19,12 +20,20 @@ def plain(ids: torch.Tensor, E: int, S: int) -> list[list[int]]:
     return pairs
 
 
-@pytest.mark.parametrize("how", [align, align_many])
+@pytest.fixture(params=["once", "some at a time"])
+def pieces(request, monkeypatch):
+    """Pairs read once, or 16 at a time, as of a prompt that has too many."""
+    if request.param != "once":
+        monkeypatch.setattr(kernel, "_AT_ONCE", 16)
+        monkeypatch.setattr(kernel, "_IN_ONE_PIECE", 1)
+
+
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize(("T", "A", "E", "S", "rows"), [(1, 2, 4, 0, 16), (20, 3, 8, 2, 4), (70, 2, 5, 1, 16)])
-def test_every_pair_is_in_one_block_of_its_expert(generator, how, T, A, E, S, rows):
+def test_every_pair_is_in_one_block_of_its_expert(generator, T, A, E, S, rows):
     ids = torch.rand(T, E, generator=generator).topk(A).indices.int()
     ids[T // 2] = -1
-    order, block_experts = how(ids, E, S, rows)
+    order, block_experts = align(ids, E, S, rows)
     blocks = order.view(-1, rows).tolist()
     found: list[list[int]] = [[] for _ in range(E + S + 1)]
     for expert, block in zip(block_experts.tolist(), blocks, strict=True):
@@ -36,3 +45,17 @@ def test_every_pair_is_in_one_block_of_its_expert(generator, how, T, A, E, S, ro
         found[expert] += real
     assert found == plain(ids, E, S)
     assert block_experts[block_experts >= 0].tolist() == sorted(block_experts[block_experts >= 0].tolist())
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize(("T", "A", "E"), [(1, 2, 4), (20, 3, 8), (70, 2, 5)])
+def test_sorted_tokens_stand_by_expert_and_each_pair_knows_its_place(generator, T, A, E):
+    ids = torch.rand(T, E, generator=generator).topk(A).indices.int()
+    ids[T // 2] = -1
+    ids[0, 0] = -1
+    tokens, places, ends = sort(ids, E)
+    want = plain(ids, E, 0)
+    assert tokens.tolist() == [pair // A for pairs in want for pair in pairs]
+    assert ends.tolist() == torch.tensor([len(pairs) for pairs in want[:E]]).cumsum(0).tolist()
+    routed = [pair for pairs in want[:E] for pair in pairs]
+    assert places.flatten().tolist() == [routed.index(i) if i in routed else -1 for i in range(T * A)]

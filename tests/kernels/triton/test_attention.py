@@ -112,7 +112,7 @@ def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(genera
 @pytest.mark.parametrize("cache_dtype", [None, torch.int8])
 def test_prompts_that_stand_side_by_side_are_one_call(generator, cache_dtype, monkeypatch):
     """Two runs of two, parted by a request with one token, and a long prompt by itself."""
-    monkeypatch.setattr(layouts, "ALONE", 12)
+    monkeypatch.setattr(layouts, "LARGE", 300)
     lens, queries = [5, 33, 9, 70, 4, 20], [5, 3, 1, 4, 4, 15]
     q, k_cache, v_cache, layout = inputs(generator, lens, queries, 16, 4, 2, 16, torch.bfloat16, cache_dtype)
     calls = []
