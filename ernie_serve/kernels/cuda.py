@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ernie_serve.kernels import kv_format, prompt_attention
-from ernie_serve.kernels.layout import Layout
+from ernie_serve.kernels.layout import Layout, Run
 from ernie_serve.kernels.nibbles import Nibbles
 from ernie_serve.kernels.packed import Packed
 from ernie_serve.kernels.panels import Panels
@@ -76,14 +76,19 @@ class CudaKernels(ReferenceKernels):
             return attention.decode_attention(q, k_cache, v_cache, layout.block_tables, layout.context_lens, splits)
         if q.dtype == torch.float32:
             return super().attention(q, k_cache, v_cache, layout)
+        if len(layout.runs) == 1 and layout.runs[0].tokens == slice(0, T):
+            return self._attend(q, k_cache, v_cache, layout.runs[0]).reshape(T, H * D)
         out = torch.empty_like(q)
         if some := layout.decodes:
             out[some.tokens] = self.attention(q[some.tokens], k_cache, v_cache, some.layout).view(-1, H, D)
         for run in layout.runs:
-            keys, values = (self._context(cache, run.slots, q.dtype) for cache in (k_cache, v_cache))
-            out[run.tokens] = prompt_attention.attend(q[run.tokens], keys, values, run)
-            del keys, values  # before those of the next run are there: the memory plan counts one
+            out[run.tokens] = self._attend(q[run.tokens], k_cache, v_cache, run)
         return out.view(T, H * D)
+
+    def _attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, run: Run) -> Tensor:
+        """A run's tokens to their contexts, which are let go before those of the next are there: [T, H, D]."""
+        keys, values = (self._context(cache, run.slots, q.dtype) for cache in (k_cache, v_cache))
+        return prompt_attention.attend(q, keys, values, run)
 
     def _context(self, cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
         """The tokens at `slots` [L] in `dtype`: [L, K, D]; of 8 bits some at a time.
