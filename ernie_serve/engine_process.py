@@ -219,7 +219,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
     return core, info
 
 
-_PROMPTS = (1, 17, 33, 65, 129, 250, 257, 513, 660, 1024, 1200, 2048, 4096, 8192)
+_PROMPTS = (1, 17, 33, 65, 129, 250, 257, 513, 660, 1024, 1200, 1400, 2048, 4096, 8192)
 """Lengths of prompts of which each finds other kernels on a GPU; compiled when first needed, a step waits for them."""
 
 

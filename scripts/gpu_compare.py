@@ -5,15 +5,16 @@ Knows how both are started and what makes a comparison fair. Knows nothing of ho
 Fair means here: the same files, bfloat16, the same longest request and, where both are tuned, the same number of
 requests and tokens a step; prompts are token ids of which no two begin alike; every answer has exactly the length that
 was asked for, which is checked; temperature 1 and nothing else of sampling, whatever generation_config.json says.
-Prefix caching is off on both, or on on both. Each load is run three times after a warm-up that is not counted, and the
-odd rounds start with the other server. "defaults" leaves the rest to each server; "tuned" adds vLLM's own expert tiles
-for the H100 where it has none for this card, without which it runs with tiles that nobody chose.
+Prefix caching is off on both, or on on both. Each load is run three times, after the first and the largest, which are
+not counted, and the odd rounds start with the other server. "defaults" leaves the rest to each server; "tuned" adds
+vLLM's own expert tiles for the H100 where it has none for this card, without which it runs with tiles that nobody
+chose.
 
 Without --together each server has the GPU to itself, and its runs lie minutes from the other's. With it both start at
 once, stay, and take turns, ours and theirs, then theirs and ours: a card that warms up or slows down does so to both.
-Both have a cache of the same size, and the largest load, as one wave, is a second warm-up. It cannot show what a server
-makes of a whole card: each has less room for its cache, and does not choose its size. What a server times at its start
-to choose by, it times beside the other; that an idle one takes nothing from the other is assumed.
+Both have a cache of the same size. It cannot show what a server makes of a whole card: each has less room for its
+cache, and does not choose its size. What a server times at its start to choose by, it times beside the other; that an
+idle one takes nothing from the other is assumed.
 """
 
 import argparse
@@ -270,9 +271,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[list[Measured
     so_far.write_text("")
     ran: dict[str, Any] = {"commands": {}, "versions": {}}
     warm_ups = [loads[texts[0]]]
-    if args.together and (largest := max(loads.values(), key=lambda load: load.max_concurrency)) != warm_ups[0]:
-        warm_ups.append(largest)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    if (largest := max(loads.values(), key=lambda load: load.max_concurrency)) != warm_ups[0]:
+        warm_ups.append(largest)  # for which all processes are started
+    most = -(-largest.max_concurrency // STREAMS)
+    with ProcessPoolExecutor(most, mp_context=multiprocessing.get_context("spawn")) as pool:
         for variant, both in both_of.items():
             logs = {side.name: args.out.with_suffix(f".{variant}.{side.name}.log") for side in both}
             for side in both:

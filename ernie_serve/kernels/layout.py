@@ -6,15 +6,15 @@ Knows positions, slots and block tables as tensors. Knows nothing of requests, p
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LARGE = 1 << 23
 SHORT = 16384
-"""Tokens times their context, of a request that is a run by itself; and tokens of contexts that are always few."""
+"""Tokens times their context, of a request that is a run by itself; and tokens of the contexts of a run of several."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,33 @@ class Layout:
     def runs(self) -> tuple["Run", ...]:
         """The requests with several tokens, in runs of neighbours. Made once a step, not a layer.
 
-        One whose attention takes longer than a call of it is a run by itself. The contexts of a run are together no
-        longer than the longest of the step, or `SHORT`, so that what is gathered takes no more than that of one text.
+        One whose attention takes longer than a call of it is a run by itself. The contexts of several are together no
+        longer than `SHORT`, so that little is gathered at once.
         """
-        most, found, room = max(SHORT, *(span.context_len for span in self.spans)), list[list[int]](), 0
+        found, room = list[list[int]](), 0
         for r, span in enumerate(self.spans):
             is_large = span.query_len * span.context_len >= LARGE
             if span.query_len == 1:
                 room = 0
             elif is_large or span.context_len > room:
                 found.append([r])
-                room = 0 if is_large else most - span.context_len
+                room = 0 if is_large else SHORT - span.context_len
             else:
                 found[-1].append(r)
                 room -= span.context_len
         return tuple(self._run(requests[0], len(requests)) for requests in found)
 
     def _run(self, first: int, count: int) -> "Run":
-        spans, where = self.spans[first : first + count], self.block_tables.device
-        starts = [
-            torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=where)
-            for lens in ([s.query_len for s in spans], [s.context_len for s in spans])
-        ]
-        at = torch.arange(sum(s.context_len for s in spans), dtype=torch.int32, device=where)
-        request = torch.searchsorted(starts[1][1:], at, right=True)
-        at = (at - starts[1][request]).long()
-        blocks = self.block_tables[first + request, at // self.block_size]
-        slots = blocks.long() * self.block_size + at % self.block_size
-        return Run(spans, slots, *starts)
+        """Nothing here is brought from the host, which would wait for all that a GPU has still to do."""
+        spans, mine = self.spans[first : first + count], slice(first, first + count)
+        queries = self.query_starts[first : first + count + 1] - self.query_starts[first]
+        ends = self.context_lens[mine].cumsum(0, dtype=torch.int32)
+        starts = F.pad(ends, (1, 0))
+        at = torch.arange(sum(s.context_len for s in spans), dtype=torch.int32, device=ends.device)
+        request = torch.searchsorted(ends, at, right=True)
+        at = (at - starts[request]).long()
+        blocks = self.block_tables[mine][request, at // self.block_size]
+        return Run(spans, blocks.long() * self.block_size + at % self.block_size, queries, starts)
 
     @cached_property
     def decodes(self) -> "Ends | None":

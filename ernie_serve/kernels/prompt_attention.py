@@ -39,7 +39,8 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, run: Run) -> Tensor:
     (T, H, D), K = q.shape, keys.shape[1]
     if len(run.spans) == 1 and _pays(T) and prefers_cudnn(q.device) and _joins_well(q.device, q.dtype, H, K, D, _up(T)):
         return _joined(q, keys, values)
-    if takes_runs(q.device) and _runs_well(q.device, q.dtype, H, K, D):
+    # alone behind others, the context of few tokens is split between processors, which that of a run is not
+    if (len(run.spans) > 1 or len(keys) == T) and takes_runs(q.device) and _runs_well(q.device, q.dtype, H, K, D):
         return _by_runs(q, keys, values, run)
     return _one_by_one(q, keys, values, run)
 

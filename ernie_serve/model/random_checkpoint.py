@@ -1,7 +1,8 @@
 """Writes a checkpoint folder with random weights that can be served: for tests and for speed.
 
 Knows the published geometries and what belongs into a folder. Knows nothing of the network. The weights are made
-and written one tensor at a time: 43 GB of them need 2 GB of memory. Those of a GPU go to four files at a time.
+and written one tensor at a time: 43 GB of them need 2 GB of memory. Those of a GPU are made there, and go to four files
+at a time.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import torch
 
 from ernie_serve.errors import NotEnoughMemory, SettingsError
 from ernie_serve.kernels import kv_format
+from ernie_serve.kernels.layout import SHORT
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.worker.groups import groups_of, text_of
 from ernie_serve.worker.logprobs import ROWS_AT_ONCE
@@ -112,8 +113,11 @@ def plan_cache(
                 + f". {_ways(free - held > 0, held > 0 and step < free, smaller)}"
             )
         budget = free - held - step
-        fitting = budget // (each // block_size + beside)  # of the longest text, with what is gathered of it
-        budget = max(0, budget - (max_model_len or min(limit, fitting)) * beside)
+        # of the longest text, with what is gathered of it, or of several that are short
+        fitting = budget // (each // block_size + beside)
+        if fitting < SHORT:
+            fitting = max(0, budget - SHORT * beside) // (each // block_size)
+        budget = max(0, budget - max(SHORT, max_model_len or min(limit, fitting)) * beside)
         if device.type == "cpu":
             # a tenth for what nobody counts, or oneDNN's, of which a small machine has to do with less
             budget = min(4 * GIB, budget - max(budget // 10, min(_ONEDNN_BYTES, budget // 4)))

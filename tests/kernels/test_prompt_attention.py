@@ -174,3 +174,29 @@ def test_texts_that_an_operator_does_not_take_end_to_end_are_told_and_taken_one_
         torch.testing.assert_close(prompt_attention.attend(*args, run), want, rtol=1e-4, atol=1e-5)
     assert len(calls) == (3 if fault == "none" else 1), "a check, and what it allows"
     assert ("Each prompt of a step is a call of its own" in caplog.text) == (fault != "none")
+
+
+def test_a_few_tokens_alone_behind_many_are_not_taken_end_to_end(planned, monkeypatch):
+    """There flash attention splits the context between processors, and elsewhere it does not."""
+    monkeypatch.setattr(prompt_attention, "takes_runs", lambda device: True)
+    monkeypatch.setattr(prompt_attention, "_by_runs", None)
+    args = text(5, 300)
+    torch.testing.assert_close(attend(*args), whole(*args), rtol=1e-4, atol=1e-5)
+
+
+def test_the_operator_that_takes_texts_end_to_end_is_asked_for_the_tokens_before_each_one(monkeypatch):
+    """On no device at all: it exists on a GPU alone, but its arguments and its result's shape are checked."""
+    asked = []
+    operator = torch.ops.aten._flash_attention_forward
+
+    def noted(*args, **named):
+        asked.append(args[5:])
+        return operator(*args, **named)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", noted)
+    args, run, want = neighbours()
+    starts = (run.query_starts.to("meta"), run.context_starts.to("meta"))
+    run = Run(run.spans, run.slots.to("meta"), *starts)
+    got = prompt_attention._by_runs(*(each.to("meta", torch.bfloat16) for each in args), run)
+    assert got.shape == want.shape
+    assert asked == [(7, 30, 0.0, True, False)], "longest texts, no dropout, causal"

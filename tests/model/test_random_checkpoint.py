@@ -101,7 +101,7 @@ def test_several_threads_write_the_same_files_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_full_disk_ends_all_threads(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_whoever_writes(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def write(path: Path, *_: Any) -> None:

@@ -246,6 +246,19 @@ def test_on_a_gpu_a_text_has_room_for_its_cache_and_for_what_is_gathered_of_it(m
     assert gathered * plan.max_model_len > 40 << 20
 
 
+def test_on_a_gpu_short_texts_have_room_for_what_is_gathered_of_several(monkeypatch):
+    """Of 2,048 tokens there are eight at once; a card that has no room for that is told a length that it has."""
+    int4, short = Quantization.of("int4", "cuda"), {"gib": 16, "max_model_len": 2048, "max_num_seqs": 256}
+    alone = on_a_card(monkeypatch, int4, **short).num_bytes
+    monkeypatch.setattr(memory, "SHORT", 1 << 18)
+    gathered = 2 * 4 * 128 * 2 * ((1 << 18) - 16384)
+    assert abs(alone - on_a_card(monkeypatch, int4, **short).num_bytes - gathered) < 1 << 20, "to whole blocks"
+    with pytest.raises(NotEnoughMemory, match="Set --max-model-len ") as caught:
+        on_a_card(monkeypatch, int4, gib=16, max_model_len=40000)
+    told = int(str(caught.value).split("--max-model-len ")[1].split()[0])
+    assert on_a_card(monkeypatch, int4, gib=16, max_model_len=told).num_blocks * 16 >= told
+
+
 def test_on_a_gpu_that_has_no_more_the_flags_that_help_are_told(monkeypatch):
     int4, long = Quantization.of("int4", "cuda"), {"max_model_len": 131072}
     with pytest.raises(NotEnoughMemory, match=r"Set --max-model-len \d+ or --quantization int4\.$"):

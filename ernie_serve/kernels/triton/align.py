@@ -20,9 +20,9 @@ from ernie_serve.kernels.triton.launching import power_of_two
 
 # T tokens, A active experts, E experts, S parts of the shared MLP, M pairs T (A + S), BM rows of a block
 
-_AT_ONCE = 4096
 _IN_ONE_PIECE = 8192
-"""Pairs that a program has at a time where there are more than it can have at once."""
+_A_PIECE = 4096
+"""Pairs that a program has all at once; and how many at a time where there are more."""
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def _launch(
 ) -> None:
     T, A = ids.shape
     is_once = T * A <= _IN_ONE_PIECE
-    pairs = power_of_two(T * A) if is_once else _AT_ONCE
+    pairs = power_of_two(T * A) if is_once else _A_PIECE
     _align[(E + S + 1,)](
         ids, order, block_experts, places, ends, T, num_blocks, A=A, S=S, E=E, BE=power_of_two(E + S + 2), BM=rows,
         BP=pairs, BT=power_of_two(-(-pairs // A)),  # no less than T at once, and one for each BP

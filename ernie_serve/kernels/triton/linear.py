@@ -30,8 +30,8 @@ _OF_8_BITS_ON_SMALL = (32, 256, 4, 3)
 _OF_8_BITS_FOR_SOME = (32, 256, 4, 3)
 _OF_8_BITS_FOR_MANY = (64, 128, 8, 3)
 _OF_8_BITS_FOR_MORE_ON_SMALL = (64, 64, 8, 4)
-"""For as many rows as are one tile, the same on a card with 99 KiB for it, for 64 and for more, as measured on an H200
-at 64 and 256 rows; and for both on a card with 99 KiB."""
+"""For as many rows as are one tile, and the same on a card with 99 KiB for it: not measured. For 64 rows and for more,
+as measured on an H200 at 64 and 256; and for both on a card with 99 KiB, not measured."""
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -3,6 +3,7 @@
 A launch is recorded, not made, on meta tensors of the real geometry, as `compile_all.py` does.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,17 +38,20 @@ plain = [torch.empty(shape, dtype=torch.bfloat16) for shape in shapes]
 narrow = [quantize(each, "int8") for each in plain]
 
 
-def step(tokens: int) -> None:
-    x = torch.empty(tokens, N, dtype=torch.bfloat16)
-    for gate_up, down, *shared in (plain, narrow):
+def keys(matrices: list[Any], lengths: Iterable[int]) -> set[str]:
+    """What steps of so many tokens launch; each format by itself, since a server has one."""
+    found.clear()
+    gate_up, down, *shared = matrices
+    for tokens in lengths:
+        x = torch.empty(tokens, N, dtype=torch.bfloat16)
         kernels.moe(x, weight, bias, A, 1e-12, gate_up, down, tuple(shared))
+    return set(found)
 
 
-for tokens in (*_PROMPTS, *(bucket for bucket in BUCKETS if bucket <= MAX_NUM_SEQS)):
-    step(tokens)
-known = set(found)
-for tokens in (*range(17, 1500), *range(1500, 8193, 61)):
-    step(tokens)
-for each in sorted(found - known):
-    print(each)
-print(f"{len(known)} known")
+num_known = 0
+for matrices in (plain, narrow):
+    known = keys(matrices, (*_PROMPTS, *(bucket for bucket in BUCKETS if bucket <= MAX_NUM_SEQS)))
+    for each in sorted(keys(matrices, (*range(17, 1600), *range(1600, 8193, 61))) - known):
+        print(each)
+    num_known += len(known)
+print(f"{num_known} known")

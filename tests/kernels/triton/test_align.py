@@ -24,7 +24,7 @@ def plain(ids: torch.Tensor, E: int, S: int) -> list[list[int]]:
 def pieces(request, monkeypatch):
     """Pairs read once, or 16 at a time, as of a prompt that has too many."""
     if request.param != "once":
-        monkeypatch.setattr(kernel, "_AT_ONCE", 16)
+        monkeypatch.setattr(kernel, "_A_PIECE", 16)
         monkeypatch.setattr(kernel, "_IN_ONE_PIECE", 1)
 
 

@@ -111,9 +111,9 @@ def test_in_float32_no_more_scores_are_made_at_once_than_by_the_reference(genera
 
 @pytest.mark.parametrize("cache_dtype", [None, torch.int8])
 def test_prompts_that_stand_side_by_side_are_one_call(generator, cache_dtype, monkeypatch):
-    """Two runs of two, parted by a request with one token, and a long prompt by itself."""
+    """Runs of two, parted by a request with one token, and a long prompt by itself, behind which another run begins."""
     monkeypatch.setattr(layouts, "LARGE", 300)
-    lens, queries = [5, 33, 9, 70, 4, 20], [5, 3, 1, 4, 4, 15]
+    lens, queries = [5, 33, 9, 70, 4, 20, 6, 7], [5, 3, 1, 4, 4, 20, 6, 2]
     q, k_cache, v_cache, layout = inputs(generator, lens, queries, 16, 4, 2, 16, torch.bfloat16, cache_dtype)
     calls = []
 
@@ -130,13 +130,21 @@ def test_prompts_that_stand_side_by_side_are_one_call(generator, cache_dtype, mo
     finally:
         prompt_attention._runs_well.cache_clear()
     torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
-    assert calls[1:] == [([0, 5, 8], [0, 5, 38]), ([0, 4, 8], [0, 70, 74]), ([0, 15], [0, 20])], "after the check"
+    starts = [([0, 5, 8], [0, 5, 38]), ([0, 4, 8], [0, 70, 74]), ([0, 20], [0, 20]), ([0, 6, 8], [0, 6, 13])]
+    assert calls[1:] == starts, "after the check"
 
 
-def test_a_run_gathers_no_more_than_the_longest_context_of_the_step_or_a_few_tokens(generator, monkeypatch):
+def test_a_run_of_several_gathers_few_tokens(generator, monkeypatch):
     monkeypatch.setattr(layouts, "SHORT", 50)
-    *_, layout = inputs(generator, [30, 20, 1, 70, 9, 60], [2, 2, 1, 2, 2, 2], 16, 4, 2, 16, torch.bfloat16)
-    assert [[span.context_len for span in run.spans] for run in layout.runs] == [[30, 20], [70], [9, 60]]
+    *_, layout = inputs(generator, [30, 20, 1, 70, 9, 41, 42], [2, 2, 1, 2, 2, 2, 2], 16, 4, 2, 16, torch.bfloat16)
+    assert [[span.context_len for span in run.spans] for run in layout.runs] == [[30, 20], [70], [9, 41], [42]]
+
+
+def test_nothing_of_a_run_is_brought_from_the_host(generator, monkeypatch):
+    """A tensor from numbers of the host waits for all that a GPU has still to do."""
+    *_, layout = inputs(generator, [30, 20, 70], [2, 2, 9], 16, 4, 2, 16, torch.bfloat16)
+    monkeypatch.setattr(torch, "tensor", None)
+    assert [len(run.slots) for run in layout.runs] == [120]
 
 
 def test_where_contexts_lie_is_found_once_a_step_and_not_in_every_layer(generator):
