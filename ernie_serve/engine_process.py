@@ -62,9 +62,8 @@ Report = Callable[[float, str], None]
 
 def main(file_descriptor: int) -> int:
     """Read the settings from the pipe, load, and serve the engine until the other side ends it; the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API ends us in its own time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever signals all of us: the API ends us in its own time
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGHUP))  # held back since the process began
     connection = Connection(file_descriptor)
     settings = Settings.model_validate_json(connection.recv_bytes())
     num_valid_ids = int(connection.recv_bytes())

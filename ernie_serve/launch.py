@@ -12,8 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_FILES = 65_536
 """So many connections and files are taken where the system lets us; each connection is one."""
-_HELD_BACK = (signal.SIGINT, signal.SIGHUP)
-"""A terminal sends them to the whole group; the engine process holds them back until it ignores them."""
 _NICE = 5
 """How far this process steps back for an engine on the same cores, all of whose threads wait for the slowest."""
 
@@ -126,13 +124,34 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    async with opened(settings) as house:
-        with address_told(house.listener, settings.address_file):
-            watcher = asyncio.create_task(_watch(house, settings))
-            await house.serve()
-            watcher.cancel()
-        if house.client.failure:
-            raise StartupError(house.client.failure)
+    with _ended_by_signals():
+        async with opened(settings) as house:
+            with address_told(house.listener, settings.address_file):
+                watcher = asyncio.create_task(_watch(house, settings))
+                await house.serve()
+                watcher.cancel()
+            if house.client.failure:
+                raise StartupError(house.client.failure)
+
+
+@contextmanager
+def _ended_by_signals() -> Generator[None, None, None]:
+    """Until the server listens to SIGTERM and SIGHUP they end this task, as if its work were done."""
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), list[bool]()
+    assert task is not None
+
+    def end() -> None:
+        told.append(True)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+        loop.add_signal_handler(signal.SIGHUP, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not told:
+            raise
 
 
 def create_app(
@@ -208,16 +227,21 @@ def open_text(settings: Settings) -> Text:
         raise CheckpointError(f"{what} cannot be read: {why}. Look at its owner and its mode.") from None
 
 
+class _InGroup(subprocess.Popen[bytes]):
+    """A process with a group of its own, which a terminal's Ctrl-C does not reach, ended with what it started."""
+
+    def send_signal(self, sig: int) -> None:
+        """To the whole group: a compiler would go on for a minute."""
+        if self.poll() is None:
+            os.killpg(self.pid, sig)
+
+
 def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
     """Start the engine process, which begins to load, and return the hold on it."""
     environment.prepare(os.environ)
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "ernie_serve.engine_process", str(theirs.fileno())]
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)  # inherited, from the first instruction on
-    try:
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    process = _InGroup(command, pass_fds=[theirs.fileno()], process_group=0)
     theirs.close()
     connection = Connection(ours.detach())
     told = settings.model_copy(update={"api_key": (), "database_url": None})  # secrets that are not the engine's

@@ -1,6 +1,8 @@
 """What a server refuses to start with, and how it opens what it charges to."""
 
 import asyncio
+import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,3 +199,14 @@ def test_what_cannot_be_charged_does_not_start(sqlite_url: str, settings: dict[s
     with pytest.raises(SettingsError, match=told) as caught:
         opened(**{"billing": True, "database_url": sqlite_url, **settings})
     assert "secret" not in str(caught.value)
+
+
+def test_a_process_in_a_group_is_ended_with_what_it_started() -> None:
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with launch._InGroup(command, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout is not None
+        assert Path(f"/proc/{int(process.stdout.readline())}").exists()
+        process.terminate()
+        assert process.wait(10) == -signal.SIGTERM
+        assert process.stdout.read() == b"", "nobody holds the pipe any more"
+        process.terminate()  # what is gone is not asked again

@@ -226,18 +226,46 @@ def _end_amid_a_stream(server: Server, how: signal.Signals) -> None:
     assert not Path(f"/proc/{engine}").exists()
 
 
-def test_ctrl_c_while_the_engine_process_is_still_importing_ends_without_its_traceback(tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_engine_process_is_still_importing_ends_both_without_a_traceback(
+    tiny_checkpoint: Path, number: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "ernie_serve", "serve", str(tiny_checkpoint), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not children.read_text().split():
+    while not (found := children.read_text().split()):
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.3)  # Python is up, torch is not
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does it
+    else:
+        process.send_signal(number)  # as a supervisor does it
     _, said = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode in (0, 130), said
+    assert process.returncode in ((0, 130) if number == signal.SIGINT else (0,)), said
     assert "Traceback" not in said
+    assert not Path(f"/proc/{found[0]}").exists(), "the engine"
+
+
+def test_ctrl_c_while_modules_are_loaded_is_neither_lost_nor_shown_with_its_traceback() -> None:
+    """As a library's callback may lose it: what is raised while `cli` is imported is dropped."""
+    script = """
+import os, signal, sys, time
+class Loads:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ernie_serve.cli":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                pass
+sys.meta_path.insert(0, Loads())
+sys.argv = ["ernie-serve", "--help"]
+from ernie_serve.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_server_that_was_started_with_its_standard_files_closed_ends_with_0(tiny_checkpoint: Path) -> None:
