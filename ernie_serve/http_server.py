@@ -98,12 +98,13 @@ def listen(settings: Settings) -> socket.socket:
     """Take the port before anything slow begins."""
     require_guarded(settings)
     try:
+        settings.host.encode()
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]
-        remedy = "Choose another --port, or end what holds this one."
-        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below 0 are those of looking a name up
+    except (OSError, UnicodeError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        remedy, number = "Choose another --port, or end what holds this one.", getattr(error, "errno", None) or -1
+        if number < 0 or number == errno.EADDRNOTAVAIL:  # below 0 are those of looking a name up
             remedy = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
         raise SettingsError(f"{settings.host}:{settings.port} cannot be listened on ({why}). {remedy}") from None
     # connections inherit it; without it a small chunk waits up to 40 ms for the client to confirm the one before
@@ -148,7 +149,7 @@ def require_guarded(settings: Settings) -> None:
     """Raise `SettingsError` where other machines could use the server without a key, and nobody said that they may."""
     if is_guarded(settings):
         return
-    with suppress(socket.gaierror):  # the name of no address is for `listen` to tell
+    with suppress(socket.gaierror, UnicodeError):  # the name of no address is for `listen` to tell
         found = socket.getaddrinfo(settings.host or "0.0.0.0", None)  # noqa: S104  # what no host at all means
         if not all(ipaddress.ip_address(each[4][0]).is_loopback for each in found):
             raise SettingsError(

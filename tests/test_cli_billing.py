@@ -333,3 +333,10 @@ def test_times_are_dates_or_distances(text: str, ahead: bool, seconds: int) -> N
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="is no time"):
         parse_time(text, "--since", NOW)
+
+
+def test_a_name_that_is_no_text_is_that_of_nothing(run: Run) -> None:
+    assert "There is no account" in run("topup", "\udcff", "1")[2]
+    assert "There is no account" in run("bookings", "--account", "\udcff")[2]
+    for words in (("keys", "disable", "\udcff"), ("keys", "limit", "\udcff", "--rpm", "1")):
+        assert "There is no key" in run(*words)[2]

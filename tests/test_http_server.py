@@ -58,6 +58,12 @@ def test_an_address_of_another_machine_or_none_is_told_from_a_port_that_is_taken
         http_server.listen(Settings(port=other.getsockname()[1]))
 
 
+@pytest.mark.parametrize("host", ["a..b", "..", "a" * 64, "\udcff"])
+def test_a_host_that_is_no_name_is_told_like_one_of_no_address(host: str) -> None:
+    with pytest.raises(SettingsError, match="Give --host an address of this machine"):
+        http_server.listen(Settings(host=host))
+
+
 @pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::", "[::1]")])
 def test_the_address_file_says_how_this_machine_reaches_the_server(tmp_path: Path, host: str, reached: str) -> None:
     file = tmp_path / "url"

@@ -159,11 +159,12 @@ def change_limits(connection: Connection, key: str, changes: Mapping[str, int | 
 
 def the_account(connection: Connection, account: str) -> AccountRecord:
     """An account by id or name. Raises `SettingsError` when there is none."""
-    named = accounts.find_account(connection, account) or next(
-        iter(accounts.list_accounts(connection, name=account)), None
-    )
-    if named is not None:
-        return named
+    if account.isprintable():  # what is no text at all no database takes
+        named = accounts.find_account(connection, account) or next(
+            iter(accounts.list_accounts(connection, name=account)), None
+        )
+        if named is not None:
+            return named
     raise SettingsError(f"There is no account `{account[:80]}`. `ernie-serve keys create` makes one.")
 
 
@@ -173,7 +174,7 @@ def the_key(connection: Connection, key: str) -> KeyRecord:
     Raises `SettingsError` when there is none, or several.
     """
     key_id = public_id_of(key) or key.removeprefix("sk-")
-    found = accounts.find_key(connection, key_id)
+    found = accounts.find_key(connection, key_id) if key_id.isprintable() else None
     named = [found] if found else [each for each in accounts.list_keys(connection) if each.caller.key_name == key]
     if len(named) == 1:
         return named[0]
