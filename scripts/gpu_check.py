@@ -370,13 +370,16 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--bandwidth", type=float, help="TB/s of the floor; of an H200 4.3, of others as measured")
     options.add_argument("--arithmetic", type=float, help="TFLOP/s of the floor; of an H200 790, of others as measured")
     options.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of the weights, in this order")
+    options.add_argument(
+        "--layers", type=int, help="of the models: 3 compile all that 28 need, and their times say little"
+    )
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     options.add_argument("--kernels", choices=GROUPS, help="check these kernels and nothing else")
     given = options.parse_args(arguments)
     if not given.dry and not torch.cuda.is_available():
         print("gpu_check: this PyTorch sees no GPU; --dry checks its logic on a CPU.", file=sys.stderr)
         return 2
-    report, machine = Report(given.minutes), Machine(given.dry)
+    report, machine = Report(given.minutes), Machine(given.dry, given.layers)
     report.values |= {"commit": commit(), "dry": given.dry, "began": datetime.now(UTC).isoformat(timespec="seconds")}
     report.values |= {"machine": machine.described()}
     if given.kernels:

@@ -30,11 +30,13 @@ PAGE = 64
 class Machine:
     """Where it runs: the device, and how to wait for it."""
 
-    def __init__(self, dry: bool) -> None:
+    def __init__(self, dry: bool, layers: int | None = None) -> None:
         self.dry = dry
         self.device = torch.device("cpu" if dry else "cuda")
         self.dtype = torch.float32 if dry else torch.bfloat16
         self.values = TINY if dry else GEOMETRIES["21b"]
+        if layers:
+            self.values = self.values | {"num_hidden_layers": layers}
 
     def recorder(self) -> Any:
         """What records steps; a new one for each model and cache, since the memory of its graphs dies with them."""
