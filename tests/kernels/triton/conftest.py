@@ -47,7 +47,8 @@ def generator() -> torch.Generator:
 @pytest.fixture(autouse=True)
 def _sanitized():
     """Every launch is checked for what a card would not forgive."""
-    from kernels.triton.sanitizer import watched  # imports Triton, which other jobs must not
+    from kernels.triton.interpreting import without_idle_work  # imports Triton, which other jobs must not
+    from kernels.triton.sanitizer import watched
 
-    with watched():
+    with without_idle_work(), watched():
         yield
