@@ -15,7 +15,7 @@ from gpu_machine import Machine, Report
 from ernie_serve.kernels.triton import experts, experts_of_one, one_row
 from ernie_serve.model.config import ModelConfig
 
-REPEATS = 8
+REPEATS, REPLAYS = 8, 4
 Launch = Callable[[int], object]
 
 
@@ -68,6 +68,7 @@ def as_told(way: dict[str, Any]) -> Iterator[None]:
 
 def kernels(machine: Machine, c: ModelConfig, format: str) -> list[tuple[str, Launch, int]]:
     """Name, launch and bytes of each kernel; a launch takes the matrix of that number."""
+    repeats, _ = counts(machine)
     N, H, K, D = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     stream, norm, heads = normal(machine, 1, N), normal(machine, N), normal(machine, 1, H * D)
     cache = torch.zeros(1, 64, K, D, dtype=machine.dtype, device=machine.device)
@@ -77,14 +78,14 @@ def kernels(machine: Machine, c: ModelConfig, format: str) -> list[tuple[str, La
     )
 
     def matrices(*shape: int) -> list[Any]:
-        made = (normal(machine, *shape, scale=shape[-1] ** -0.5) for _ in range(REPEATS))
+        made = (normal(machine, *shape, scale=shape[-1] ** -0.5) for _ in range(repeats))
         return [each if format == "plain" else rounded(each, format) for each in made]
 
     qkv, o = matrices((H + 2 * K) * D, N), matrices(N, H * D)
-    router = [torch.randn(c.moe_num_experts, N, device=machine.device) for _ in range(REPEATS)]
+    router = [torch.randn(c.moe_num_experts, N, device=machine.device) for _ in range(repeats)]
     E, A, width = c.moe_num_experts, c.moe_k, c.moe_intermediate_size
     down = rounded(normal(machine, E, N, width), format) if format != "plain" else normal(machine, E, N, width)
-    picks = [torch.rand(1, E, device=machine.device).topk(A).indices.int() for _ in range(REPEATS)]
+    picks = [torch.rand(1, E, device=machine.device).topk(A).indices.int() for _ in range(repeats)]
     chances = torch.rand(1, A, device=machine.device).to(machine.dtype)
     sizes = experts.sizes_of(1, A, down, None, stream)
     hidden = torch.randn(A, width, device=machine.device).to(torch.float16 if sizes["HALF"] else machine.dtype)
@@ -107,11 +108,17 @@ def kernels(machine: Machine, c: ModelConfig, format: str) -> list[tuple[str, La
     return found
 
 
+def counts(machine: Machine) -> tuple[int, int]:
+    """Launches of a graph, and how often it is replayed in one measurement."""
+    return (2, 1) if machine.dry else (REPEATS, REPLAYS)
+
+
 def microseconds(machine: Machine, launch: Launch) -> float:
     """Of one launch: the median of replays of a graph of them, or of runs where there is none."""
+    repeats, replays = counts(machine)
 
     def run() -> None:
-        for which in range(REPEATS):
+        for which in range(repeats):
             launch(which)
 
     run()
@@ -122,5 +129,5 @@ def microseconds(machine: Machine, launch: Launch) -> float:
         with torch.cuda.graph(graph):
             run()
         replay = graph.replay
-    found = sorted(machine.seconds(lambda: [replay() for _ in range(4)]) for _ in range(1 if machine.dry else 7))
-    return 1e6 * found[len(found) // 2] / 4 / REPEATS
+    found = sorted(machine.seconds(lambda: [replay() for _ in range(replays)]) for _ in range(1 if machine.dry else 7))
+    return 1e6 * found[len(found) // 2] / replays / repeats
