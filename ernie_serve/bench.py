@@ -73,7 +73,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One measured load. Times in milliseconds, rates in tokens a second."""
+    """One measured load. Times in milliseconds, rates in tokens a second.
+
+    `decode_tok_s` is 0 where there was no moment at which all requests decoded.
+    """
 
     target: str
     input_len: int
@@ -173,7 +176,8 @@ def as_json(results: Sequence[Result]) -> str:
     """The results with what they were measured on."""
     machine = {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
     versions = {name: version(name) for name in ("ernie-serve", "torch", "tokenizers", "uvicorn")}
-    facts = {"machine": machine, "versions": versions, "results": [asdict(result) for result in results]}
+    told = [asdict(result) | {"decode_tok_s": result.decode_tok_s or None} for result in results]
+    facts = {"machine": machine, "versions": versions, "results": told}
     return json.dumps(facts, indent=2) + "\n"
 
 

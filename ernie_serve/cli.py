@@ -29,6 +29,10 @@ Origins = dict[str, str]
 _INT64 = 2**63 - 1
 """What a message to the engine can hold."""
 
+_NUM_PROMPTS = (
+    "Requests a load; 0: twice the streams. As many as --max-concurrency are one wave, and only one fills decode tok/s."
+)
+
 _SOURCES = (
     "Every flag has an environment name (--max-model-len is ERNIE_SERVE_MAX_MODEL_LEN) and a line in a TOML file "
     "(max-model-len = 8192). A flag beats the environment, which beats the file."
@@ -190,7 +194,7 @@ def bench(
     mode: Annotated[str, _flag("--mode", "offline (the engine alone), http, or both in turn.")] = "both",
     base_url: Annotated[str | None, _flag("--base-url", "Measure this server; MODEL is its model's name.")] = None,
     max_concurrency: Annotated[str, _flag("--max-concurrency", "Streams at once; several as 1,8,16.")] = "1,16",
-    num_prompts: Annotated[int, _flag("--num-prompts", "Requests a load; 0: twice the streams.", min=0)] = 0,
+    num_prompts: Annotated[int, _flag("--num-prompts", _NUM_PROMPTS, min=0)] = 0,
     input_len: Annotated[int, _flag("--input-len", "Tokens of each prompt.", min=1)] = 128,
     output_len: Annotated[int, _flag("--output-len", "Tokens of each answer.", min=1, max=_INT64)] = 64,
     request_rate: Annotated[float | None, _flag("--request-rate", "Arrivals a second. None: closed load.")] = None,
