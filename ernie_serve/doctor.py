@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ernie_serve.config import Settings
 from ernie_serve.errors import StartupError
-from ernie_serve.kernels.native import ADVICE, tools_path
+from ernie_serve.kernels.native import ADVICE, tools
 from ernie_serve.model import hub
 from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.loading import require_fp8
@@ -54,7 +54,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r" if console.is_terminal else "\n")
     speed = memory_speed(PROBE_SECONDS, min(1 << 30, free // 4))
     disk = shutil.disk_usage(existing(Path(constants.HF_HUB_CACHE))).free
-    compiler, ninja = (shutil.which(name, path=tools_path()) for name in (os.environ.get("CXX", "c++"), "ninja"))
+    compiler, ninja = tools().values()
     facts = Table.grid(padding=(0, 2))
     for name, value in {
         "Cores": f"{cores} used of {os.cpu_count()}; instructions: {', '.join(instructions()) or 'none that help'}",

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -100,6 +101,8 @@ def _compile(name: str, flags: list[str]) -> None:
         if whole.exists() and library.exists():  # ninja would compile again for a copy of the source elsewhere
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch does not type it
             return
+        if lacking := [name for name, path in tools().items() if path is None]:
+            raise OSError(f"there is no {' and no '.join(lacking)} on PATH")  # torch would warn at length, and then try
         logger.info("Compiling the CPU's operators for this processor; this is done once and takes a minute.")
         os.environ["PATH"] = tools_path()
         cpp_extension.load(
@@ -112,6 +115,12 @@ def _compile(name: str, flags: list[str]) -> None:
         )
         whole.touch()
         logger.debug("Loaded %s in %.1f s", folder, time.monotonic() - began)
+
+
+def tools() -> dict[str, str | None]:
+    """What compiles, by the names it is looked for: the compiler, then ninja. `None` for what is not there."""
+    compiler = next(iter(os.environ.get("CXX", "").split()), "c++")  # torch takes `ccache g++` too
+    return {name: shutil.which(name, path=tools_path()) for name in (compiler, "ninja")}
 
 
 def tools_path() -> str:

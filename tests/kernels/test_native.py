@@ -224,6 +224,14 @@ def test_without_a_compiler_plain_torch_serves_packed_matrices(noise, monkeypatc
     assert torch.equal(kernels.quantize(weight.dequantized(), 4).data, quantize(weight.dequantized(), 4).data)
 
 
+def test_a_compiler_that_is_not_there_is_told_before_torch_looks_for_it(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with caplog.at_level(logging.INFO), pytest.raises(OSError, match=r"^there is no no-such-compiler on PATH$"):
+        native.load(extra_flags=("-DNOTHING",))
+    assert caplog.text == ""
+
+
 def test_what_is_missing_to_compile_is_said_in_one_line(monkeypatch, caplog):
     monkeypatch.setattr(native, "load", lambda **_: (_ for _ in ()).throw(RuntimeError("Ninja is required\nmore")))
     native.operators.cache_clear()
