@@ -256,7 +256,7 @@ def quantize(
 def doctor(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
     revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
-    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: one for each core.", min=1)] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: as `serve` has them.", min=1)] = None,
     device: Annotated[str, _flag("--device", "cpu, cuda or cuda:N. auto: a GPU where there is one.")] = "auto",
 ) -> None:
     """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""

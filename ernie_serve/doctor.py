@@ -26,7 +26,7 @@ from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import RECIPES, Quantization
 from ernie_serve.worker import memory
 from ernie_serve.worker.card import Card, card_of, device_of, take
-from ernie_serve.worker.cores import usable_cores
+from ernie_serve.worker.cores import threads_for
 from ernie_serve.worker.fitting import CONTEXT, Form, forms_of
 
 DEFAULT = "baidu/ERNIE-4.5-21B-A3B-PT"
@@ -46,9 +46,10 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     found = device_of(device)
     if found.type == "cuda":
         return _examine_gpu(console, model or DEFAULT, config_of(model or DEFAULT, revision), found)
-    cores = threads or usable_cores()
-    torch.set_num_threads(cores)
     config = config_of(model or DEFAULT, revision)
+    forms = forms_of(config)
+    cores = threads or threads_for(forms[0].weight_bytes)
+    torch.set_num_threads(cores)
     total, free = memory.total_bytes(), memory.free_bytes(_CPU)
     at_work, _, _ = os.getloadavg()  # before this adds to it
     console.print(f"Reading memory for {PROBE_SECONDS:.0f} seconds …", end="\r" if console.is_terminal else "\n")
@@ -65,7 +66,6 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
     }.items():
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(facts)
-    forms = forms_of(config)
     console.print(f"\n{model or DEFAULT}, {CONTEXT:,} tokens of context:")
     console.print(table(forms, free, speed, config.num_hidden_layers))
     for line in advice(
@@ -74,6 +74,7 @@ def examine(model: str, *, revision: str | None, threads: int | None, device: st
         free=free,
         total=total,
         disk=disk,
+        speed=speed,
         compiler=bool(compiler and ninja),
     ):
         console.print(f"- {line}", soft_wrap=True)
@@ -190,13 +191,16 @@ def table(forms: list[Form], free: int, speed: float, num_layers: int) -> Table:
     return shown
 
 
-def advice(forms: list[Form], config: ModelConfig, *, free: int, total: int, disk: int, compiler: bool) -> list[str]:
+def advice(
+    forms: list[Form], config: ModelConfig, *, free: int, total: int, disk: int, speed: float, compiler: bool
+) -> list[str]:
     """What to do, most important first."""
     said = []
     fitting = [form for form in forms if form.needed_bytes <= free]
     smallest = forms[-1]
+    bound = 1 / (config.num_hidden_layers * _LAYER_SECONDS)
+    best = next((form for form in fitting if _REACHED[0] * speed / form.token_bytes >= bound), [smallest, *fitting][-1])
     if fitting:
-        best = fitting[-1]
         is_recipe = best.name in RECIPES and config.quantization is None
         said.append(f"It can be served{f', fastest with --quantization {best.name}' if is_recipe else ' as it is'}.")
     elif smallest.needed_bytes <= total:
@@ -209,7 +213,7 @@ def advice(forms: list[Form], config: ModelConfig, *, free: int, total: int, dis
             f"It does not fit: {smallest.name} needs {smallest.needed_bytes / memory.GIB:.1f} GiB and this machine has "
             f"{total / memory.GIB:.1f}. Use a smaller checkpoint or a machine with more memory."
         )
-    if config.quantization is None and smallest.name in RECIPES:
+    if config.quantization is None and best.name in RECIPES:
         original = forms[0].weight_bytes
         passing = loading_bytes(parameter_shapes(config), config, Quantization.of("int4"))
         said.append(

@@ -50,7 +50,7 @@ from ernie_serve.model.repacking import is_repacked
 from ernie_serve.text.tokenizer import Tokenizer
 from ernie_serve.worker import memory
 from ernie_serve.worker.card import device_of, named, require_kernels, take
-from ernie_serve.worker.cores import usable_cores
+from ernie_serve.worker.cores import threads_for
 from ernie_serve.worker.graphs import CudaDevice
 from ernie_serve.worker.runner import Runner
 from ernie_serve.worker.self_check import Fusing, check_one_row
@@ -130,7 +130,7 @@ def _build(settings: Settings, num_valid_ids: int, report: Report) -> tuple[Engi
         require_fp8(quantization, cache_dtype, torch.cuda.get_device_capability(device))
     shapes = parameter_shapes(config)
     weight_bytes = model_bytes(shapes, quantization, dtype)
-    torch.set_num_threads(settings.threads or (1 if weight_bytes < _FOR_ONE_THREAD else usable_cores()))
+    torch.set_num_threads(settings.threads or threads_for(weight_bytes))
     has_packed = quantization is not None or cache_dtype == torch.int8
     kernels = _kernels(device, dtype, has_packed=has_packed, num_bytes=weight_bytes)
     with torch.device("meta"):
@@ -262,10 +262,6 @@ def _kernels(device: torch.device, dtype: torch.dtype, *, has_packed: bool, num_
             "triton`, or use --device cpu."
         ) from error
     return FusedCudaKernels()
-
-
-_FOR_ONE_THREAD = 64 << 20
-"""Bytes of weights: a model of fewer has products so small that a second thread is more waiting than help."""
 
 
 def advice_for(

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from ernie_serve import doctor
+from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.config import USUAL_NUM_SEQS, Settings
 from ernie_serve.errors import NotEnoughMemory, SettingsError, StartupError
 from ernie_serve.model.config import ModelConfig
@@ -28,8 +29,8 @@ CARD = ModelConfig.from_dict(GEOMETRIES["21b"])
 
 def told(free: float, *, total: float = 1000, disk: float = 1e12, compiler: bool = True) -> str:
     forms = fitting.forms_of(CARD)
-    lines = doctor.advice(forms, CARD, free=int(free * GIB), total=int(total * GIB), disk=int(disk), compiler=compiler)
-    return "\n".join(lines)
+    sizes = {"free": int(free * GIB), "total": int(total * GIB), "disk": int(disk)}
+    return "\n".join(doctor.advice(forms, CARD, **sizes, speed=20e9, compiler=compiler))
 
 
 def test_the_21b_in_4_bits_fits_a_machine_of_16_gb_and_reads_2_gb_a_token() -> None:
@@ -61,7 +62,9 @@ def test_a_quantized_folder_has_one_form() -> None:
     config = ModelConfig.from_dict(GEOMETRIES["21b"] | {"quantization_config": values})
     assert [form.name for form in fitting.forms_of(config)] == ["int8"]
 
-    said = doctor.advice(fitting.forms_of(config), config, free=99 * GIB, total=99 * GIB, disk=1, compiler=True)
+    said = doctor.advice(
+        fitting.forms_of(config), config, free=99 * GIB, total=99 * GIB, disk=1, speed=2e10, compiler=True
+    )
     assert said == ["It can be served as it is."]
 
 
@@ -76,6 +79,14 @@ def test_a_small_model_is_bound_by_its_layers_and_a_large_one_by_memory() -> Non
     assert "7.8 - 10.5" in expected("21b")
     layers = ModelConfig.from_dict(GEOMETRIES["tiny"]).num_hidden_layers
     assert f"about {1 / (layers * 0.0003):.0f}" in expected("tiny")
+
+
+def test_a_model_that_its_layers_bound_is_not_to_be_quantized() -> None:
+    bundled = ModelConfig.from_folder(ERNIE_TINY)
+    forms = fitting.forms_of(bundled)
+    assert forms[-1].name == "int4"
+    said = doctor.advice(forms, bundled, free=GIB, total=GIB, disk=GIB, speed=20e9, compiler=True)
+    assert said == ["It can be served as it is."]
 
 
 def test_what_to_change_depends_on_what_lacks() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ernie_serve import engine_process
 from ernie_serve.config import Settings
 from ernie_serve.engine.core import EngineCore
 from ernie_serve.engine_process import _warm_up, advice_for, build_engine
@@ -19,7 +18,7 @@ from ernie_serve.model.config import ModelConfig
 from ernie_serve.model.quantize import parameter_shapes
 from ernie_serve.model.random_checkpoint import GEOMETRIES
 from ernie_serve.model.recipes import Quantization
-from ernie_serve.worker import memory
+from ernie_serve.worker import cores, memory
 
 
 def test_a_length_beyond_the_checkpoints_is_refused_before_the_weights_are_read(
@@ -139,8 +138,8 @@ def test_a_small_model_runs_in_one_thread_unless_more_are_asked_for(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, bytes_for_one: int, asked: int | None, num_threads: int
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(engine_process, "_FOR_ONE_THREAD", bytes_for_one)
-    monkeypatch.setattr(engine_process, "usable_cores", lambda: 3)
+    monkeypatch.setattr(cores, "FOR_ONE_THREAD", bytes_for_one)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     build_engine(Settings(model=str(tiny_checkpoint), threads=asked, max_model_len=64), 100, lambda share, what: None)
     assert told == [num_threads]

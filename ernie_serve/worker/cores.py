@@ -1,12 +1,20 @@
-"""How many cores this process may use.
+"""How many cores this process may use, and how many of them a model is given.
 
-Knows masks and quotas of the system. Knows nothing of what runs there.
+Knows masks and quotas of the system, and of a model its bytes of weights.
 """
 
 import os
 from pathlib import Path
 
 from ernie_serve.worker.groups import groups_of, text_of
+
+FOR_ONE_THREAD = 64 << 20
+"""Bytes of weights: a model of fewer has products so small that a second thread is more waiting than help."""
+
+
+def threads_for(weight_bytes: int) -> int:
+    """Threads of a model of so many bytes, where nobody says how many."""
+    return 1 if weight_bytes < FOR_ONE_THREAD else usable_cores()
 
 
 def usable_cores(root: Path = Path("/")) -> int:
