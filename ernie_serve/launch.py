@@ -343,12 +343,17 @@ async def _generate(settings: Settings, prompt: str, chat: bool, max_tokens: int
         stop = text.defaults.stop_ids(chat=chat)
         sampling = SamplingParams(max_tokens=max_tokens, seed=0, temperature=temperature, stop_token_ids=stop)
         detokenizer = Detokenizer(text.tokenizer, ids)
+        held, begun = "", not chat  # a chat's answer is framed by newlines
         async for output in client.generate(
             EngineRequest(request_id="generate", prompt_token_ids=ids, sampling=sampling)
         ):
             if output.finish_reason == "error":
                 raise StartupError(output.error)
-            print(detokenizer.push(output.token_ids), end="", flush=True)
+            came = held + detokenizer.push(output.token_ids)
+            came = came if begun else came.lstrip("\n")
+            told = came.rstrip("\n") if chat else came
+            held, begun = came[len(told) :], begun or bool(told)
+            print(told, end="", flush=True)
         print(detokenizer.flush())
     finally:
         await client.close()

@@ -25,6 +25,14 @@ def test_a_prompt_that_does_not_fit_is_told_instead_of_an_empty_line(capfd: pyte
     assert capfd.readouterr().out == ""
 
 
+def test_an_answer_is_told_without_the_newlines_around_it(capfd: pytest.CaptureFixture[str]) -> None:
+    small = Settings(threads=1, kv_cache_memory_bytes=1 << 20)
+    launch.generate(small, "Hello", chat=True, max_tokens=64, temperature=0.0)
+    told = capfd.readouterr().out
+    assert told.strip()
+    assert told == told.strip("\n") + "\n"
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
