@@ -50,11 +50,16 @@ def unexpected(error: BaseException, where: str) -> RequestError:
     return RequestError("The server failed to answer this request; its log has the details. Trying again may help.")
 
 
+_FORGOTTEN = ("/chat/completions", "/completions", "/models", "/responses")
+"""What is asked for by who forgot /v1."""
+
+
 def unknown_url(method: str, path: str) -> UnknownUrl:
     """What is told where there is nothing; who may have forgotten /v1 is told that, everybody where the list is."""
     hint = "/openapi.json lists those that are served."
     if not path.startswith(("/v1/", "/admin")):
-        hint = f"The API lives under /v1; /health and /metrics tell how the server is. {hint}"
+        here = f", and this is /v1{path}" if path in _FORGOTTEN else ""
+        hint = f"The API lives under /v1{here}; /health and /metrics tell how the server is. {hint}"
     return UnknownUrl(f"Unknown request URL: {method} {path[:200]}. {hint}")
 
 

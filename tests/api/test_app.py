@@ -54,7 +54,9 @@ def test_every_error_has_openais_body(
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("/chat/completions", "lives under /v1"),
+        ("/chat/completions", "lives under /v1, and this is /v1/chat/completions;"),
+        ("/models", "this is /v1/models;"),
+        ("/ping", "lives under /v1;"),
         ("/ping", "/health and /metrics"),
         ("/v1/embeddings", "/openapi.json lists"),
         ("/tokenizer_info", "/openapi.json lists"),
