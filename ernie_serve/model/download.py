@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
+from ernie_serve.bundled import ERNIE_TINY
 from ernie_serve.errors import CheckpointError
 from ernie_serve.model.hub import Progress
 
@@ -37,7 +38,8 @@ def from_hub(model: str, revision: str | None, what: Literal["text", "all"], pro
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(_explain(error, model, revision)) from error
+        bundled = "" if "/" in model else f" The model that is bundled is called {ERNIE_TINY.name}."
+        raise CheckpointError(_explain(error, model, revision) + bundled) from error
     if what == "all" and not any(folder.glob("*.safetensors")):
         where = "cache, which is all there is offline," if constants.HF_HUB_OFFLINE else "hub"
         raise CheckpointError(f"{model} on the {where} has no .safetensors file, and no other weights are read.")

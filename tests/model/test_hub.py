@@ -296,6 +296,11 @@ def test_a_model_that_nobody_knows_is_neither_folder_nor_on_the_hub(ask: Callabl
     assert "baidu/unknown is neither a local folder nor a model on" in ask("baidu/unknown")["error"]
 
 
+def test_who_may_have_meant_the_bundled_model_is_told_its_name(ask: Callable[..., dict[str, Any]]) -> None:
+    assert ask("ernie-small", HF_HUB_OFFLINE="1")["error"].endswith("The model that is bundled is called ernie-tiny.")
+    assert "bundled" not in ask("baidu/unknown", HF_HUB_OFFLINE="1")["error"]
+
+
 @pytest.mark.parametrize(("status", "message"), [(403, "refuses baidu/ernie (403)"), (500, "500")])
 def test_a_hub_that_answers_with_an_error_is_quoted(
     status: int, message: str, fake: FakeHub, ask: Callable[..., dict[str, Any]]
