@@ -324,10 +324,19 @@ def _read_toml(path: Path) -> dict[str, Any]:
     settings = {}
     for key, value in table.items():
         name = key.replace("-", "_")
+        if name not in Settings.model_fields and isinstance(value, dict):
+            raise SettingsError(
+                f"The settings file {path} has a table [{key}]: settings stand at the top, in no table."
+            )
         if name not in Settings.model_fields:
-            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name)}")
+            dashed = _with_dashes if "_" not in key else str
+            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name, dashed)}")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
+
+
+def _with_dashes(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def require_known(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -93,10 +93,17 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
 
 
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max_model_len'\?$"):
+    with pytest.raises(SettingsError, match=r"max-model-length.*did you mean 'max-model-len'\?$"):
         config.load({}, config=_file(tmp_path, "max-model-length = 5\n"), environ={})
+    with pytest.raises(SettingsError, match=r"max_model_length.*did you mean 'max_model_len'\?$"):
+        config.load({}, config=_file(tmp_path, "max_model_length = 5\n"), environ={})
     with pytest.raises(SettingsError, match=r"unknown key 'q'\.$"):
         config.load({}, config=_file(tmp_path, "q = 5\n"), environ={})
+
+
+def test_a_table_in_a_file_is_told_that_settings_stand_in_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"a table \[serve\]: settings stand at the top, in no table"):
+        config.load({}, config=_file(tmp_path, "[serve]\nport = 5\n"), environ={})
 
 
 def test_an_unknown_name_in_the_environment_names_the_nearest_and_not_its_value() -> None:
