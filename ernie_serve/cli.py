@@ -47,11 +47,6 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_billing.keys_app, name="keys")
-app.command()(cli_billing.usage)
-app.command()(cli_billing.bookings)
-app.command()(cli_billing.prices)
-app.command()(cli_billing.audit)
-app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 
 
 def _show_version(wanted: bool) -> None:
@@ -231,6 +226,19 @@ def bench(
 
 
 @app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
+    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
+    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: as `serve` has them.", min=1)] = None,
+    device: Annotated[str, _flag("--device", "cpu, cuda or cuda:N. auto: a GPU where there is one.")] = "auto",
+) -> None:
+    """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""
+    from ernie_serve import doctor
+
+    doctor.examine(model, revision=revision, threads=threads, device=config.device(device))
+
+
+@app.command()
 def quantize(
     source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub name of the original checkpoint.")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
@@ -252,17 +260,11 @@ def quantize(
     quantizing.quantize(source, folder, recipe, kind, revision=revision, threads=threads, report_tokens=tokens)
 
 
-@app.command()
-def doctor(
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a checkpoint. Default: ERNIE-4.5-21B-A3B.")] = "",
-    revision: Annotated[str | None, _flag("--revision", "Branch, tag or commit of a hub checkpoint.")] = None,
-    threads: Annotated[int | None, _flag("--threads", "CPU threads. Default: as `serve` has them.", min=1)] = None,
-    device: Annotated[str, _flag("--device", "cpu, cuda or cuda:N. auto: a GPU where there is one.")] = "auto",
-) -> None:
-    """Say whether this machine can serve a checkpoint, how fast to expect it, and what to change."""
-    from ernie_serve import doctor
-
-    doctor.examine(model, revision=revision, threads=threads, device=config.device(device))
+app.command()(cli_billing.usage)
+app.command()(cli_billing.bookings)
+app.command()(cli_billing.prices)
+app.command()(cli_billing.audit)
+app.command(context_settings={"ignore_unknown_options": True})(cli_billing.topup)  # so that -5 is an amount
 
 
 @config_app.command("show", cls=SettingsCommand)

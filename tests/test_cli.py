@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ def test_what_could_not_be_written_is_told_and_no_success(unbuffered: str) -> No
             command, stdout=full, stderr=subprocess.PIPE, text=True, env=environ, timeout=60, cwd=ROOT
         )
     assert (done.returncode, done.stderr) == (1, "ernie-serve: Nothing more can be written: No space left on device.\n")
+
+
+def test_help_lists_what_serves_first_and_what_bills_later() -> None:
+    verbs = re.findall(r"^\W ([a-z]+)  ", _run("--help").stdout, re.MULTILINE)
+    assert verbs[:6] == ["serve", "generate", "bench", "doctor", "quantize", "usage"]
 
 
 def test_help_names_every_setting() -> None:
