@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,17 @@ SECONDS = 240
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def _answer(command: str, url: str) -> Any:
+    done = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8000/v1", url)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +64,15 @@ def test_both_set_up_commands_are_there_and_can_be_run() -> None:
 def test_the_curl_command_gets_an_answer(url: str) -> None:
     command = next(block for block in _blocks("bash") if block.startswith("curl"))
     assert "http://127.0.0.1:8000/v1" in command
-    done = subprocess.run(
-        ["bash", "-c", command.replace("http://127.0.0.1:8000/v1", url)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-    )
-    assert json.loads(done.stdout)["choices"][0]["text"]
+    assert _answer(command, url)["choices"][0]["text"]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_function_that_is_said_to_be_called_is(url: str) -> None:
+    command = next(block for block in _blocks("bash") if '"tools"' in block)
+    (call,) = _answer(command, url)["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert 'call of `get_weather` whose `arguments` are `{"city": "Paris"}`' in README
 
 
 def test_the_sdk_example_prints_an_answer(url: str) -> None:
