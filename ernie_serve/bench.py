@@ -75,7 +75,7 @@ class Timeline:
 class Result:
     """One measured load. Times in milliseconds, rates in tokens a second.
 
-    `decode_tok_s` is 0 where there was no moment at which all requests decoded.
+    `decode_tok_s` is `None` where there was no moment at which all requests decoded.
     """
 
     target: str
@@ -91,7 +91,7 @@ class Result:
     ttft_ms_p99: float
     itl_ms_p50: float
     itl_ms_p99: float
-    decode_tok_s: float
+    decode_tok_s: float | None
 
 
 async def measure(name: str, target: Target, load: Load, vocab_size: int) -> Result:
@@ -153,7 +153,7 @@ def summarise(name: str, load: Load, lines: Sequence[Timeline]) -> Result:
         ttft_ms_p99=round(_percentile(first, 0.99), 1),
         itl_ms_p50=round(statistics.median(gaps), 2),
         itl_ms_p99=round(_percentile(gaps, 0.99), 2),
-        decode_tok_s=round(together / (first_end - last_first), 2) if first_end > last_first else 0.0,
+        decode_tok_s=round(together / (first_end - last_first), 2) if first_end > last_first else None,
     )
 
 
@@ -176,8 +176,7 @@ def as_json(results: Sequence[Result]) -> str:
     """The results with what they were measured on."""
     machine = {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
     versions = {name: version(name) for name in ("ernie-serve", "torch", "tokenizers", "uvicorn")}
-    told = [asdict(result) | {"decode_tok_s": result.decode_tok_s or None} for result in results]
-    facts = {"machine": machine, "versions": versions, "results": told}
+    facts = {"machine": machine, "versions": versions, "results": [asdict(result) for result in results]}
     return json.dumps(facts, indent=2) + "\n"
 
 

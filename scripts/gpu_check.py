@@ -349,7 +349,7 @@ def measure_http(report: Report, machine: Machine) -> None:
         results = asyncio.run(bench.measure_offline_and_http(settings, loads, "both"))
         report.values["http"] = [dataclasses.asdict(result) for result in results]
         for result in results:
-            speed = f"{result.target:6} {result.concurrency:3} streams {result.decode_tok_s:8} tok/s"
+            speed = f"{result.target:6} {result.concurrency:3} streams {result.decode_tok_s or 0:8} tok/s"
             print(f"   {speed}, first token {result.ttft_ms_p50} ms, between {result.itl_ms_p50} ms", flush=True)
         print(f"   {time.monotonic() - began:.0f} s with its start", flush=True)
 

@@ -309,7 +309,7 @@ def summary(found: list[Measured]) -> list[dict[str, Any]]:
         for name in names:
             results = [each.result for each in here if each.side == name]
             for metric in METRICS:
-                values = sorted(getattr(result, metric) for result in results)
+                values = sorted(getattr(result, metric) or 0.0 for result in results)
                 point[f"{name}.{metric}"] = {"median": statistics.median(values), "spread": [values[0], values[-1]]}
         for metric in METRICS:
             ours, theirs = (point[f"{name}.{metric}"]["median"] for name in names)

@@ -80,7 +80,7 @@ def result(side: str, rate: float) -> bench.Result:
     times = dict.fromkeys(("ttft_ms_p50", "ttft_ms_p99", "itl_ms_p50", "itl_ms_p99"), 10.0)
     shape: dict[str, Any] = {"input_len": 8, "output_len": 4, "concurrency": 2, "request_rate": None, "requests": 4}
     return bench.Result(
-        target=side, seconds=1.0, output_tok_s=rate, total_tok_s=rate, decode_tok_s=0.0, **shape, **times
+        target=side, seconds=1.0, output_tok_s=rate, total_tok_s=rate, decode_tok_s=None, **shape, **times
     )
 
 
