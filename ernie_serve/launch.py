@@ -12,9 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -82,19 +83,27 @@ class House:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[House]:
-    """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving."""
+async def opened(settings: Settings, begins: Callable[[], None] = lambda: None) -> AsyncIterator[House]:
+    """Take the port, build the rooms and start the engine process, which then loads; end it all on leaving.
+
+    `begins` is called before there is anything that has to be ended: what comes until then may wait for a network.
+    """
     listener = listen(settings)
     names = names_of(settings)
     text = open_text(settings)
     responses = open_responses(settings)
     meter = await open_meter(settings, names[0])
+    begins()
     client = start_engine(_pinned(settings, text.folder), text.tokenizer.vocab_size)
-    url = f"{url_of(listener)}/v1"
-    checker = GrammarChecker(Vocabulary.of(text.tokenizer))
-    measures = Measures()
-    app = create_app(settings, text, client, names, checker.check, responses, meter, measures)
-    server = Server(web_config(app, measures), settings.shutdown_timeout)
+    try:
+        url = f"{url_of(listener)}/v1"
+        checker = GrammarChecker(Vocabulary.of(text.tokenizer))
+        measures = Measures()
+        app = create_app(settings, text, client, names, checker.check, responses, meter, measures)
+        server = Server(web_config(app, measures), settings.shutdown_timeout)
+    except BaseException:  # a second Ctrl-C is one, wherever it comes
+        await client.close()
+        raise
     try:
         yield House(text, client, server, listener, names, url)
     finally:
@@ -124,34 +133,32 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    with _ended_by_signals():
-        async with opened(settings) as house:
+    told: list[int] = []
+    try:
+        async with opened(settings, begins=partial(_heed, told)) as house:
             with address_told(house.listener, settings.address_file):
                 watcher = asyncio.create_task(_watch(house, settings))
                 await house.serve()
                 watcher.cancel()
             if house.client.failure:
                 raise StartupError(house.client.failure)
-
-
-@contextmanager
-def _ended_by_signals() -> Generator[None, None, None]:
-    """Until the server listens to SIGTERM and SIGHUP they end this task, as if its work were done."""
-    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), list[bool]()
-    assert task is not None
-
-    def end() -> None:
-        told.append(True)
-        task.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, end)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
-        loop.add_signal_handler(signal.SIGHUP, end)
-    try:
-        yield
     except asyncio.CancelledError:
         if not told:
             raise
+
+
+def _heed(told: list[int]) -> None:
+    """Let SIGTERM and SIGHUP end this task, as if its work were done, until the server listens to them itself."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def end(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            loop.add_signal_handler(number, end, number)
 
 
 def create_app(
@@ -228,12 +235,13 @@ def open_text(settings: Settings) -> Text:
 
 
 class _InGroup(subprocess.Popen[bytes]):
-    """A process with a group of its own, which a terminal's Ctrl-C does not reach, ended with what it started."""
+    """A process with a group of its own, which a terminal's Ctrl-C does not reach."""
 
     def send_signal(self, sig: int) -> None:
-        """To the whole group: a compiler would go on for a minute."""
+        """While it lives, to all of its group: a compiler would go on for a minute."""
         if self.poll() is None:
-            os.killpg(self.pid, sig)
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.killpg(self.pid, sig)
 
 
 def start_engine(settings: Settings, num_valid_ids: int) -> ProcessClient:
@@ -343,20 +351,33 @@ async def _generate(settings: Settings, prompt: str, chat: bool, max_tokens: int
         stop = text.defaults.stop_ids(chat=chat)
         sampling = SamplingParams(max_tokens=max_tokens, seed=0, temperature=temperature, stop_token_ids=stop)
         detokenizer = Detokenizer(text.tokenizer, ids)
-        held, begun = "", not chat  # a chat's answer is framed by newlines
+        shown = _Unframed().push if chat else str
         async for output in client.generate(
             EngineRequest(request_id="generate", prompt_token_ids=ids, sampling=sampling)
         ):
             if output.finish_reason == "error":
                 raise StartupError(output.error)
-            came = held + detokenizer.push(output.token_ids)
-            came = came if begun else came.lstrip("\n")
-            told = came.rstrip("\n") if chat else came
-            held, begun = came[len(told) :], begun or bool(told)
-            print(told, end="", flush=True)
-        print(detokenizer.flush())
+            print(shown(detokenizer.push(output.token_ids)), end="", flush=True)
+        print(shown(detokenizer.flush()))
     finally:
         await client.close()
+
+
+class _Unframed:
+    """Text in pieces, without the newlines before and behind all of it, as chats' answers have them."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._begun = False
+
+    def push(self, piece: str) -> str:
+        """What can be shown now: newlines wait for what comes behind them."""
+        text = self._held + piece
+        text = text if self._begun else text.lstrip("\n")
+        told = text.rstrip("\n")
+        self._held = text[len(told) :]
+        self._begun |= bool(told)
+        return told
 
 
 def _prompt_ids(text: Text, prompt: str, chat: bool) -> list[int]:

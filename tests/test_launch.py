@@ -34,6 +34,19 @@ def test_an_answer_is_told_without_the_newlines_around_it(capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        (["\n", "a\n", "", "\nb", "\n", ""], ["", "a", "", "\n\nb", "", ""]),
+        (["\n\n", ""], ["", ""]),
+        (["a\n", "\ufffd"], ["a", "\n\ufffd"]),
+    ],
+)
+def test_newlines_between_pieces_are_told_with_what_is_behind_them(pieces: list[str], told: list[str]) -> None:
+    unframed = launch._Unframed()
+    assert [unframed.push(piece) for piece in pieces] == told
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         ({}, "on, 0.07 USD in and 0.28 USD out a million tokens; SQLite"),

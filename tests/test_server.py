@@ -247,6 +247,19 @@ def test_a_signal_while_the_engine_process_is_still_importing_ends_both_without_
     assert not Path(f"/proc/{found[0]}").exists(), "the engine"
 
 
+def test_a_start_that_waits_for_the_hub_ends_at_the_first_signal(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        environ = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HOME": str(tmp_path)}
+        environ.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-m", "ernie_serve", "serve", "some/model", "--port", "0"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environ)
+        silent.settimeout(DEADLINE_SECONDS)
+        connection, _ = silent.accept()
+        with connection:
+            process.terminate()
+            assert process.wait(10) == -signal.SIGTERM
+
+
 def test_ctrl_c_while_modules_are_loaded_is_neither_lost_nor_shown_with_its_traceback() -> None:
     """As a library's callback may lose it: what is raised while `cli` is imported is dropped."""
     script = """
