@@ -182,13 +182,18 @@ def table(forms: list[Form], free: int, speed: float, num_layers: int) -> Table:
     shown = Table(
         "weights", "memory needed", "fits", "tokens a second, one stream, predicted", box=None, header_style="bold"
     )
-    bound = 1 / (num_layers * _LAYER_SECONDS)
     for form in forms:
-        least, most = (min(share * speed / form.token_bytes, bound) for share in _REACHED)
+        least, most = speeds(form, speed, num_layers)
         fits = "yes" if form.needed_bytes <= free else "no"
-        expected = f"{least:.1f} - {most:.1f}" if least < bound else f"about {bound:.0f}"
+        expected = f"{least:.1f} - {most:.1f}" if least < most else f"about {most:.0f}"
         shown.add_row(form.name, f"{form.needed_bytes / memory.GIB:.1f} GiB", fits, expected)
     return shown
+
+
+def speeds(form: Form, speed: float, num_layers: int) -> tuple[float, float]:
+    """Tokens a second to expect, at least and at most; one and the same where its layers bound them."""
+    least, most = (min(share * speed / form.token_bytes, 1 / (num_layers * _LAYER_SECONDS)) for share in _REACHED)
+    return least, most
 
 
 def advice(
@@ -198,8 +203,8 @@ def advice(
     said = []
     fitting = [form for form in forms if form.needed_bytes <= free]
     smallest = forms[-1]
-    bound = 1 / (config.num_hidden_layers * _LAYER_SECONDS)
-    best = next((form for form in fitting if _REACHED[0] * speed / form.token_bytes >= bound), [smallest, *fitting][-1])
+    bound = (form for form in fitting if len(set(speeds(form, speed, config.num_hidden_layers))) == 1)
+    best = next(bound, fitting[-1] if fitting else smallest)  # no smaller one is faster
     if fitting:
         is_recipe = best.name in RECIPES and config.quantization is None
         said.append(f"It can be served{f', fastest with --quantization {best.name}' if is_recipe else ' as it is'}.")
