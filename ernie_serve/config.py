@@ -324,13 +324,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     settings = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in Settings.model_fields and isinstance(value, dict):
-            raise SettingsError(
-                f"The settings file {path} has a table [{key}]: settings stand at the top, in no table."
-            )
         if name not in Settings.model_fields:
-            dashed = _with_dashes if "_" not in key else str
-            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name, dashed)}")
+            if isinstance(value, dict):
+                raise SettingsError(
+                    f"The settings file {path} has a table [{key}]: settings stand at the top, in no table."
+                )
+            spelled = str if "_" in key else _with_dashes
+            raise SettingsError(f"The settings file {path} has an unknown key {key!r}{_suggestion(name, spelled)}")
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
 
