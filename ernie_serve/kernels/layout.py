@@ -52,23 +52,23 @@ class Layout:
         One whose attention takes longer than a call of it is a run by itself. The contexts of several are together no
         longer than `SHORT`, so that little is gathered at once.
         """
-        found, room = list[list[int]](), 0
+        found, room = list[slice](), 0
         for r, span in enumerate(self.spans):
             is_large = span.query_len * span.context_len >= LARGE
             if span.query_len == 1:
                 room = 0
             elif is_large or span.context_len > room:
-                found.append([r])
+                found.append(slice(r, r + 1))
                 room = 0 if is_large else SHORT - span.context_len
             else:
-                found[-1].append(r)
+                found[-1] = slice(found[-1].start, r + 1)
                 room -= span.context_len
-        return tuple(self._run(requests[0], len(requests)) for requests in found)
+        return tuple(map(self._run, found))
 
-    def _run(self, first: int, count: int) -> "Run":
+    def _run(self, mine: slice) -> "Run":
         """Nothing here is brought from the host, which would wait for all that a GPU has still to do."""
-        spans, mine = self.spans[first : first + count], slice(first, first + count)
-        queries = self.query_starts[first : first + count + 1] - self.query_starts[first]
+        spans = self.spans[mine]
+        queries = self.query_starts[mine.start : mine.stop + 1] - self.query_starts[mine.start]
         ends = self.context_lens[mine].cumsum(0, dtype=torch.int32)
         starts = F.pad(ends, (1, 0))
         at = torch.arange(sum(s.context_len for s in spans), dtype=torch.int32, device=ends.device)
