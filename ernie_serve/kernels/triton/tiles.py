@@ -58,9 +58,6 @@ def _tile(kernel: Literal["gate_up", "down"], num_tokens: int, format: str, smal
         if kernel == "down":
             return Tile(64, 128, 128, warps=8, stages=3)
         return Tile(64, 32, 128, warps=4, stages=3) if small else Tile(64, 64, 128, warps=8, stages=3)
-    if format == "plain" and not small:
-        rows, columns = 64 if num_tokens <= 640 else 128, 64 if kernel == "gate_up" else 128
-        return Tile(rows, columns, 64, warps=8 if rows == 128 else 4, stages=3)
-    rows = 64 if num_tokens <= 1024 or small else 128
-    columns = 64 if small and kernel == "gate_up" else 128
+    rows = 64 if small or num_tokens <= (640 if format == "plain" else 1024) else 128
+    columns = 64 if kernel == "gate_up" and (small or format == "plain") else 128
     return Tile(rows, columns, 64, warps=8 if rows == 128 else 4, stages=3)
