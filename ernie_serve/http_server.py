@@ -98,7 +98,7 @@ def listen(settings: Settings) -> socket.socket:
     """Take the port before anything slow begins."""
     require_guarded(settings)
     try:
-        settings.host.encode()
+        settings.host.encode()  # what is no text at all would leave a socket open
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
